@@ -1,1 +1,21 @@
-//! placeholder
+//! Outrigger's data plane: takes captured connections, recovers where each was going, and forwards
+//! it there.
+//!
+//! [`app::bind`] is the one place where everything is put together; [`connection`] tells the way of
+//! a connection from accept to the end, and every other module is one step of it.
+
+pub mod accept;
+pub mod address;
+pub mod app;
+pub mod buffer;
+pub mod cluster;
+pub mod connection;
+pub mod detect;
+pub mod drain;
+pub mod failure;
+pub mod forward;
+pub mod observe;
+pub mod shared;
+mod sys;
+pub mod upstream;
+pub mod worker;

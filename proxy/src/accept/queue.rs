@@ -1,0 +1,96 @@
+//! The accept loop's inner part: one connection at a time from a listener, through every error that
+//! `accept` knows, and without dropping what is queued when the worker drains.
+
+use std::{fs::File, io, sync::Arc, time::Duration};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{address::ClientAddr, drain::Drain, failure::Failure, shared::Shared};
+
+/// How long a draining listener waits for connections that were redirected just before capture
+/// ended and whose handshake is still under way; a round trip on loopback takes microseconds.
+const DRAIN_QUIET: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub struct Queue {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    /// Given up for a moment when descriptors run out, so that a connection can be accepted and
+    /// refused instead of hanging in the queue.
+    spare: Option<File>,
+}
+
+impl Queue {
+    pub fn new(listener: TcpListener, shared: Arc<Shared>) -> Self {
+        Self {
+            listener,
+            shared,
+            spare: open_spare(),
+        }
+    }
+
+    /// The next connection; none once draining has begun and no more come.
+    pub async fn next(&mut self, drain: &Drain) -> Option<(TcpStream, ClientAddr)> {
+        loop {
+            let accepted = if drain.has_started() {
+                tokio::time::timeout(DRAIN_QUIET, self.listener.accept())
+                    .await
+                    .ok()?
+            } else {
+                tokio::select! {
+                    biased;
+                    accepted = self.listener.accept() => accepted,
+                    () = drain.started() => continue,
+                }
+            };
+            match accepted {
+                Ok((stream, client)) => return Some((stream, ClientAddr(client))),
+                Err(error) => self.survive(&error).await,
+            }
+        }
+    }
+
+    async fn survive(&mut self, error: &io::Error) {
+        match error.raw_os_error() {
+            // The peer was gone before we looked; the next one is not.
+            Some(libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EPERM) => {}
+            Some(libc::EMFILE | libc::ENFILE) if self.spare.is_some() => {
+                self.spare = None;
+                if let Ok(Ok((stream, client))) =
+                    tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
+                {
+                    self.shared
+                        .metrics
+                        .connection_refused(Failure::OutOfResources);
+                    tracing::warn!(%client, "out of file descriptors; connection reset");
+                    reset(stream);
+                }
+                self.spare = open_spare();
+            }
+            _ => {
+                tracing::error!(%error, "accept failed");
+                // Memory or descriptors of the whole system: nothing to do but let others free some.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                self.spare = self.spare.take().or_else(open_spare);
+            }
+        }
+    }
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Turns away a connection over the process's limit.
+pub fn refuse(shared: &Shared, stream: TcpStream, client: ClientAddr) {
+    shared.metrics.connection_refused(Failure::ConnectionLimit);
+    tracing::warn!(%client, live = shared.connections.live(), "connection limit reached; connection reset");
+    reset(stream);
+}
+
+/// Closes with a reset, which no client mistakes for an orderly end.
+pub fn reset(stream: TcpStream) {
+    // A socket that cannot linger is closed the ordinary way.
+    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}

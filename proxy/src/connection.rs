@@ -1,0 +1,80 @@
+//! The way of a captured connection, from accept to its end. Each step is a module of its own and
+//! none calls a later one:
+//!
+//! accept → original destination → detect → forward (per request: route, admit, pick, check out,
+//! relay, record).
+//!
+//! Failure edges: a connection that nobody redirected, or that is our own, is reset and counted;
+//! after that every failure is told by the forwarder in the protocol that the client speaks.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use tokio::net::TcpStream;
+
+use crate::{
+    accept,
+    address::{ClientAddr, OriginalDst},
+    cluster::Destination,
+    detect::{self, Detected},
+    failure::Failure,
+    forward,
+    observe::Record,
+    worker::{LiveConnection, Worker},
+};
+
+/// What every step knows of its connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub client: ClientAddr,
+    pub original: OriginalDst,
+    pub destination: Arc<Destination>,
+    pub accepted: Instant,
+}
+
+impl Connection {
+    /// Tells metrics and the access log of a finished request or connection.
+    pub fn record(&self, record: &Record<'_>) {
+        self.destination.metrics.observe(record);
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    client: ClientAddr,
+    _live: LiveConnection,
+) {
+    let accepted = Instant::now();
+    let original = match accept::original_destination(&worker.shared, &stream, client) {
+        Ok(original) => original,
+        Err(failure) => return refuse(&worker, stream, client, failure),
+    };
+    let destination = worker.shared.registry.destination(original.0, accepted);
+    let connection = Connection {
+        worker,
+        client,
+        original,
+        destination,
+        accepted,
+    };
+    let Some(first) = detect::first_bytes(&connection, &stream).await else {
+        return;
+    };
+    // Each forwarder's state is large and lives in an allocation of its own, so that a connection
+    // costs only what its protocol needs.
+    match first.detected {
+        Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
+        Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
+        Detected::Tls { .. } | Detected::Opaque => {
+            Box::pin(forward::opaque::serve(connection, stream, first)).await;
+        }
+    }
+}
+
+fn refuse(worker: &Worker, stream: TcpStream, client: ClientAddr, failure: Failure) {
+    worker.shared.metrics.connection_refused(failure);
+    tracing::warn!(%client, reason = failure.label(), "{}; connection reset", failure.details());
+    accept::reset(stream);
+}

@@ -1,0 +1,183 @@
+//! Everything that can go wrong with a connection or request: what, whose fault, and what the
+//! client is told.
+
+use std::io;
+
+/// Why a connection or request did not succeed. Small and flat on purpose: it is a metric label, a
+/// word in the access log, and the `error` of a `Proxy-Status` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Nobody redirected this connection: the kernel knows no original destination, or it is our
+    /// own listener.
+    NotRedirected,
+    /// The connection is one of our own coming back.
+    Loop,
+    ConnectionLimit,
+    /// Out of file descriptors or memory.
+    OutOfResources,
+    /// The request is malformed or ambiguous; the text says how.
+    BadRequest(&'static str),
+    HeadTooLarge,
+    HeadTimeout,
+    /// The client went away before the end.
+    ClientClosed,
+    ConnectRefused,
+    ConnectUnreachable,
+    ConnectTimeout,
+    /// The upstream closed or reset the connection before it answered.
+    UpstreamClosed,
+    /// The upstream broke off within its answer.
+    UpstreamIncomplete,
+    /// What the upstream said is not the protocol it should speak.
+    UpstreamProtocol,
+    /// Nothing moved for longer than the idle timeout.
+    IdleTimeout,
+    /// One side closed and the other said nothing more.
+    HalfCloseTimeout,
+    /// Cut at the end of the drain deadline.
+    Drained,
+    /// A fault of ours.
+    Internal,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Client,
+    Proxy,
+    Upstream,
+}
+
+impl Failure {
+    /// Sorts the error of a dial.
+    pub fn of_connect(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::ConnectRefused,
+            io::ErrorKind::TimedOut => Self::ConnectTimeout,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+                Self::UpstreamClosed
+            }
+            _ => match error.raw_os_error() {
+                Some(
+                    libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOMEM
+                    | libc::ENOBUFS
+                    | libc::EADDRNOTAVAIL,
+                ) => Self::OutOfResources,
+                _ => Self::ConnectUnreachable,
+            },
+        }
+    }
+
+    /// The label in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NotRedirected => "not_redirected",
+            Self::Loop => "loop",
+            Self::ConnectionLimit => "connection_limit",
+            Self::OutOfResources => "out_of_resources",
+            Self::BadRequest(_) => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
+            Self::ClientClosed => "client_closed",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectUnreachable => "connect_unreachable",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamIncomplete => "upstream_incomplete",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::IdleTimeout => "idle_timeout",
+            Self::HalfCloseTimeout => "half_close_timeout",
+            Self::Drained => "drained",
+            Self::Internal => "internal",
+        }
+    }
+
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
+                Fault::Client
+            }
+            Self::NotRedirected
+            | Self::Loop
+            | Self::ConnectionLimit
+            | Self::OutOfResources
+            | Self::Drained
+            | Self::Internal => Fault::Proxy,
+            Self::ConnectRefused
+            | Self::ConnectUnreachable
+            | Self::ConnectTimeout
+            | Self::UpstreamClosed
+            | Self::UpstreamIncomplete
+            | Self::UpstreamProtocol
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout => Fault::Upstream,
+        }
+    }
+
+    /// The status code of a response made by the proxy for this failure.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest(_) => 400,
+            Self::HeadTimeout => 408,
+            Self::HeadTooLarge => 431,
+            Self::ClientClosed => 499,
+            Self::Internal => 500,
+            Self::NotRedirected
+            | Self::Loop
+            | Self::ConnectRefused
+            | Self::ConnectUnreachable
+            | Self::UpstreamClosed
+            | Self::UpstreamIncomplete
+            | Self::UpstreamProtocol => 502,
+            Self::ConnectionLimit | Self::OutOfResources | Self::Drained => 503,
+            Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
+        }
+    }
+
+    /// The proxy error type of RFC 9209, section 2.3.
+    pub fn proxy_error(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
+                "http_request_error"
+            }
+            Self::NotRedirected | Self::Internal | Self::OutOfResources | Self::Drained => {
+                "proxy_internal_error"
+            }
+            Self::Loop => "proxy_loop_detected",
+            Self::ConnectionLimit => "connection_limit_reached",
+            Self::ConnectRefused => "connection_refused",
+            Self::ConnectUnreachable => "destination_ip_unroutable",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::UpstreamClosed => "connection_terminated",
+            Self::UpstreamIncomplete => "http_response_incomplete",
+            Self::UpstreamProtocol => "http_protocol_error",
+            Self::IdleTimeout | Self::HalfCloseTimeout => "connection_read_timeout",
+        }
+    }
+
+    /// What a person at 3 a.m. should know, as `Proxy-Status` details and in logs.
+    pub fn details(self) -> &'static str {
+        match self {
+            Self::BadRequest(how) => how,
+            Self::NotRedirected => "connection reached the proxy without being redirected",
+            Self::Loop => "the proxy met its own connection",
+            Self::ConnectionLimit => "the proxy's connection limit is reached",
+            Self::OutOfResources => "the proxy is out of descriptors, ports or memory",
+            Self::HeadTooLarge => "request head exceeds the header limits",
+            Self::HeadTimeout => "request head did not arrive in time",
+            Self::ClientClosed => "client closed before the end",
+            Self::ConnectRefused => "destination refused the connection",
+            Self::ConnectUnreachable => "destination is unreachable",
+            Self::ConnectTimeout => "connecting to the destination timed out",
+            Self::UpstreamClosed => "destination closed before it answered",
+            Self::UpstreamIncomplete => "destination broke off within its answer",
+            Self::UpstreamProtocol => "destination answered with something else",
+            Self::IdleTimeout => "nothing moved for the idle timeout",
+            Self::HalfCloseTimeout => "one side closed and the other stayed silent",
+            Self::Drained => "the proxy is shutting down",
+            Self::Internal => "internal error of the proxy",
+        }
+    }
+}

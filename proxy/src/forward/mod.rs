@@ -1,0 +1,5 @@
+//! Relaying, a module per protocol.
+
+pub mod http1;
+pub mod http2;
+pub mod opaque;

@@ -1,0 +1,84 @@
+//! What all threads of one proxy process share.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use outrigger_config::Settings;
+
+use crate::{address::ListenerAddr, cluster::Registry, observe::Metrics};
+
+#[derive(Debug)]
+pub struct Shared {
+    pub settings: Settings,
+    /// Where captured connections arrive: to be dialled by nobody.
+    pub listeners: Vec<ListenerAddr>,
+    pub registry: Registry,
+    pub metrics: Metrics,
+    pub own: OwnConnections,
+    pub connections: ConnectionLimit,
+    pub started: Instant,
+}
+
+/// The local addresses of the proxy's own upstream connections. One that comes back as a client is
+/// a loop.
+#[derive(Debug, Default)]
+pub struct OwnConnections(Mutex<HashSet<SocketAddr>>);
+
+impl OwnConnections {
+    pub fn insert(&self, local: SocketAddr) {
+        self.lock().insert(local);
+    }
+
+    pub fn remove(&self, local: SocketAddr) {
+        self.lock().remove(&local);
+    }
+
+    pub fn contains(&self, client: SocketAddr) -> bool {
+        self.lock().contains(&client)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Captured connections at once, process-wide.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    live: AtomicUsize,
+    max: usize,
+}
+
+impl ConnectionLimit {
+    pub fn new(max: usize) -> Self {
+        Self {
+            live: AtomicUsize::new(0),
+            max,
+        }
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more connection, to be released when it ends; false, and not counted, when the
+    /// limit is reached.
+    pub fn admit(&self) -> bool {
+        let is_admitted = self.live.fetch_add(1, Ordering::Relaxed) < self.max;
+        if !is_admitted {
+            self.release();
+        }
+        is_admitted
+    }
+
+    pub fn release(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}

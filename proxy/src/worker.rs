@@ -1,0 +1,118 @@
+//! One event loop: its listeners, its connections, and what they share without locks.
+
+use std::{cell::Cell, rc::Rc, sync::Arc};
+
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task,
+};
+
+use crate::{
+    accept, buffer::BufferPool, connection, drain::Drain, forward::http2, shared::Shared, upstream,
+};
+
+/// What the connections of one worker share. Never leaves its thread.
+#[derive(Debug)]
+pub struct Worker {
+    pub id: usize,
+    pub shared: Arc<Shared>,
+    pub buffers: BufferPool,
+    pub http1_pool: upstream::Pool,
+    pub http2_pool: http2::Pool,
+    pub drain: Drain,
+    live: Cell<usize>,
+    idle: Notify,
+}
+
+/// What the control thread tells every worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Serving,
+    /// Take what has already been redirected, then no more; finish what is under way.
+    Draining,
+    /// Cut what is left.
+    Stopping,
+}
+
+impl Worker {
+    pub fn new(id: usize, shared: Arc<Shared>) -> Self {
+        Self {
+            id,
+            shared,
+            buffers: BufferPool::default(),
+            http1_pool: upstream::Pool::default(),
+            http2_pool: http2::Pool::default(),
+            drain: Drain::default(),
+            live: Cell::new(0),
+            idle: Notify::new(),
+        }
+    }
+}
+
+/// Runs a worker until its connections have drained or the deadline has cut them.
+pub async fn run(
+    worker: Rc<Worker>,
+    listeners: Vec<TcpListener>,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| task::spawn_local(accept_all(worker.clone(), listener)))
+        .collect();
+    // An error means that the control thread is gone, and with it the reason to serve.
+    let _ = phase.wait_for(|p| *p != Phase::Serving).await;
+    worker.drain.start();
+    let drained = async {
+        for listener in accepting {
+            let _ = listener.await;
+        }
+        while worker.live.get() > 0 {
+            worker.idle.notified().await;
+        }
+    };
+    tokio::select! {
+        () = drained => {}
+        _ = phase.wait_for(|p| *p == Phase::Stopping) => {}
+    }
+}
+
+/// Accepts until draining has begun and the queue is empty.
+async fn accept_all(worker: Rc<Worker>, listener: TcpListener) {
+    let mut queue = accept::Queue::new(listener, worker.shared.clone());
+    while let Some((stream, client)) = queue.next(&worker.drain).await {
+        let Some(guard) = LiveConnection::begin(&worker) else {
+            accept::refuse(&worker.shared, stream, client);
+            continue;
+        };
+        task::spawn_local(connection::serve(worker.clone(), stream, client, guard));
+    }
+}
+
+/// Counts a connection of this worker, and of the process, until dropped.
+#[derive(Debug)]
+pub struct LiveConnection {
+    worker: Rc<Worker>,
+}
+
+impl LiveConnection {
+    fn begin(worker: &Rc<Worker>) -> Option<Self> {
+        worker.shared.connections.admit().then(|| {
+            worker.live.set(worker.live.get() + 1);
+            Self {
+                worker: worker.clone(),
+            }
+        })
+    }
+}
+
+impl Drop for LiveConnection {
+    fn drop(&mut self) {
+        self.worker.shared.connections.release();
+        let live = self.worker.live.get() - 1;
+        self.worker.live.set(live);
+        if live == 0 {
+            self.worker.idle.notify_one();
+        }
+    }
+}
