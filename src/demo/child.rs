@@ -123,7 +123,7 @@ pub(super) fn run(arguments: &[&str]) -> io::Result<(Option<i32>, String)> {
 
 fn tied(arguments: &[&str]) -> Command {
     let mut command = role_command("command");
-    command.arg("--").args(arguments);
+    command.arg("--command").args(arguments);
     command
 }
 

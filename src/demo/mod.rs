@@ -43,9 +43,9 @@ pub(crate) struct Args {
     /// The process that runs the demo
     #[arg(long, hide = true)]
     parent: Option<i32>,
-    /// What a role needs
-    #[arg(hide = true, last = true, requires = "role")]
-    arguments: Vec<String>,
+    /// The command that `--role command` becomes
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true, requires = "role")]
+    command: Vec<String>,
 }
 
 /// Who this process is, when a demo has started it.
@@ -61,7 +61,7 @@ enum Role {
 
 pub(crate) fn run(args: Args) -> ExitCode {
     match (args.role, args.parent) {
-        (Some(role), Some(parent)) => play(role, parent, &args.arguments),
+        (Some(role), Some(parent)) => play(role, parent, &args.command),
         _ => direct(&args),
     }
 }
@@ -92,12 +92,12 @@ fn direct(args: &Args) -> ExitCode {
     }
 }
 
-fn play(role: Role, parent: i32, arguments: &[String]) -> ExitCode {
+fn play(role: Role, parent: i32, command: &[String]) -> ExitCode {
     let end = child::tie_to(parent).and_then(|()| match role {
         Role::Application => application::run(),
         Role::Upstream => server::upstream(),
         Role::Stranger => server::stranger(story::PROXY_PORT),
-        Role::Command => child::become_command(arguments).map(|never| match never {}),
+        Role::Command => child::become_command(command).map(|never| match never {}),
     });
     match end {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rustix::net::netdevice::name_to_index;
+use rustix::{io::Errno, net::netdevice::name_to_index};
 
 /// One end of the wire. The addresses are those that RFC 5737 and RFC 3849 keep for examples.
 #[derive(Clone, Copy, Debug)]
@@ -80,14 +80,8 @@ pub(super) fn bring_up(end: End) -> io::Result<bool> {
 /// Not built in (EAFNOSUPPORT, EOPNOTSUPP) or switched off by sysctl (EACCES).
 fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(
-        error
-            .raw_os_error()
-            .map(rustix::io::Errno::from_raw_os_error),
-        Some(
-            rustix::io::Errno::AFNOSUPPORT
-                | rustix::io::Errno::OPNOTSUPP
-                | rustix::io::Errno::ACCESS
-        )
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS)
     )
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, fs, io};
 
 use rustix::{
+    io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     process::{getegid, geteuid},
     thread::UnshareFlags,
@@ -85,10 +86,14 @@ impl Forbidden {
 
 impl fmt::Display for Forbidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} failed: {}\nThe demo plays in network namespaces of its own, and this host does not let it have any.",
-            self.doing, self.error
+        write!(f, "{} failed: ", self.doing)?;
+        match self.error.raw_os_error().map(Errno::from_raw_os_error) {
+            // The kernel's word for it is "No space left on device".
+            Some(Errno::NOSPC) => f.write_str("no more of them are allowed")?,
+            _ => self.error.fmt(f)?,
+        }
+        f.write_str(
+            "\nThe demo plays in network namespaces of its own, and this host does not let it have any:",
         )?;
         for remedy in &self.remedies {
             write!(f, "\n  - {remedy}")?;

@@ -282,13 +282,13 @@ impl<'a> Scene<'a> {
             first.application.peer == self.v4,
             first.application.peer,
         )?;
-        self.find_original_destination(self.v4)?;
+        self.find_original_destination(&first)?;
         self.share_one_connection()?;
         if self.has_v6 {
             let call = self.call(self.v6)?;
             self.narrator
                 .claim("so it is with IPv6", !call.is_direct(), &call)?;
-            self.find_original_destination(self.v6)?;
+            self.find_original_destination(&call)?;
         }
         let again = self.order(Order::Again)?;
         self.narrator.claim(
@@ -299,32 +299,34 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    fn find_original_destination(&mut self, dialled: SocketAddr) -> Result<(), Trouble> {
-        let wanted = dialled.to_string();
-        let mut line = None;
-        let path = self.access_log.clone();
+    /// Looks for the call in the proxy's access log.
+    fn find_original_destination(&mut self, call: &Call) -> Result<(), Trouble> {
+        let mut found = None;
         wait_until(|| {
-            let log = fs::read_to_string(&path)?;
-            line = log
+            let log = fs::read_to_string(&self.access_log)?;
+            found = log
                 .lines()
-                .rfind(|l| l.contains(&wanted))
-                .map(str::to_owned);
-            Ok(line.is_some())
+                .filter_map(LogLine::parse)
+                .find(|line| line.client == call.application.local);
+            Ok(found.is_some())
         })
         .when("reading the proxy's access log")?;
+        let dialled = call.application.peer;
         if dialled == self.v4 {
             self.narrator.say(
                 "The connection arrived at the proxy, so how does the proxy know where it was to go? The\n\
                  kernel remembers the address that was dialled, and the proxy asks for it. Its access log:",
             );
-            self.narrator.output(line.as_deref().unwrap_or_default());
+            self.narrator
+                .output(found.as_ref().map_or("", |line| &line.text));
         }
-        let original = line.as_deref().and_then(original_destination);
         let log = self.proxy_says();
         self.narrator.claim(
-            &format!("the proxy recovered the address that was dialled: {wanted}"),
-            original.as_deref() == Some(wanted.as_str()),
-            format_args!("{line:?} in its access log; its other log:\n{log}"),
+            &format!("the proxy recovered the address that was dialled: {dialled}"),
+            found
+                .as_ref()
+                .is_some_and(|line| line.destination == dialled),
+            format_args!("{found:?} in its access log; its other log:\n{log}"),
         )?;
         Ok(())
     }
@@ -454,13 +456,11 @@ impl Scene<'_> {
 
     fn order(&mut self, order: Order) -> Result<Call, Trouble> {
         let outcome = self.try_order(order)?;
-        outcome.map_err(|seen| {
-            let claim = "the application's call is answered by its server";
-            match self.narrator.claim(claim, false, seen) {
-                Ok(()) => Trouble::Untrue(claim.into()),
-                Err(untrue) => untrue.into(),
-            }
-        })
+        let claim = "the application's call is answered by its server";
+        if let Err(seen) = &outcome {
+            self.narrator.claim(claim, false, seen)?;
+        }
+        outcome.map_err(|_| Trouble::Untrue(claim.into()))
     }
 
     /// What the order came to: the call, or how it failed.
@@ -514,8 +514,8 @@ access_log: { to: stdout, format: json }   # a line for each call
             // The one user there is runs the application too: only a mark tells them apart.
             Privilege::UserNamespace => format!(
                 "{for_the_show}capture:\n  \
-                 proxy_uid: 0                             # without root there is only one user, so the\n  \
-                 proxy_mark: 1337                         # proxy marks its own connections instead\n"
+                 proxy_mark: 1337                         # tells the proxy's own connections from the\n                                           \
+                 # application's, where both run as one user\n"
             ),
         }
     }
@@ -552,8 +552,23 @@ fn wait_until(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<boo
     Ok(true)
 }
 
-/// The address in an access log line that the proxy recovered.
-fn original_destination(line: &str) -> Option<String> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    Some(line.get("original_destination")?.as_str()?.to_owned())
+/// What the demo reads of a line of the proxy's access log.
+#[derive(Debug)]
+struct LogLine {
+    client: SocketAddr,
+    /// The original destination.
+    destination: SocketAddr,
+    text: String,
+}
+
+impl LogLine {
+    fn parse(line: &str) -> Option<Self> {
+        let fields: serde_json::Value = serde_json::from_str(line).ok()?;
+        let address = |key| fields.get(key)?.as_str()?.parse().ok();
+        Some(Self {
+            client: address("client")?,
+            destination: address("destination")?,
+            text: line.to_owned(),
+        })
+    }
 }
