@@ -10,13 +10,15 @@ mod narrator;
 mod network;
 mod ruleset;
 mod sandbox;
+mod scene;
 mod server;
 mod story;
+mod trouble;
 
 use std::process::ExitCode;
 
 use narrator::Narrator;
-use story::Trouble;
+use trouble::Trouble;
 
 /// Watch capture, forwarding, kill -9 and recovery in private namespaces (rootless)
 #[derive(Debug, clap::Args)]
@@ -96,7 +98,7 @@ fn play(role: Role, parent: i32, command: &[String]) -> ExitCode {
     let end = child::tie_to(parent).and_then(|()| match role {
         Role::Application => application::run(),
         Role::Upstream => server::upstream(),
-        Role::Stranger => server::stranger(story::PROXY_PORT),
+        Role::Stranger => server::stranger(scene::PROXY_PORT),
         Role::Command => child::become_command(command).map(|never| match never {}),
     });
     match end {

@@ -1,61 +1,24 @@
 //! The story, step by step. What is claimed is what the code has just seen.
 
 use std::{
-    fmt,
-    fs::{self, File},
-    io,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
-    thread,
+    fs,
     time::{Duration, Instant},
 };
 
 use super::{
-    application::{Answered, Order, Outcome},
-    child::{self, Conversation, Running},
-    narrator::{Narrator, Untrue},
-    network::{self, APPLICATION, UPSTREAM},
+    application::Order,
+    child::{self, Running},
+    narrator::Narrator,
+    network::{APPLICATION, UPSTREAM},
     ruleset::Ruleset,
-    sandbox::{DIRECTORY, Privilege},
-    server::{self, Arrival},
+    sandbox::Privilege,
+    scene::{Call, PATIENCE, PROXY_PORT, Scene, expect, listens, wait_until},
+    server,
+    trouble::{Trouble, While},
 };
 
-/// The default of `listen`.
-pub(super) const PROXY_PORT: u16 = 15001;
-/// The default of `capture.proxy_uid`.
-const PROXY_UID: u32 = 1337;
-/// Far more than anything here takes; reaching it is a failure to be told.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon after kill -9 the application has to be served again.
 const RECOVERY: Duration = Duration::from_secs(1);
-/// Between two looks at a condition.
-const TICK: Duration = Duration::from_millis(5);
-
-/// Why the story ended early.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    Untrue(String),
-    Io {
-        doing: &'static str,
-        error: io::Error,
-    },
-}
-
-impl From<Untrue> for Trouble {
-    fn from(Untrue(claim): Untrue) -> Self {
-        Self::Untrue(claim)
-    }
-}
-
-/// Names what was being done when an error came.
-trait While<T> {
-    fn when(self, doing: &'static str) -> Result<T, Trouble>;
-}
-
-impl<T> While<T> for io::Result<T> {
-    fn when(self, doing: &'static str) -> Result<T, Trouble> {
-        self.map_err(|error| Trouble::Io { doing, error })
-    }
-}
 
 /// Tells the story to its end or to the first claim that is not true.
 ///
@@ -63,6 +26,7 @@ impl<T> While<T> for io::Result<T> {
 /// That claim, or what the host did not let the demo do.
 pub(super) fn tell(narrator: &mut Narrator, privilege: Privilege) -> Result<(), Trouble> {
     let mut scene = Scene::set(narrator, privilege)?;
+    scene.introduce();
     scene.call_directly()?;
     scene.meet_a_stranger()?;
     let proxy = scene.start_the_proxy()?;
@@ -72,48 +36,7 @@ pub(super) fn tell(narrator: &mut Narrator, privilege: Privilege) -> Result<(), 
     scene.look_back()
 }
 
-/// Who and what takes part.
-struct Scene<'a> {
-    narrator: &'a mut Narrator,
-    privilege: Privilege,
-    application: Conversation,
-    _upstream: Conversation,
-    has_v6: bool,
-    v4: SocketAddr,
-    v6: SocketAddr,
-    config: String,
-    access_log: String,
-    proxy_log: String,
-}
-
-impl<'a> Scene<'a> {
-    /// Lays the wire and starts application and upstream.
-    fn set(narrator: &'a mut Narrator, privilege: Privilege) -> Result<Self, Trouble> {
-        let mut upstream = child::converse("upstream").when("starting the server")?;
-        let wire = "laying the wire between the two networks";
-        expect(&mut upstream, &[server::IN_NAMESPACE]).when("starting the server")?;
-        network::lay_wire(upstream.running.pid()).when(wire)?;
-        let has_v6 = network::bring_up(APPLICATION).when(wire)?;
-        upstream.say(&"the wire is laid").when(wire)?;
-        let listening = [server::LISTENING, server::LISTENING_WITHOUT_V6];
-        let heard = expect(&mut upstream, &listening).when("starting the server")?;
-        let application = child::converse("application").when("starting the application")?;
-        let scene = Self {
-            narrator,
-            privilege,
-            application,
-            _upstream: upstream,
-            has_v6: has_v6 && heard == server::LISTENING,
-            v4: (UPSTREAM.v4, server::PORT).into(),
-            v6: (UPSTREAM.v6, server::PORT).into(),
-            config: format!("{DIRECTORY}/demo.yaml"),
-            access_log: format!("{DIRECTORY}/access.log"),
-            proxy_log: format!("{DIRECTORY}/proxy.log"),
-        };
-        scene.introduce();
-        Ok(scene)
-    }
-
+impl Scene<'_> {
     fn introduce(&self) {
         let privilege = match self.privilege {
             Privilege::Root => {
@@ -174,7 +97,7 @@ impl<'a> Scene<'a> {
              capture on refuses:"
         ));
         fs::write(&self.config, self.settings()).when("writing the configuration")?;
-        let (code, said) = self.run(&["install-rules", "--config", &self.config.clone()])?;
+        let (code, said) = self.run("install-rules")?;
         self.narrator.claim(
             &format!("it refused, with exit code {}", code.unwrap_or(-1)),
             code.is_some_and(|c| c != 0),
@@ -209,18 +132,10 @@ impl<'a> Scene<'a> {
             .say("The other server has gone. The proxy needs no configuration; this one is for the show:");
         self.narrator.command(&format!("cat {}", self.config));
         self.narrator.output(&self.settings());
-        let arguments = ["serve", "--config", &self.config];
         self.narrator
-            .command(&format!("proxyctl {} &", arguments.join(" ")));
+            .command(&format!("proxyctl serve --config {} &", self.config));
         let starting = "starting the proxy";
-        let uid = (self.privilege == Privilege::Root).then_some(PROXY_UID);
-        let mut proxy = child::start(
-            &arguments,
-            uid,
-            File::create(&self.access_log).when(starting)?,
-            File::create(&self.proxy_log).when(starting)?,
-        )
-        .when(starting)?;
+        let mut proxy = self.launch_proxy().when(starting)?;
         let is_up = wait_until(|| Ok(listens() || proxy.has_ended()?.is_some())).when(starting)?
             && proxy.has_ended().when(starting)?.is_none();
         let log = self.proxy_says();
@@ -228,9 +143,9 @@ impl<'a> Scene<'a> {
             &format!(
                 "process {} listens on port {PROXY_PORT}{}",
                 proxy.pid(),
-                match uid {
-                    Some(uid) => format!(", as user {uid}, without privileges"),
-                    None => String::new(),
+                match self.privilege {
+                    Privilege::Root => ", as a user of its own, without privileges",
+                    Privilege::UserNamespace => "",
                 }
             ),
             is_up,
@@ -252,7 +167,7 @@ impl<'a> Scene<'a> {
              probe of its own, end to end. The rules that it then loads belong to the proxy process: the\n\
              kernel keeps them exactly as long as that process lives.",
         );
-        let (code, said) = self.run(&["install-rules", "--config", &self.config.clone()])?;
+        let (code, said) = self.run("install-rules")?;
         let log = self.proxy_says();
         self.narrator.claim(
             "every check was passed, and the command has ended with exit code 0",
@@ -301,16 +216,7 @@ impl<'a> Scene<'a> {
 
     /// Looks for the call in the proxy's access log.
     fn find_original_destination(&mut self, call: &Call) -> Result<(), Trouble> {
-        let mut found = None;
-        wait_until(|| {
-            let log = fs::read_to_string(&self.access_log)?;
-            found = log
-                .lines()
-                .filter_map(LogLine::parse)
-                .find(|line| line.client == call.application.local);
-            Ok(found.is_some())
-        })
-        .when("reading the proxy's access log")?;
+        let found = self.find_in_access_log(call.application.local)?;
         let dialled = call.application.peer;
         if dialled == self.v4 {
             self.narrator.say(
@@ -421,154 +327,5 @@ impl<'a> Scene<'a> {
         self.narrator
             .say("Nothing else: the two networks and all files end with the demo's last process.");
         Ok(())
-    }
-}
-
-/// One call, as both ends saw it.
-struct Call {
-    application: Answered,
-    server: Arrival,
-}
-
-impl Call {
-    /// Whether the server saw the very connection that the application made. It could not see the
-    /// same port from anyone else: this one is taken.
-    fn is_direct(&self) -> bool {
-        self.server.from == self.application.local
-    }
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the application called from {}, the server was called from {}",
-            self.application.local, self.server.from
-        )
-    }
-}
-
-impl Scene<'_> {
-    /// A call that has to be answered.
-    fn call(&mut self, server: SocketAddr) -> Result<Call, Trouble> {
-        self.order(Order::Call(server))
-    }
-
-    fn order(&mut self, order: Order) -> Result<Call, Trouble> {
-        let outcome = self.try_order(order)?;
-        let claim = "the application's call is answered by its server";
-        if let Err(seen) = &outcome {
-            self.narrator.claim(claim, false, seen)?;
-        }
-        outcome.map_err(|_| Trouble::Untrue(claim.into()))
-    }
-
-    /// What the order came to: the call, or how it failed.
-    fn try_order(&mut self, order: Order) -> Result<Result<Call, String>, Trouble> {
-        let ordering = "talking with the application";
-        self.application.say(&order).when(ordering)?;
-        let outcome = self.application.hear().when(ordering)?;
-        let outcome = serde_json::from_str(&outcome)
-            .map_err(io::Error::from)
-            .when(ordering)?;
-        Ok(match outcome {
-            Outcome::Failed(error) => Err(error),
-            Outcome::Answered(application) => match serde_json::from_str(&application.body) {
-                Ok(server) if application.status == 200 => Ok(Call {
-                    application,
-                    server,
-                }),
-                _ => Err(format!(
-                    "answered {} {:?}",
-                    application.status, application.body
-                )),
-            },
-        })
-    }
-
-    fn show(&self, call: &Call) {
-        let (here, there) = (&call.application, &call.server);
-        self.narrator.say(&format!(
-            "application: my connection is {} → {}\n\
-             server:      I was called from {} (my connection {})",
-            here.local, here.peer, there.from, there.connection
-        ));
-    }
-
-    /// Runs and shows a command that a user would type: its exit code and what it printed.
-    fn run(&self, arguments: &[&str]) -> Result<(Option<i32>, String), Trouble> {
-        self.narrator
-            .command(&format!("proxyctl {}", arguments.join(" ")));
-        let (code, said) = child::run(arguments).when("running a command")?;
-        self.narrator.output(&said);
-        Ok((code, said))
-    }
-
-    fn settings(&self) -> String {
-        let for_the_show = "\
-workers: 1                                 # one event loop, so one pool of connections
-access_log: { to: stdout, format: json }   # a line for each call
-";
-        match self.privilege {
-            Privilege::Root => for_the_show.into(),
-            // The one user there is runs the application too: only a mark tells them apart.
-            Privilege::UserNamespace => format!(
-                "{for_the_show}capture:\n  \
-                 proxy_mark: 1337                         # tells the proxy's own connections from the\n                                           \
-                 # application's, where both run as one user\n"
-            ),
-        }
-    }
-
-    fn proxy_says(&self) -> String {
-        fs::read_to_string(&self.proxy_log).unwrap_or_else(|error| error.to_string())
-    }
-}
-
-/// Hears one of `messages`.
-fn expect(child: &mut Conversation, messages: &[&str]) -> io::Result<String> {
-    let heard = child.hear()?;
-    if messages.contains(&heard.as_str()) {
-        Ok(heard)
-    } else {
-        Err(io::Error::other(format!("it says {heard:?}")))
-    }
-}
-
-/// Whether anyone takes connections on the proxy's port.
-fn listens() -> bool {
-    TcpStream::connect((Ipv4Addr::LOCALHOST, PROXY_PORT)).is_ok()
-}
-
-/// Looks until `condition` holds, or patience ends; tells which.
-fn wait_until(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-    let started = Instant::now();
-    while !condition()? {
-        if started.elapsed() > PATIENCE {
-            return Ok(false);
-        }
-        thread::sleep(TICK);
-    }
-    Ok(true)
-}
-
-/// What the demo reads of a line of the proxy's access log.
-#[derive(Debug)]
-struct LogLine {
-    client: SocketAddr,
-    /// The original destination.
-    destination: SocketAddr,
-    text: String,
-}
-
-impl LogLine {
-    fn parse(line: &str) -> Option<Self> {
-        let fields: serde_json::Value = serde_json::from_str(line).ok()?;
-        let address = |key| fields.get(key)?.as_str()?.parse().ok();
-        Some(Self {
-            client: address("client")?,
-            destination: address("destination")?,
-            text: line.to_owned(),
-        })
     }
 }
