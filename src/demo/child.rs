@@ -7,17 +7,22 @@ use std::{
     convert::Infallible,
     fs::File,
     io::{self, BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::symlink, process::CommandExt},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
 };
 
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use serde::Serialize;
 
-/// This program, also where its file is hidden by the demo's own mounts or was replaced meanwhile.
-const MYSELF: &str = "/proc/self/exe";
-/// What it is called in its own messages and by `ps`.
-const NAME: &str = "proxyctl";
+/// What this program is called: a symbolic link of [`link_myself`]. The kernel would otherwise call
+/// the children `exe`, in `ps` and in what `install-rules` says of them.
+const MYSELF: &str = "/tmp/proxyctl";
+
+/// Gives this program its name within the demo's own file system. The link leads to whatever file
+/// the process that starts a child was started from, hidden or replaced as that may be.
+pub(super) fn link_myself() -> io::Result<()> {
+    symlink("/proc/self/exe", MYSELF)
+}
 
 /// A child under way. Dropping it kills and reaps it.
 pub(super) struct Running(Child);
@@ -152,5 +157,5 @@ pub(super) fn tie_to(parent: i32) -> io::Result<()> {
 
 /// Becomes `proxyctl ARGUMENTS`.
 pub(super) fn become_command(arguments: &[String]) -> io::Result<Infallible> {
-    Err(Command::new(MYSELF).arg0(NAME).args(arguments).exec())
+    Err(Command::new(MYSELF).args(arguments).exec())
 }

@@ -51,6 +51,7 @@ pub(super) struct Call {
 impl<'a> Scene<'a> {
     /// Lays the wire and starts application and upstream.
     pub(super) fn set(narrator: &'a mut Narrator, privilege: Privilege) -> Result<Self, Trouble> {
+        child::link_myself().when("preparing the stage")?;
         let mut upstream = child::converse("upstream").when("starting the server")?;
         let wire = "laying the wire between the two networks";
         expect(&mut upstream, &[server::IN_NAMESPACE]).when("starting the server")?;
