@@ -263,9 +263,10 @@ impl Scene<'_> {
     fn kill_the_proxy(&mut self, mut proxy: Running) -> Result<(), Trouble> {
         self.narrator.step("The proxy dies");
         self.narrator.say(
-            "No chance to clean up: it is killed in the middle of its work. The application goes on\n\
-             calling, without a pause.",
+            "It is killed, without a chance to clean up. The application has one connection open through\n\
+             it, and goes on calling without a pause.",
         );
+        self.order(Order::Open(self.v4))?;
         self.narrator.command(&format!("kill -9 {}", proxy.pid()));
         let killed = Instant::now();
         proxy.kill().when("killing the proxy")?;
@@ -295,6 +296,17 @@ impl Scene<'_> {
             ),
             call.is_some() && took < RECOVERY,
             format_args!("{took:?} went by, and {broken:?}"),
+        )?;
+        let asked = Instant::now();
+        let cut = self.try_order(Order::Again)?;
+        let waited = asked.elapsed();
+        self.narrator.claim(
+            "the connection that was open through the proxy ended with it: the application was told at once",
+            cut.is_err() && waited < RECOVERY,
+            match cut {
+                Ok(call) => call.to_string(),
+                Err(error) => format!("{error} after {waited:?}"),
+            },
         )?;
         let status = proxy.wait().when("waiting for the proxy's end")?;
         let rules = Ruleset::read().when("listing the rules")?;
