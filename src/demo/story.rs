@@ -91,10 +91,11 @@ impl Scene<'_> {
         expect(&mut stranger, &[server::LISTENING]).when("starting the other server")?;
         let pid = stranger.running.pid();
         self.narrator.say(&format!(
-            "On the proxy's port, {PROXY_PORT}, some other server happens to listen: process {pid}, which answers\n\
-             404 to everything. Were the application's connections redirected there now, each of its\n\
-             calls would fail with a 404 that no server it knows has sent. So the command that turns\n\
-             capture on refuses:"
+            "Such a proxy works by rules in the kernel that divert the application's connections to it.\n\
+             The accident: the rules are there, and on the proxy's port, {PROXY_PORT}, listens somebody else.\n\
+             Here it is process {pid}, a server that answers 404 to everything. With the rules in force,\n\
+             each call of the application would get a 404 that no server it knows has sent. So the\n\
+             command that loads them looks first:"
         ));
         fs::write(&self.config, self.settings()).when("writing the configuration")?;
         let (code, said) = self.run("install-rules")?;
@@ -163,9 +164,9 @@ impl Scene<'_> {
     fn capture(&mut self) -> Result<(), Trouble> {
         self.narrator.step("Capture");
         self.narrator.say(
-            "New outbound connections are to lead to the proxy. First the command tries the way with a\n\
-             probe of its own, end to end. The rules that it then loads belong to the proxy process: the\n\
-             kernel keeps them exactly as long as that process lives.",
+            "Now the same command finds the proxy. It tries the way with a probe of its own, end to end,\n\
+             and only then diverts the application's new connections. The rules belong to the proxy's\n\
+             process: the kernel keeps them exactly as long as that process lives.",
         );
         let (code, said) = self.run("install-rules")?;
         let log = self.proxy_says();
