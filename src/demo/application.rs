@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Far more than any call takes here; a call that hangs is a failure to be told.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What it asks its server for.
+const PATH: &str = "/hello";
 
 /// What the director may order.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -62,13 +64,18 @@ pub(super) fn run() -> io::Result<()> {
 
 fn carry_out(order: Order, kept: &mut Option<TcpStream>) -> io::Result<Answered> {
     match order {
-        Order::Call(server) => ask(&connect(server)?),
-        Order::Open(server) => ask(kept.insert(connect(server)?)),
+        Order::Call(server) => get(server, PATH),
+        Order::Open(server) => ask(kept.insert(connect(server)?), PATH),
         Order::Again => match kept {
-            Some(stream) => ask(stream),
+            Some(stream) => ask(stream, PATH),
             None => Err(io::Error::other("no connection was kept open")),
         },
     }
+}
+
+/// One request on a connection of its own.
+pub(super) fn get(server: SocketAddr, path: &str) -> io::Result<Answered> {
+    ask(&connect(server)?, path)
 }
 
 fn connect(server: SocketAddr) -> io::Result<TcpStream> {
@@ -78,9 +85,9 @@ fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn ask(mut stream: &TcpStream) -> io::Result<Answered> {
+fn ask(mut stream: &TcpStream, path: &str) -> io::Result<Answered> {
     let peer = stream.peer_addr()?;
-    stream.write_all(format!("GET /hello HTTP/1.1\r\nHost: {peer}\r\n\r\n").as_bytes())?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {peer}\r\n\r\n").as_bytes())?;
     let (status, body) = read_response(&mut BufReader::new(stream))?;
     Ok(Answered {
         local: stream.local_addr()?,

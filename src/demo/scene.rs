@@ -4,13 +4,13 @@ use std::{
     fmt, fs,
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    application::{Answered, Order, Outcome},
+    application::{self, Answered, Order, Outcome},
     child::{self, Conversation, Running},
     narrator::Narrator,
     network::{self, APPLICATION, UPSTREAM},
@@ -21,6 +21,8 @@ use super::{
 
 /// The default of `listen`.
 pub(super) const PROXY_PORT: u16 = 15001;
+/// The default of `admin`.
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 /// The default of `capture.proxy_uid`.
 const PROXY_UID: u32 = 1337;
 /// Far more than anything here takes; reaching it is a failure to be told.
@@ -208,9 +210,9 @@ pub(super) fn expect(child: &mut Conversation, messages: &[&str]) -> io::Result<
     }
 }
 
-/// Whether anyone takes connections on the proxy's port.
-pub(super) fn listens() -> bool {
-    TcpStream::connect((Ipv4Addr::LOCALHOST, PROXY_PORT)).is_ok()
+/// Whether the proxy says that it is ready.
+pub(super) fn is_ready() -> bool {
+    application::get(ADMIN, "/ready").is_ok_and(|answer| answer.status == 200)
 }
 
 /// Looks until `condition` holds, or patience ends; tells which.

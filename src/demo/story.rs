@@ -12,7 +12,7 @@ use super::{
     network::{APPLICATION, UPSTREAM},
     ruleset::Ruleset,
     sandbox::Privilege,
-    scene::{Call, PATIENCE, PROXY_PORT, Scene, expect, listens, wait_until},
+    scene::{Call, PATIENCE, PROXY_PORT, Scene, expect, is_ready, wait_until},
     server,
     trouble::{Trouble, While},
 };
@@ -137,12 +137,12 @@ impl Scene<'_> {
             .command(&format!("proxyctl serve --config {} &", self.config));
         let starting = "starting the proxy";
         let mut proxy = self.launch_proxy().when(starting)?;
-        let is_up = wait_until(|| Ok(listens() || proxy.has_ended()?.is_some())).when(starting)?
+        let is_up = wait_until(|| Ok(is_ready() || proxy.has_ended()?.is_some())).when(starting)?
             && proxy.has_ended().when(starting)?.is_none();
         let log = self.proxy_says();
         self.narrator.claim(
             &format!(
-                "process {} listens on port {PROXY_PORT}{}",
+                "process {} is ready on port {PROXY_PORT}{}",
                 proxy.pid(),
                 match self.privilege {
                     Privilege::Root => ", as a user of its own, without privileges",
@@ -150,7 +150,7 @@ impl Scene<'_> {
                 }
             ),
             is_up,
-            format_args!("no listener; the proxy's log:\n{log}"),
+            format_args!("not ready; the proxy's log:\n{log}"),
         )?;
         let call = self.call(self.v4)?;
         self.narrator.claim(
