@@ -3,6 +3,8 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::{
@@ -16,6 +18,10 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::{io::Errno, net::netdevice::name_to_index};
+
+/// The wire comes up within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(1);
 
 /// One end of the wire. The addresses are those that RFC 5737 and RFC 3849 keep for examples.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +83,26 @@ pub(super) fn bring_up(end: End) -> io::Result<bool> {
     }
 }
 
+/// Waits until `end` carries packets. Both ends must have been brought up; the kernel connects them
+/// a moment later, and until then it drops what is sent, which would cost the first call a second.
+///
+/// # Errors
+/// The kernel's answer, or that it took too long.
+pub(super) fn await_carrier(end: End) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let started = Instant::now();
+    while !netlink.is_running(end.interface)? {
+        if started.elapsed() > PATIENCE {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{} does not come up", end.interface),
+            ));
+        }
+        thread::sleep(TICK);
+    }
+    Ok(())
+}
+
 /// Not built in (EAFNOSUPPORT, EOPNOTSUPP) or switched off by sysctl (EACCES).
 fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(
@@ -123,25 +149,45 @@ impl Netlink {
         )
     }
 
+    fn is_running(&mut self, interface: &str) -> io::Result<bool> {
+        let mut link = LinkMessage::default();
+        link.header.index = self.index(interface)?;
+        self.send(RouteNetlinkMessage::GetLink(link), 0)?;
+        match self.receive()? {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                Ok(link.header.flags.contains(LinkFlags::Running))
+            }
+            _ => Err(io::Error::other("the kernel does not describe the link")),
+        }
+    }
+
     fn index(&self, interface: &str) -> io::Result<u32> {
         Ok(name_to_index(&self.0, interface)?)
     }
 
     /// Sends one request and waits for the kernel's yes or no.
     fn ask(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(request, NLM_F_ACK | flags)?;
+        self.receive().map(drop)
+    }
+
+    fn send(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let mut message =
             NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
-        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        message.header.flags = NLM_F_REQUEST | flags;
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
+        self.0.send(&bytes, 0).map(drop)
+    }
+
+    fn receive(&mut self) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
         let (answer, _) = self.0.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        let answer = NetlinkMessage::deserialize(&answer)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
         match answer.payload {
             NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(()),
+            payload => Ok(payload),
         }
     }
 }

@@ -62,6 +62,7 @@ impl<'a> Scene<'a> {
         upstream.say(&"the wire is laid").when(wire)?;
         let listening = [server::LISTENING, server::LISTENING_WITHOUT_V6];
         let heard = expect(&mut upstream, &listening).when("starting the server")?;
+        network::await_carrier(APPLICATION).when(wire)?;
         let application = child::converse("application").when("starting the application")?;
         Ok(Self {
             narrator,

@@ -36,6 +36,7 @@ pub(super) fn upstream() -> io::Result<()> {
     if has_v6 {
         listeners.push(TcpListener::bind((UPSTREAM.v6, PORT))?);
     }
+    network::await_carrier(UPSTREAM)?;
     println!(
         "{}",
         if has_v6 {
