@@ -80,12 +80,12 @@ fn comment(text: &str) -> Vec<u8> {
 
 fn new_set(table: &Table, set: &Set, id: u32) -> Step {
     // The type numbers are nft's own; the kernel only hands them back for listing.
-    let (key_type, key_length, flags) = match &set.elements {
-        Elements::V4(_) => (7, 4, SetFlags::Interval),
-        Elements::V6(_) => (8, 16, SetFlags::Interval),
-        Elements::Ports(_) => (13, 2, SetFlags::Interval),
-        Elements::Uids(_) => (24, 4, SetFlags::empty()),
-        Elements::Gids(_) => (25, 4, SetFlags::empty()),
+    let (key_type, key_length, flags, order) = match &set.elements {
+        Elements::V4(_) => (7, 4, SetFlags::Interval, BIG_ENDIAN),
+        Elements::V6(_) => (8, 16, SetFlags::Interval, BIG_ENDIAN),
+        Elements::Ports(_) => (13, 2, SetFlags::Interval, BIG_ENDIAN),
+        Elements::Uids(_) => (24, 4, SetFlags::empty(), HOST_ENDIAN),
+        Elements::Gids(_) => (25, 4, SetFlags::empty(), HOST_ENDIAN),
     };
     Step {
         doing: format!("adding set {}", set.name),
@@ -97,10 +97,20 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
                 SetAttribute::KeyType(key_type),
                 SetAttribute::KeyLen(key_length),
                 SetAttribute::Id(id),
+                SetAttribute::UserData(key_order(order)),
             ],
         }),
         flags: NLM_F_CREATE,
     }
+}
+
+const HOST_ENDIAN: u32 = 1;
+const BIG_ENDIAN: u32 = 2;
+
+/// As libnftnl writes it: type 0 (the key's byte order), length, number. Without it `nft list`
+/// shows users and groups byte-swapped.
+fn key_order(order: u32) -> Vec<u8> {
+    [&[0, 4], &order.to_ne_bytes()[..]].concat()
 }
 
 pub(super) type Element = ListAttribute<SetElementAttribute>;
