@@ -319,13 +319,7 @@ impl Expr {
                     ],
                 );
             }
-            Verdict::RejectWithReset => self.0.push(Expressions::Other {
-                expression_type: "reject".into(),
-                attributes: vec![
-                    DefaultNla::new(1, REJECT_TCP_RST.to_be_bytes().to_vec()),
-                    DefaultNla::new(2, vec![0]),
-                ],
-            }),
+            Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
         }
     }
 
