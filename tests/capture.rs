@@ -27,6 +27,9 @@ fn wire() -> Pair {
     let pair = Pair::new();
     for address in [V4, V6] {
         serve_echo(&pair.peer, address);
+        // The first IPv6 connection over a fresh wire may wait a second for neighbour discovery,
+        // which has nothing to do with capture.
+        assert!(!Client::connect(&pair.app, address).is_captured);
     }
     pair
 }
@@ -134,7 +137,6 @@ fn assert_refused(namespace: &Namespace, arguments: &str, check: &str, words: &[
 #[test]
 fn both_families_are_captured_and_direct_again_once_the_proxy_is_killed() {
     let pair = wire();
-    assert_captured(&pair, false);
     let mut proxy = proxy(&pair.app, PROXY_UID, "");
     let installed = ctl(&pair.app, INSTALL).expect("captured");
     assert_eq!(installed.code, 0);

@@ -11,18 +11,18 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A namespace that ends with its last user.
-pub struct Namespace(File);
+pub(crate) struct Namespace(File);
 
 /// Two namespaces joined by a wire: 10.77.0.1 and fd77::1 here, 10.77.0.2 and fd77::2 there.
-pub struct Pair {
-    pub app: Namespace,
-    pub peer: Namespace,
+pub(crate) struct Pair {
+    pub(crate) app: Namespace,
+    pub(crate) peer: Namespace,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Pair {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (app_name, peer_name) = (unique_name(), unique_name());
         let [app, peer] = [&app_name, &peer_name].map(|name| Namespace::named(name));
         run(&format!(
@@ -49,7 +49,7 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread inside.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
@@ -63,13 +63,13 @@ impl Namespace {
     }
 
     /// What the `nft` program lists.
-    pub fn ruleset(&self) -> String {
+    pub(crate) fn ruleset(&self) -> String {
         self.enter(|| run("nft list ruleset"))
     }
 }
 
 /// Runs a command line that must succeed.
-pub fn run(line: &str) -> String {
+pub(crate) fn run(line: &str) -> String {
     let mut words = line.split_whitespace();
     let program = words.next().unwrap();
     let output = Command::new(program)

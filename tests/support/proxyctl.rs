@@ -12,28 +12,28 @@ use serde_json::Value;
 use crate::netns::Namespace;
 
 /// The user that proxies of these tests run as, unless they say otherwise.
-pub const PROXY_UID: u32 = 1337;
+pub(crate) const PROXY_UID: u32 = 1337;
 
 /// A running program, killed when dropped.
-pub struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid();
         crate::netns::run(&format!("kill -s {name} {pid}"));
     }
 
     /// SIGKILL, and until the kernel is done with it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    pub fn wait(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         until("the program's end", || {
             status = self.0.try_wait().unwrap();
@@ -51,7 +51,7 @@ impl Drop for Running {
 }
 
 /// Starts a tiny proxy as `uid`, and waits until it listens.
-pub fn proxy(namespace: &Namespace, uid: u32, arguments: &str) -> Running {
+pub(crate) fn proxy(namespace: &Namespace, uid: u32, arguments: &str) -> Running {
     let words: Vec<_> = arguments.split_whitespace().collect();
     let mut command = as_user(uid, &tiny_proxy());
     command.args(words).stdout(Stdio::piped());
@@ -66,11 +66,11 @@ pub fn proxy(namespace: &Namespace, uid: u32, arguments: &str) -> Running {
 }
 
 /// Starts any program inside.
-pub fn start(namespace: &Namespace, mut command: Command) -> Running {
+pub(crate) fn start(namespace: &Namespace, mut command: Command) -> Running {
     Running(namespace.enter(|| command.spawn().unwrap()))
 }
 
-pub fn as_user(uid: u32, program: &std::path::Path) -> Command {
+pub(crate) fn as_user(uid: u32, program: &std::path::Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args([
         format!("--reuid={uid}"),
@@ -81,11 +81,11 @@ pub fn as_user(uid: u32, program: &std::path::Path) -> Command {
     command
 }
 
-pub fn proxyctl() -> PathBuf {
+pub(crate) fn proxyctl() -> PathBuf {
     env!("CARGO_BIN_EXE_proxyctl").into()
 }
 
-pub fn tiny_proxy() -> PathBuf {
+pub(crate) fn tiny_proxy() -> PathBuf {
     let path = proxyctl().with_file_name("examples").join("tiny_proxy");
     assert!(
         path.exists(),
@@ -96,34 +96,34 @@ pub fn tiny_proxy() -> PathBuf {
 
 /// What a `proxyctl` command came to.
 #[derive(Debug)]
-pub struct Outcome {
-    pub code: i32,
+pub(crate) struct Outcome {
+    pub(crate) code: i32,
     /// The JSON result; null where there is none.
-    pub json: Value,
-    pub stdout: String,
-    pub stderr: String,
+    pub(crate) json: Value,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
-    pub fn text(&self, key: &str) -> &str {
+    pub(crate) fn text(&self, key: &str) -> &str {
         self.json[key]
             .as_str()
             .unwrap_or_else(|| panic!("no {key}: {self:?}"))
     }
 
     #[track_caller]
-    pub fn expect(self, result: &str) -> Self {
+    pub(crate) fn expect(self, result: &str) -> Self {
         assert_eq!(self.json["result"], result, "{self:?}");
         self
     }
 }
 
 /// Runs `proxyctl ARGUMENTS` inside, as root.
-pub fn ctl(namespace: &Namespace, arguments: &str) -> Outcome {
+pub(crate) fn ctl(namespace: &Namespace, arguments: &str) -> Outcome {
     finish(namespace, Command::new(proxyctl()), arguments)
 }
 
-pub fn ctl_as(namespace: &Namespace, uid: u32, arguments: &str) -> Outcome {
+pub(crate) fn ctl_as(namespace: &Namespace, uid: u32, arguments: &str) -> Outcome {
     finish(namespace, as_user(uid, &proxyctl()), arguments)
 }
 
@@ -141,7 +141,7 @@ fn finish(namespace: &Namespace, mut command: Command, arguments: &str) -> Outco
 }
 
 #[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not come about");
