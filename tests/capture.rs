@@ -7,7 +7,7 @@ mod proxyctl;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Command, Stdio},
@@ -202,6 +202,46 @@ fn a_graceful_stop_ends_capture_first_and_live_connections_last() {
     drop(client);
     assert!(proxy.wait().success());
     assert_eq!(pair.app.ruleset(), "");
+}
+
+/// The capture's descriptor closes before the listeners': no SYN meets a redirect to nobody. What
+/// was under way ends at once.
+#[test]
+fn a_kill_under_load_refuses_no_connection() {
+    let pair = wire();
+    for round in 0..10 {
+        let mut proxy = proxy(&pair.app, PROXY_UID, "");
+        ctl(&pair.app, INSTALL).expect("captured");
+        let done = AtomicBool::new(false);
+        let dialled = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for address in [V4, V6, V4, V6] {
+                let load = || {
+                    while !done.load(Ordering::Relaxed) {
+                        if let Err(error) = Client::try_connect(&pair.app, address) {
+                            let kind = error.kind();
+                            assert_ne!(kind, ErrorKind::ConnectionRefused, "round {round}");
+                            assert_ne!(kind, ErrorKind::TimedOut, "round {round}");
+                            assert_ne!(kind, ErrorKind::WouldBlock, "round {round}: hung");
+                        }
+                        dialled.fetch_add(1, Ordering::Relaxed);
+                    }
+                };
+                scope.spawn(load);
+            }
+            until("load before the kill", || {
+                dialled.load(Ordering::Relaxed) > 40
+            });
+            proxy.kill();
+            let before = dialled.load(Ordering::Relaxed);
+            until("load after the kill", || {
+                dialled.load(Ordering::Relaxed) > before + 40
+            });
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(pair.app.ruleset(), "");
+        assert_captured(&pair, false);
+    }
 }
 
 #[test]
