@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::failure::Failure;
+use crate::{deadline::after, failure::Failure};
 
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -74,9 +74,4 @@ impl Patience {
         };
         after(self.last_moved, limit)
     }
-}
-
-/// `limit` after `start`; one beyond the clock's range comes as little as one in ten years.
-fn after(start: Instant, limit: Duration) -> Instant {
-    start + limit.min(Duration::from_secs(10 * 365 * 86400))
 }
