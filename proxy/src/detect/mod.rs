@@ -13,6 +13,8 @@
 
 mod classify;
 mod client_hello;
+#[cfg(test)]
+mod tests;
 
 use std::{
     future::{Future, pending},
