@@ -4,7 +4,6 @@ use std::{net::SocketAddr, rc::Rc};
 
 use outrigger_config::{Settings, Span};
 use proptest::prelude::*;
-use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -14,7 +13,7 @@ use tokio::{
 use super::*;
 use crate::{
     accept,
-    testing::{closed_port, connection, listener, pair, run, worker},
+    testing::{black_hole, closed_port, connection, listener, pair, run, worker},
     worker::Worker,
 };
 
@@ -394,23 +393,6 @@ fn expect_server_first(worker: &Worker, destination: SocketAddr) {
     let now = std::time::Instant::now();
     let destination = worker.shared.registry.destination(destination, now);
     destination.note_first_speaker(true, now);
-}
-
-/// An address that neither accepts nor refuses, its backlog being full, for as long as the rest is
-/// held.
-async fn black_hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    socket.bind(&loopback.into()).unwrap();
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let mut held = Vec::new();
-    let patience = Duration::from_millis(50);
-    while let Ok(connected) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
-        held.push(connected.unwrap());
-        assert!(held.len() < 10, "the backlog does not fill up");
-    }
-    (address, (socket, held))
 }
 
 /// A ClientHello as a TLS 1.2 client would send it.
