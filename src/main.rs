@@ -5,6 +5,7 @@ mod demo;
 mod install_rules;
 mod remove_rules;
 mod serve;
+mod settings;
 mod sys;
 
 use std::process::ExitCode;
