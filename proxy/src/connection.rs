@@ -35,7 +35,10 @@ pub struct Connection {
 impl Connection {
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
-        self.destination.metrics.observe(record);
+        self.destination.metrics.observe(self.worker.id, record);
+        if let Some(log) = &self.worker.shared.access_log {
+            log.write(self.worker.id, record);
+        }
     }
 }
 
@@ -51,7 +54,11 @@ pub async fn serve(
         Ok(original) => original,
         Err(failure) => return refuse(&worker, stream, client, failure),
     };
-    let destination = worker.shared.registry.destination(original.0, accepted);
+    let destination =
+        worker
+            .shared
+            .registry
+            .destination(original.0, accepted, &worker.shared.metrics);
     let connection = Connection {
         worker,
         client,
