@@ -78,7 +78,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         settings,
         instance,
         listeners: listeners.addresses,
-        registry: Registry::default(),
+        registry: Registry::new(workers),
         metrics: Metrics::new(workers),
         access_log,
         readiness: Readiness::default(),

@@ -54,11 +54,7 @@ pub async fn serve(
         Ok(original) => original,
         Err(failure) => return refuse(&worker, stream, client, failure),
     };
-    let destination =
-        worker
-            .shared
-            .registry
-            .destination(original.0, accepted, &worker.shared.metrics);
+    let destination = worker.shared.registry.destination(original.0, accepted);
     let connection = Connection {
         worker,
         client,

@@ -108,7 +108,7 @@ impl Shared {
             settings: Settings::default(),
             instance: "test".into(),
             listeners: Vec::new(),
-            registry: Registry::default(),
+            registry: Registry::new(workers),
             metrics: Metrics::new(workers),
             access_log: None,
             readiness: Readiness::default(),

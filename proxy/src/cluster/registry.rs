@@ -4,13 +4,13 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use crate::observe::{DestinationMetrics, Metrics};
+use crate::observe::{DestinationMetrics, Totals};
 
 /// Locks, so that workers rarely meet on one; they come here once a connection, not once a request.
 const SHARDS: usize = 16;
@@ -75,26 +75,30 @@ impl Destination {
 /// Destinations by address.
 #[derive(Debug)]
 pub struct Registry {
+    workers: usize,
+    /// What was counted for destinations that are no longer remembered, so that no total ever falls.
+    forgotten: Mutex<Totals>,
     shards: [Mutex<HashMap<SocketAddr, Arc<Destination>>>; SHARDS],
 }
 
 impl Default for Registry {
+    /// For one worker.
     fn default() -> Self {
-        Self {
-            shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
-        }
+        Self::new(1)
     }
 }
 
 impl Registry {
-    /// The destination at `address`, made if it is not known. What `metrics` keep of one that is
-    /// forgotten for it stays counted.
-    pub fn destination(
-        &self,
-        address: SocketAddr,
-        now: Instant,
-        metrics: &Metrics,
-    ) -> Arc<Destination> {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            workers,
+            forgotten: Mutex::default(),
+            shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+        }
+    }
+
+    /// The destination at `address`, made if it is not known.
+    pub fn destination(&self, address: SocketAddr, now: Instant) -> Arc<Destination> {
         let shard = &self.shards[shard_of(address)];
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = shard.get(&address) {
@@ -102,9 +106,9 @@ impl Registry {
             return known.clone();
         }
         if shard.len() >= REMEMBERED / SHARDS {
-            forget_some(&mut shard, metrics);
+            self.forget_some(&mut shard);
         }
-        let destination = Arc::new(Destination::new(address, metrics.workers(), now));
+        let destination = Arc::new(Destination::new(address, self.workers, now));
         shard.insert(address, destination.clone());
         destination
     }
@@ -127,6 +131,38 @@ impl Registry {
             })
             .collect()
     }
+
+    /// What was counted for destinations forgotten by now.
+    pub(crate) fn forgotten(&self) -> Totals {
+        self.lock_forgotten().clone()
+    }
+
+    /// Forgets the least recently used eighth that nobody else holds: looking through a shard costs
+    /// more than forgetting, so it is not done for each new destination.
+    fn forget_some(&self, shard: &mut HashMap<SocketAddr, Arc<Destination>>) {
+        let mut unused: Vec<_> = shard
+            .values()
+            .filter(|d| Arc::strong_count(d) == 1)
+            .map(|d| (d.last_used(), d.address))
+            .collect();
+        let surplus = (REMEMBERED / SHARDS / 8).min(unused.len());
+        if surplus == 0 {
+            return;
+        }
+        unused.select_nth_unstable(surplus - 1);
+        for (_, address) in &unused[..surplus] {
+            // Taken apart and not merely read: that waits for what its last holder counted.
+            if let Some(destination) = shard.remove(address).and_then(Arc::into_inner) {
+                self.lock_forgotten().merge(&destination.metrics.totals());
+            }
+        }
+    }
+
+    fn lock_forgotten(&self) -> MutexGuard<'_, Totals> {
+        self.forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn shard_of(address: SocketAddr) -> usize {
@@ -135,26 +171,6 @@ fn shard_of(address: SocketAddr) -> usize {
         std::net::IpAddr::V6(ip) => usize::from(ip.octets()[15]),
     };
     (low ^ usize::from(address.port())) % SHARDS
-}
-
-/// Forgets the least recently used eighth that only the registry still holds: looking through a
-/// shard costs more than forgetting, so it is not done for each new destination.
-fn forget_some(shard: &mut HashMap<SocketAddr, Arc<Destination>>, metrics: &Metrics) {
-    let mut unused: Vec<_> = shard
-        .values()
-        .filter(|d| Arc::strong_count(d) == 1)
-        .map(|d| (d.last_used(), d.address))
-        .collect();
-    let surplus = (REMEMBERED / SHARDS / 8).min(unused.len());
-    if surplus == 0 {
-        return;
-    }
-    unused.select_nth_unstable(surplus - 1);
-    for (_, address) in &unused[..surplus] {
-        if let Some(destination) = shard.remove(address) {
-            metrics.forget(&destination.metrics);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -188,28 +204,22 @@ mod tests {
     #[test]
     fn destinations_in_use_are_never_forgotten_and_the_rest_is_bounded() {
         let registry = Registry::default();
-        let metrics = Metrics::new(1);
         let now = Instant::now();
-        let held = registry.destination(address(1), now, &metrics);
+        let held = registry.destination(address(1), now);
         for port in 2..=u16::MAX {
-            registry.destination(address(port), now, &metrics);
+            registry.destination(address(port), now);
         }
         assert!(registry.count() <= REMEMBERED);
-        assert!(Arc::ptr_eq(
-            &held,
-            &registry.destination(address(1), now, &metrics)
-        ));
+        assert!(Arc::ptr_eq(&held, &registry.destination(address(1), now)));
     }
 
     #[test]
     fn the_least_recently_used_are_forgotten_first_and_their_counts_stay() {
         let registry = Registry::default();
-        let metrics = Metrics::new(1);
         let now = Instant::now();
         let full = REMEMBERED / SHARDS;
         // Ports this far apart share a shard.
-        let destination =
-            |n: usize, at| registry.destination(address((n * SHARDS) as u16), at, &metrics);
+        let destination = |n: usize, at| registry.destination(address((n * SHARDS) as u16), at);
         for n in 0..full {
             destination(n, now).metrics.observe(0, &record());
         }
@@ -218,6 +228,6 @@ mod tests {
         assert!(used.upgrade().is_some());
         let forgotten = full + 1 - registry.count();
         assert_eq!(forgotten, full / 8);
-        assert_eq!(metrics.forgotten().latency.count(), forgotten as u64);
+        assert_eq!(registry.forgotten().latency.count(), forgotten as u64);
     }
 }

@@ -11,6 +11,7 @@ mod record;
 pub use access_log::AccessLog;
 pub use exposition::{Exposition, Format};
 pub use log_thread::{LogTarget, LogThread};
+pub(crate) use metrics::Totals;
 pub use metrics::{DestinationMetrics, IdleUpstream, Metrics};
 pub use record::{Protocol, Record, RequestLine};
 

@@ -35,7 +35,7 @@ pub(super) fn rows(shared: &Shared) -> Arc<[Row]> {
             totals: destination.metrics.totals(),
         })
         .collect();
-    let forgotten = shared.metrics.forgotten();
+    let forgotten = shared.registry.forgotten();
     if forgotten != Totals::default() {
         rows.push(Row {
             destination: OTHER.into(),

@@ -44,7 +44,7 @@ fn shared() -> Arc<Shared> {
 
 fn observe(shared: &Shared, worker: usize, address: SocketAddr, record: &Record<'_>) {
     let now = Instant::now();
-    let destination = shared.registry.destination(address, now, &shared.metrics);
+    let destination = shared.registry.destination(address, now);
     destination.metrics.observe(worker, record);
 }
 

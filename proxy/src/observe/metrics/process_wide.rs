@@ -2,21 +2,19 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
-use super::{DestinationMetrics, Totals, reason};
+use super::reason;
 use crate::{failure::Failure, shared::Shared};
 
 #[derive(Debug)]
 pub struct Metrics {
     refused: [AtomicU64; reason::COUNT],
     of_worker: Box<[WorkerMetrics]>,
-    /// What was counted for destinations that are no longer remembered.
-    forgotten: Mutex<Totals>,
     pub(crate) started: SystemTime,
 }
 
@@ -28,12 +26,18 @@ struct WorkerMetrics {
     idle_upstream: AtomicI64,
 }
 
+impl Default for Metrics {
+    /// For one worker.
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
 impl Metrics {
     pub fn new(workers: usize) -> Self {
         Self {
             refused: Default::default(),
             of_worker: (0..workers).map(|_| WorkerMetrics::default()).collect(),
-            forgotten: Mutex::default(),
             started: SystemTime::now(),
         }
     }
@@ -54,39 +58,31 @@ impl Metrics {
         self.refused[reason::number(failure)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Keeps what was counted for a destination that is about to be forgotten, so that no total
-    /// ever falls.
-    pub fn forget(&self, destination: &DestinationMetrics) {
-        let totals = destination.totals();
-        self.lock_forgotten().merge(&totals);
-    }
-
-    pub(crate) fn forgotten(&self) -> Totals {
-        self.lock_forgotten().clone()
-    }
-
     pub(crate) fn accepted(&self) -> u64 {
         let accepted = |w: &WorkerMetrics| w.accepted.load(Ordering::Relaxed);
         self.of_worker.iter().map(accepted).sum()
     }
 
-    /// Refused connections by reason.
+    /// Refused connections by reason: those that have happened and, at 0, those that accepting can
+    /// refuse for, since an alert needs a series to start from.
     pub(crate) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let accepting = [
+            Failure::NotRedirected,
+            Failure::Loop,
+            Failure::ConnectionLimit,
+            Failure::OutOfResources,
+        ]
+        .map(Failure::label);
         self.refused
             .iter()
             .enumerate()
             .map(|(number, count)| (reason::label(number), count.load(Ordering::Relaxed)))
+            .filter(move |(label, count)| *count > 0 || accepting.contains(label))
     }
 
     pub(crate) fn idle_upstream(&self) -> u64 {
         let idle = |w: &WorkerMetrics| w.idle_upstream.load(Ordering::Relaxed);
         self.of_worker.iter().map(idle).sum::<i64>().max(0) as u64
-    }
-
-    fn lock_forgotten(&self) -> std::sync::MutexGuard<'_, Totals> {
-        self.forgotten
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
