@@ -5,6 +5,7 @@ mod logging;
 mod privileges;
 mod remove_rules;
 mod serve;
+mod settings;
 
 use std::process::ExitCode;
 

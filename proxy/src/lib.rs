@@ -11,6 +11,7 @@ pub mod app;
 pub mod buffer;
 pub mod cluster;
 pub mod connection;
+pub mod control;
 pub mod detect;
 pub mod drain;
 pub mod failure;
