@@ -1,6 +1,8 @@
 //! `proxyctl`: a transparent outbound sidecar proxy, its capture rules and its diagnosis.
 
 mod install_rules;
+mod logging;
+mod privileges;
 mod remove_rules;
 mod serve;
 mod settings;
