@@ -3,6 +3,8 @@
 mod completions;
 mod demo;
 mod install_rules;
+mod logging;
+mod privileges;
 mod remove_rules;
 mod serve;
 mod settings;
