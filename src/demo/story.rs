@@ -130,7 +130,8 @@ impl Scene<'_> {
     fn start_the_proxy(&mut self) -> Result<Running, Trouble> {
         self.narrator.step("The proxy starts");
         self.narrator
-            .say("The other server has gone. The proxy needs no configuration; this one is for the show:");
+            .say("The other server has gone. With a user of its own, the proxy needs no configuration; this\n\
+             one is for the show:");
         self.narrator.command(&format!("cat {}", self.config));
         self.narrator.output(&self.settings());
         self.narrator
