@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -34,27 +34,34 @@ fn every_claim_of_the_demo_is_true() {
 /// to be killed with its parent.
 #[test]
 fn a_demo_that_is_killed_leaves_no_process_behind() {
+    let (mut demo, children) =
+        wait_for(stopped_in_the_middle).expect("a demo with application, upstream and proxy");
+    demo.kill().expect("killing the demo");
+    demo.wait().expect("the demo's end");
+    wait_for(|| (!children.iter().any(|&child| lives(child))).then_some(()))
+        .expect("the children end with the demo");
+}
+
+/// A demo that was stopped while its proxy ran, and its children; none if it was too quick.
+fn stopped_in_the_middle() -> Option<(Child, Vec<u32>)> {
     let mut demo = demo()
         .stdout(Stdio::piped())
         .spawn()
         .expect("the demo starts");
     let output = BufReader::new(demo.stdout.take().expect("a pipe"));
-    let captured = output
+    let has_proxy = output
         .lines()
         .map_while(Result::ok)
-        .any(|line| line.contains("\"step\":5"));
-    assert!(captured, "the demo ended before its fifth step");
-    let pid = Pid::from_child(&demo);
-    kill_process(pid, Signal::STOP).expect("stopping the demo");
-    let children = wait_for(|| {
-        let children = children_of(demo.id());
-        (children.len() >= 3).then_some(children)
-    })
-    .expect("application, upstream and proxy");
-    demo.kill().expect("killing the demo");
-    demo.wait().expect("the demo's end");
-    wait_for(|| (!children.iter().any(|&child| lives(child))).then_some(()))
-        .expect("the children end with the demo");
+        .any(|line| line.contains("\"step\":4"));
+    assert!(has_proxy, "the demo ended before its fourth step");
+    kill_process(Pid::from_child(&demo), Signal::STOP).expect("stopping the demo");
+    let children = children_of(demo.id());
+    if children.len() < 3 {
+        demo.kill().expect("killing the demo");
+        demo.wait().expect("the demo's end");
+        return None;
+    }
+    Some((demo, children))
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
