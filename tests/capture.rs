@@ -308,6 +308,64 @@ fn two_installs_at_once_make_one_capture() {
     assert_eq!(pair.app.ruleset().matches("redirect").count(), 2);
 }
 
+/// Killed at whatever message it sends, an install leaves the capture whole or not there at all,
+/// and the next one puts things right. Regression: killed just before its end, it left an anchor of
+/// an older generation that no repetition removed.
+#[test]
+fn an_install_that_is_killed_leaves_nothing_half_done() {
+    let pair = wire();
+    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    for call in ["sendto", "sendmsg"] {
+        for older_in_force in [true, false] {
+            let points = (1..100)
+                .take_while(|&point| is_killed_at(&pair, older_in_force, call, point))
+                .count();
+            assert!(points > 5, "only {points} calls of {call} were met");
+        }
+    }
+}
+
+/// Kills an install at its `point`th `call`, with an older generation in force or only its anchor,
+/// and checks what is left; false when it ended before.
+fn is_killed_at(pair: &Pair, older_in_force: bool, call: &str, point: usize) -> bool {
+    ctl(&pair.app, INSTALL).expect("captured");
+    if !older_in_force {
+        ctl(&pair.app, REMOVE).expect("removed");
+    }
+    let changed = config("capture: { exclude: { ports: [23] } }");
+    let inject = format!("inject={call}:signal=KILL:when={point}");
+    let status = pair.app.enter(|| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+        command.arg(proxyctl::proxyctl());
+        command.args(["install-rules", "--config", &changed]);
+        let output = command.stdout(Stdio::null()).stderr(Stdio::null());
+        output
+            .status()
+            .expect("this test needs the program `strace`")
+    });
+    if older_in_force {
+        assert_captured(pair, true);
+    } else {
+        // Through the proxy or directly, but through.
+        for address in [V4, V6] {
+            Client::connect(&pair.app, address).check();
+        }
+    }
+    if !status.success() {
+        let again = ctl(&pair.app, &format!("{INSTALL} --config {changed}"));
+        assert_eq!(again.code, 0, "{call} {point}: {again:?}");
+    }
+    let ruleset = pair.app.ruleset();
+    assert_eq!(
+        ruleset.matches("table inet").count(),
+        2,
+        "{call} {point}: {ruleset}"
+    );
+    ctl(&pair.app, REMOVE).expect("removed");
+    !status.success()
+}
+
 #[test]
 fn exclusions_go_direct() {
     let pair = wire();
