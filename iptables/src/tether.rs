@@ -261,7 +261,10 @@ fn let_go_of_others(
             },
         )?;
     }
-    let left: Vec<_> = captures(reader, plan.port)?
+    // The others are gone by the proxy's word; that they cannot be listed just now is no reason to
+    // give up the new one too.
+    let left: Vec<_> = captures(reader, plan.port)
+        .unwrap_or_default()
         .iter()
         .filter(|table| table.name != plan.capture.name)
         .map(leftover)
