@@ -11,14 +11,14 @@ use std::{
 use crate::{
     INSTALL, REMOVE, config,
     netns::Pair,
-    proxyctl::{self, PROXY_UID, ctl, ctl_as, proxy, until},
+    proxyctl::{self, ctl, ctl_as, serve, until},
     wire::{Client, V4, V6, assert_captured, serve_echo, wire},
 };
 
 #[test]
 fn both_families_are_captured_and_direct_again_once_the_proxy_is_killed() {
     let pair = wire();
-    let mut proxy = proxy(&pair.app, PROXY_UID, "");
+    let mut proxy = serve(&pair.app, "--workers 2");
     let installed = ctl(&pair.app, INSTALL).expect("captured");
     assert_eq!(installed.code, 0);
     assert_captured(&pair, true);
@@ -36,7 +36,7 @@ fn connections_that_live_at_install_are_not_disturbed() {
         .take(40)
         .map(|address| Client::connect(&pair.app, address))
         .collect();
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     clients.iter_mut().for_each(Client::check);
 }
@@ -44,7 +44,7 @@ fn connections_that_live_at_install_are_not_disturbed() {
 #[test]
 fn a_removal_lets_live_connections_flow_and_leaves_no_rule_once_they_end() {
     let pair = wire();
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     let mut clients: Vec<_> = [V4, V6]
         .into_iter()
@@ -71,7 +71,7 @@ fn a_removal_lets_live_connections_flow_and_leaves_no_rule_once_they_end() {
 #[test]
 fn a_graceful_stop_ends_capture_first_and_live_connections_last() {
     let pair = wire();
-    let mut proxy = proxy(&pair.app, PROXY_UID, "");
+    let mut proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     let mut client = Client::connect(&pair.app, V4);
     proxy.signal("TERM");
@@ -91,7 +91,7 @@ fn a_graceful_stop_ends_capture_first_and_live_connections_last() {
 fn a_kill_under_load_refuses_no_connection() {
     let pair = wire();
     for round in 0..10 {
-        let mut proxy = proxy(&pair.app, PROXY_UID, "");
+        let mut proxy = serve(&pair.app, "--workers 2");
         ctl(&pair.app, INSTALL).expect("captured");
         let done = AtomicBool::new(false);
         let dialled = AtomicU32::new(0);
@@ -128,7 +128,7 @@ fn a_kill_under_load_refuses_no_connection() {
 #[test]
 fn a_second_install_changes_nothing() {
     let pair = wire();
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     let before = pair.app.ruleset();
     let again = ctl(&pair.app, INSTALL).expect("already captured");
@@ -139,7 +139,7 @@ fn a_second_install_changes_nothing() {
 #[test]
 fn a_changed_configuration_replaces_the_capture_without_a_gap() {
     let pair = wire();
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     let configs =
         [23, 24].map(|port| config(&format!("capture: {{ exclude: {{ ports: [{port}] }} }}")));
@@ -173,7 +173,7 @@ fn a_changed_configuration_replaces_the_capture_without_a_gap() {
 #[test]
 fn two_installs_at_once_make_one_capture() {
     let pair = wire();
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     let mut results = thread::scope(|scope| {
         let racing: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| ctl(&pair.app, INSTALL)))
@@ -210,7 +210,7 @@ fn sweep(fault: &str, check: impl Fn(&str, &str)) {
     let pair = wire();
     // The probes of one worker are counted; several workers are dialled until each was met, which
     // would number the messages differently each time.
-    let _proxy = proxy(&pair.app, PROXY_UID, "--workers 1");
+    let _proxy = serve(&pair.app, "--workers 1");
     for (call, older_in_force) in [("sendto", true), ("sendmsg", true), ("sendmsg", false)] {
         let (mut failures, mut harmless) = (0, 0);
         // Three harmless ones in a row: the install makes no more such calls.
@@ -278,7 +278,7 @@ fn exclusions_go_direct() {
     let pair = wire();
     serve_echo(&pair.peer, "10.77.0.2:9000");
     serve_echo(&pair.peer, "10.77.0.2:9001");
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     for (exclusion, address) in [
         ("ports: ['9000-9000']", "10.77.0.2:9000"),
         ("cidrs: ['10.77.0.2/32']", V4),
@@ -306,7 +306,7 @@ fn destinations_on_this_host_are_left_alone() {
     for address in ["127.0.0.1:8081", "10.77.0.1:8081", "[::1]:8081"] {
         serve_echo(&pair.app, address);
     }
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     for address in ["127.0.0.1:8081", "10.77.0.1:8081", "[::1]:8081"] {
         assert!(
@@ -322,7 +322,7 @@ fn without_ipv6_on_loopback_only_ipv4_is_captured_and_said() {
     pair.app.enter(|| {
         fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
     });
-    let _proxy = proxy(&pair.app, PROXY_UID, "");
+    let _proxy = serve(&pair.app, "--workers 2");
     let installed = ctl(&pair.app, INSTALL).expect("captured");
     assert_eq!(installed.json["families"], serde_json::json!(["IPv4"]));
     assert!(
@@ -340,14 +340,13 @@ fn a_proxy_of_the_only_user_is_told_by_its_mark() {
     let file = config("capture: { proxy_mark: 7 }");
     let script = format!(
         "ip link set lo up
-        {tiny} --mark 7 > {file}.out & proxy=$!
-        until grep -q ready {file}.out; do sleep 0.01; done
+        {ctl} serve --config {file} --admin off & proxy=$!
+        until ss -ltn | grep -q 127.0.0.1:15001; do kill -0 $proxy || exit 1; sleep 0.01; done
         {ctl} install-rules --json; echo
         {ctl} install-rules --json --config {file}; echo
         nft list ruleset
         kill -9 $proxy; wait $proxy
         nft list ruleset | grep -c redirect",
-        tiny = proxyctl::tiny_proxy().display(),
         ctl = proxyctl::proxyctl().display(),
     );
     let output = Command::new("unshare")
