@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod cluster;
 pub mod connection;
 pub mod control;
+pub mod deadline;
 pub mod detect;
 pub mod drain;
 pub mod failure;
@@ -21,6 +22,8 @@ pub mod readiness;
 pub mod shared;
 mod signals;
 mod sys;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 pub mod worker;
 

@@ -57,6 +57,11 @@ impl OwnConnections {
         self.lock().contains(&client)
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,24 +102,5 @@ impl ConnectionLimit {
 
     pub fn release(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-impl Shared {
-    /// A process of `workers` workers that listens nowhere.
-    pub(crate) fn for_tests(workers: usize) -> Self {
-        Self {
-            settings: Settings::default(),
-            instance: "test".into(),
-            listeners: Vec::new(),
-            registry: Registry::new(workers),
-            metrics: Metrics::new(workers),
-            access_log: None,
-            readiness: Readiness::default(),
-            own: OwnConnections::default(),
-            connections: ConnectionLimit::new(usize::MAX),
-            started: Instant::now(),
-        }
     }
 }
