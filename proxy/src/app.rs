@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{AccessLogTarget, Settings};
+use outrigger_config::{AccessLogTarget, Settings, control::socket_name};
 use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
@@ -20,15 +20,16 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, BindError},
+    accept::{self, BindError, Listeners},
     address::ListenerAddr,
     admin,
     cluster::Registry,
+    control::{Control, Hooks, Listening},
     observe::{AccessLog, Metrics},
     readiness::Readiness,
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
-    sys,
+    sys, upstream,
     worker::{self, Phase, Worker},
 };
 
@@ -43,7 +44,7 @@ pub struct Bound {
     shared: Arc<Shared>,
     listeners: Vec<Vec<StdListener>>,
     admin: Option<StdListener>,
-    before_drain: Vec<Box<dyn FnOnce()>>,
+    control: Control,
 }
 
 /// Binds everything that `settings` ask for; `inherited` sockets take the place of `listen`. To be
@@ -54,14 +55,19 @@ pub struct Bound {
 pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartError> {
     let workers = settings.workers.map_or_else(default_workers, usize::from);
     sys::limit_malloc_arenas(workers + 1);
-    let listeners = if inherited.is_empty() {
-        accept::bind(&settings.listen, workers)
-    } else {
-        accept::inherited(inherited, workers)
-    }
-    .map_err(StartError::Listen)?;
+    let (mut control, listeners) = bind_as_one_instance(&settings, inherited, workers)?;
     let admin = settings.admin.map(bind_admin).transpose()?;
     let instance = random_id()?;
+    let control_state = Listening::of(listeners.per_worker.iter().flatten())
+        .and_then(|l| {
+            control.state(
+                l,
+                instance.to_string(),
+                workers,
+                settings.capture.proxy_mark,
+            )
+        })
+        .map_err(StartError::Control)?;
     let access_log =
         AccessLog::open(&settings, workers, &instance).map_err(|source| StartError::AccessLog {
             path: match &settings.access_log.to {
@@ -81,6 +87,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         registry: Registry::new(workers),
         metrics: Metrics::new(workers),
         access_log,
+        control: control_state,
         readiness: Readiness::default(),
         own: OwnConnections::default(),
         connections: ConnectionLimit::new(max_connections),
@@ -90,7 +97,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         shared,
         listeners: listeners.per_worker,
         admin,
-        before_drain: Vec::new(),
+        control,
     })
 }
 
@@ -103,11 +110,6 @@ impl Bound {
     /// The admin listener's real address.
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin.as_ref().and_then(|a| a.local_addr().ok())
-    }
-
-    /// Has `release` run at a graceful stop before anything is turned away: capture ends first.
-    pub fn before_drain(&mut self, release: impl FnOnce() + 'static) {
-        self.before_drain.push(Box::new(release));
     }
 
     /// Serves until SIGTERM or SIGINT and the drain that follows.
@@ -128,11 +130,13 @@ impl Bound {
                 let admin = TcpListener::from_std(admin)?;
                 tokio::task::spawn_local(admin::serve(admin, self.shared.clone()));
             }
+            tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
-            let ended = control(&self.shared, phase, signals, self.before_drain).await;
+            let ended = obey(&self.shared, phase, signals).await;
             for worker in workers {
                 let _ = worker.join();
             }
+            self.shared.control.release_all();
             if let Some(log) = &self.shared.access_log {
                 log.close(LOG_PATIENCE);
             }
@@ -147,11 +151,10 @@ impl Bound {
 }
 
 /// Everything that is not a worker's: signals, and the order of the end.
-async fn control(
+async fn obey(
     shared: &Shared,
     phase: watch::Sender<Phase>,
     mut signals: Signals,
-    before_drain: Vec<Box<dyn FnOnce()>>,
 ) -> io::Result<()> {
     tokio::select! {
         () = stop_ordered(&mut signals, shared) => {}
@@ -161,9 +164,9 @@ async fn control(
     tracing::info!(%deadline, live = shared.connections.live(), "stopping: draining live connections");
     notify(NotifyState::Stopping);
     shared.readiness.start_draining();
-    for release in before_drain {
-        release();
-    }
+    // Capture ends before anything is turned away; from here on new connections go direct.
+    shared.control.start_draining();
+    shared.control.release_capture();
     phase.send_replace(Phase::Draining);
     tokio::select! {
         () = phase.closed() => tracing::info!("drained"),
@@ -266,6 +269,45 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
+/// The control socket's name is the lock that keeps two instances off one port: without it both
+/// would join one reuseport group and share the traffic. So it comes before the listeners, except
+/// where these alone know the port.
+fn bind_as_one_instance(
+    settings: &Settings,
+    inherited: Vec<OwnedFd>,
+    workers: usize,
+) -> Result<(Control, Listeners), StartError> {
+    let lock = |port| Control::bind(port).map_err(|source| StartError::Instance { port, source });
+    if inherited.is_empty() && settings.port() != 0 {
+        let control = lock(settings.port())?;
+        let listeners = accept::bind(&settings.listen, workers).map_err(StartError::Listen)?;
+        return Ok((control, listeners));
+    }
+    let listeners = if inherited.is_empty() {
+        accept::bind(&settings.listen, workers)
+    } else {
+        accept::inherited(inherited, workers)
+    }
+    .map_err(StartError::Listen)?;
+    let port = listeners.addresses.first().map_or(0, |a| a.0.port());
+    Ok((lock(port)?, listeners))
+}
+
+async fn serve_control(control: Control, shared: Arc<Shared>) {
+    let state = shared.control.clone();
+    let counted = shared.clone();
+    let hooks = Hooks {
+        dial: Box::new(move |peer| {
+            let shared = shared.clone();
+            Box::pin(async move { upstream::connect(&shared, peer).await.map(drop) })
+        }),
+        live_connections: Box::new(move || counted.connections.live()),
+    };
+    if let Err(error) = control.run(state, hooks).await {
+        tracing::error!(%error, "the control socket cannot be served; nothing can be captured");
+    }
+}
+
 fn bind_admin(address: SocketAddr) -> Result<StdListener, StartError> {
     let bind = || {
         let listener = StdListener::bind(address)?;
@@ -311,6 +353,12 @@ pub enum StartError {
         source: io::Error,
     },
     Random(io::Error),
+    /// The control socket's name is taken, or cannot be had.
+    Instance {
+        port: u16,
+        source: io::Error,
+    },
+    Control(io::Error),
 }
 
 impl fmt::Display for StartError {
@@ -332,6 +380,19 @@ impl fmt::Display for StartError {
                 path.display(),
                 rustix::process::geteuid().as_raw()
             ),
+            Self::Instance { port, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "another instance runs on port {port} in this network namespace (it holds the control socket @{}); find it with `ss -xlp | grep outrigger`, stop it, or choose another port with --listen",
+                socket_name(*port)
+            ),
+            Self::Instance { port, source } => {
+                write!(
+                    f,
+                    "cannot bind the control socket @{}: {source}",
+                    socket_name(*port)
+                )
+            }
+            Self::Control(source) => write!(f, "cannot prepare the control socket: {source}"),
             Self::Random(source) => write!(f, "no random numbers from the kernel: {source}"),
         }
     }

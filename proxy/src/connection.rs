@@ -4,6 +4,8 @@
 //! accept → original destination → detect → forward (per request: route, admit, pick, check out,
 //! relay, record).
 //!
+//! A probe of the gate ends after the original destination with an answer of its own.
+//!
 //! Failure edges: a connection that nobody redirected, or that is our own, is reset and counted;
 //! after that every failure is told by the forwarder in the protocol that the client speaks.
 
@@ -54,6 +56,10 @@ pub async fn serve(
         Ok(original) => original,
         Err(failure) => return refuse(&worker, stream, client, failure),
     };
+    let probes = &worker.shared.control.canary;
+    if probes.is_expected(original.0) {
+        return probes.answer(stream, original.0, worker.id).await;
+    }
     let destination = worker.shared.registry.destination(original.0, accepted);
     let connection = Connection {
         worker,

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -15,6 +15,7 @@ use outrigger_config::Settings;
 use crate::{
     address::ListenerAddr,
     cluster::Registry,
+    control::ControlState,
     observe::{AccessLog, Metrics},
     readiness::Readiness,
 };
@@ -29,6 +30,8 @@ pub struct Shared {
     pub registry: Registry,
     pub metrics: Metrics,
     pub access_log: Option<AccessLog>,
+    /// Who holds the capture, and which connections are the gate's probes.
+    pub control: Arc<ControlState>,
     pub readiness: Readiness,
     pub own: OwnConnections,
     pub connections: ConnectionLimit,
@@ -102,5 +105,25 @@ impl ConnectionLimit {
 
     pub fn release(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Shared {
+    /// A process of `workers` workers that listens nowhere.
+    pub(crate) fn for_tests(workers: usize) -> Self {
+        Self {
+            settings: Settings::default(),
+            instance: "test".into(),
+            listeners: Vec::new(),
+            registry: Registry::new(workers),
+            metrics: Metrics::new(workers),
+            access_log: None,
+            control: Arc::new(ControlState::for_tests()),
+            readiness: Readiness::default(),
+            own: OwnConnections::default(),
+            connections: ConnectionLimit::new(usize::MAX),
+            started: Instant::now(),
+        }
     }
 }

@@ -8,11 +8,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     address::{ClientAddr, OriginalDst},
-    cluster::Registry,
     connection::Connection,
-    observe::Metrics,
-    readiness::Readiness,
-    shared::{ConnectionLimit, OwnConnections, Shared},
+    shared::Shared,
     worker::Worker,
 };
 
@@ -21,22 +18,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a process shares, with `settings`, listening nowhere.
 pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
-    shared_by(1, settings)
-}
-
-/// The same with several workers.
-pub(crate) fn shared_by(workers: usize, settings: Settings) -> Arc<Shared> {
     Arc::new(Shared {
         settings,
-        instance: "test".into(),
-        listeners: Vec::new(),
-        registry: Registry::new(workers),
-        metrics: Metrics::new(workers),
-        access_log: None,
-        readiness: Readiness::default(),
-        own: OwnConnections::default(),
-        connections: ConnectionLimit::new(usize::MAX),
-        started: Instant::now(),
+        ..Shared::for_tests(1)
     })
 }
 

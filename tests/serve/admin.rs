@@ -4,7 +4,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::server::Server;
+use crate::server::{Server, wait_for};
 
 #[test]
 fn live_ready_metrics_and_a_listing_are_answered() {
@@ -108,12 +108,13 @@ fn connections_that_nobody_redirected_are_reset_and_counted() {
         // Reset, so that no client takes it for an orderly end.
         assert!(stream.read(&mut [0]).is_err());
     }
-    let metrics = server.get("/metrics");
-    assert_eq!(
-        metrics.metric("outrigger_connections_accepted_total", ""),
-        3.0
-    );
+    // The client may learn of the reset before the proxy is done with it.
+    let metrics = wait_for("no live connection", || {
+        let metrics = server.get("/metrics");
+        (metrics.metric("outrigger_connections_live", "") == 0.0).then_some(metrics)
+    });
+    let accepted = metrics.metric("outrigger_connections_accepted_total", "");
+    assert_eq!(accepted, 3.0);
     let refused = "outrigger_connections_refused_total";
     assert_eq!(metrics.metric(refused, "reason=\"not_redirected\""), 3.0);
-    assert_eq!(metrics.metric("outrigger_connections_live", ""), 0.0);
 }

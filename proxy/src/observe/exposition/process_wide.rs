@@ -23,6 +23,8 @@ pub(super) struct ProcessWide {
     active_upstream: u64,
     destinations: u64,
     workers_accepting: u64,
+    captured_since: Option<u64>,
+    is_captured: bool,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -42,6 +44,8 @@ impl ProcessWide {
             active_upstream: (shared.own.count() as u64).saturating_sub(idle_upstream),
             destinations: shared.registry.count() as u64,
             workers_accepting: shared.readiness.accepting() as u64,
+            captured_since: shared.control.captured_since(),
+            is_captured: shared.control.captured_since().is_some(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -189,6 +193,26 @@ impl Collector for ProcessWide {
             "Workers that accept connections",
             self.workers_accepting,
         )?;
+        gauge(
+            encoder,
+            "outrigger_capture_active",
+            "1 while this process holds the rules that redirect connections to it",
+            self.is_captured.into(),
+        )?;
+        gauge(
+            encoder,
+            "outrigger_capture_active",
+            "1 while connections are captured for this process, 0 while all go direct",
+            self.captured_since.is_some().into(),
+        )?;
+        if let Some(since) = self.captured_since {
+            gauge(
+                encoder,
+                "outrigger_capture_start_time_seconds",
+                "Unix time since which connections are captured",
+                since,
+            )?;
+        }
         if let Some(dropped) = self.access_log_dropped {
             self.counter(
                 encoder,

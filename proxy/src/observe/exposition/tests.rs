@@ -6,18 +6,15 @@ use std::{
     time::Instant,
 };
 
-use outrigger_config::Settings;
-
 use super::*;
 use crate::{
     failure::Failure,
     observe::{IdleUpstream, Protocol, Record, record::tests::record},
-    testing,
 };
 
 /// A proxy that has served a little of everything.
 fn shared() -> Arc<Shared> {
-    let shared = testing::shared_by(2, Settings::default());
+    let shared = Arc::new(Shared::for_tests(2));
     for (worker, record) in [
         (0, record()),
         (1, record()),
@@ -75,6 +72,7 @@ fn tells_what_was_counted() {
         "outrigger_upstream_requests_total{destination=\"203.0.113.7:80\",connection=\"new\"} 3",
         "outrigger_upstream_connections{state=\"idle\"} 1",
         "outrigger_destinations 1",
+        "outrigger_capture_active 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
     }
@@ -136,7 +134,7 @@ fn many_destinations_come_in_small_pieces_that_fit_together() {
 
 #[test]
 fn what_was_counted_for_forgotten_destinations_is_told_as_other() {
-    let shared = testing::shared(Settings::default());
+    let shared = Shared::for_tests(1);
     let addresses = || (1..=u16::MAX).map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
     for address in addresses() {
         observe(&shared, 0, address, &record());

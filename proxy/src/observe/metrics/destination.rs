@@ -33,11 +33,6 @@ impl DestinationMetrics {
             .observe(record);
     }
 
-    /// Requests and connections that have ended.
-    pub fn requests(&self) -> u64 {
-        self.totals().outcomes.values().sum()
-    }
-
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for cells in self.of_worker.iter().filter_map(OnceLock::get) {
