@@ -24,7 +24,6 @@ pub(super) struct ProcessWide {
     destinations: u64,
     workers_accepting: u64,
     captured_since: Option<u64>,
-    is_captured: bool,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -45,7 +44,6 @@ impl ProcessWide {
             destinations: shared.registry.count() as u64,
             workers_accepting: shared.readiness.accepting() as u64,
             captured_since: shared.control.captured_since(),
-            is_captured: shared.control.captured_since().is_some(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -197,19 +195,13 @@ impl Collector for ProcessWide {
             encoder,
             "outrigger_capture_active",
             "1 while this process holds the rules that redirect connections to it",
-            self.is_captured.into(),
-        )?;
-        gauge(
-            encoder,
-            "outrigger_capture_active",
-            "1 while connections are captured for this process, 0 while all go direct",
             self.captured_since.is_some().into(),
         )?;
         if let Some(since) = self.captured_since {
             gauge(
                 encoder,
                 "outrigger_capture_start_time_seconds",
-                "Unix time since which connections are captured",
+                "Unix time since which it holds them",
                 since,
             )?;
         }
