@@ -33,7 +33,7 @@ pub(super) struct ProcessWide {
 impl ProcessWide {
     pub(super) fn of(shared: &Shared, format: Format) -> Self {
         let metrics = &shared.metrics;
-        let idle_upstream = metrics.idle_upstream();
+        let idle_upstream = metrics.idle_upstreams();
         Self {
             format,
             accepted: metrics.accepted(),

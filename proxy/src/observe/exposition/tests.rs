@@ -9,7 +9,7 @@ use std::{
 use super::*;
 use crate::{
     failure::Failure,
-    observe::{IdleUpstream, Protocol, Record, record::tests::record},
+    observe::{Protocol, Record, record::tests::record},
 };
 
 /// A proxy that has served a little of everything.
@@ -55,7 +55,7 @@ fn text(shared: &Shared, format: Format) -> String {
 #[test]
 fn tells_what_was_counted() {
     let shared = shared();
-    let _idle = IdleUpstream::begin(&shared, 1);
+    let _idle = shared.metrics.idle_upstream(1);
     let text = text(&shared, Format::Prometheus);
     for line in [
         "outrigger_connections_accepted_total 1",
