@@ -17,5 +17,7 @@ pub mod forward;
 pub mod observe;
 pub mod shared;
 mod sys;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 pub mod worker;

@@ -3,7 +3,10 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::Interest,
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::{failure::Failure, shared::Shared};
 
@@ -51,6 +54,21 @@ pub async fn connect(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream,
         local,
         shared: shared.clone(),
     })
+}
+
+/// [`connect`] on behalf of `client`, given up when the client is reset meanwhile.
+///
+/// # Errors
+/// As [`connect`]; `ClientClosed` when given up.
+pub async fn connect_for(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    client: &TcpStream,
+) -> Result<Upstream, Failure> {
+    tokio::select! {
+        connected = connect(shared, peer) => connected,
+        _ = client.ready(Interest::ERROR) => Err(Failure::ClientClosed),
+    }
 }
 
 async fn dial(shared: &Shared, peer: SocketAddr) -> io::Result<TcpStream> {

@@ -17,7 +17,7 @@ use std::{
 use socket2::SockRef;
 use tokio::{net::TcpStream, task};
 
-use super::{Upstream, connect};
+use super::{Upstream, connect_for};
 use crate::{failure::Failure, sys, worker::Worker};
 
 /// How often idle connections are looked through. A server that closed one holds its end half-open
@@ -57,8 +57,10 @@ pub struct Lease {
     pub id: u64,
     /// Whether earlier requests went over it.
     pub is_reused: bool,
+    /// Authenticated for one client, and for nobody else.
+    pub is_pinned: bool,
     /// How long the server keeps it when idle.
-    pub keeps_for: Option<Duration>,
+    keeps_for: Option<Duration>,
     /// Bytes sent for earlier requests.
     written: u64,
     /// What the kernel counted as acknowledged before the first of them: the handshake.
@@ -84,6 +86,7 @@ impl Pool {
         Lease {
             id: self.last_id.get(),
             is_reused: false,
+            is_pinned: false,
             keeps_for: None,
             written: 0,
             acked_at_first: sys::tcp_bytes_acked(&upstream.stream).unwrap_or(0),
@@ -107,20 +110,26 @@ impl Pool {
 
     fn sweep(&self, now: Instant) {
         self.destinations.borrow_mut().retain(|_, destination| {
-            destination.retain(|idle| idle.until > now && is_quiet(&idle.lease.upstream.stream));
+            destination.retain(|idle| idle.until > now && idle.lease.is_quiet());
             Rc::strong_count(destination) > 1 || !destination.connections.borrow().is_empty()
         });
     }
 }
 
-/// Dials `peer`. When descriptors run out, idle connections make room.
+/// Dials `peer` on behalf of `client`. When descriptors run out, idle connections make room.
 ///
 /// # Errors
-/// As [`connect`].
-pub async fn dial(worker: &Worker, peer: SocketAddr) -> Result<Lease, Failure> {
-    let pool = &worker.http1_pool;
-    let dialled = match connect(&worker.shared, peer).await {
-        Err(Failure::OutOfResources) if pool.clear() > 0 => connect(&worker.shared, peer).await,
+/// As [`connect_for`].
+pub async fn dial(
+    worker: &Worker,
+    peer: SocketAddr,
+    client: &TcpStream,
+) -> Result<Lease, Failure> {
+    let (shared, pool) = (&worker.shared, &worker.http1_pool);
+    let dialled = match connect_for(shared, peer, client).await {
+        Err(Failure::OutOfResources) if pool.clear() > 0 => {
+            connect_for(shared, peer, client).await
+        }
         dialled => dialled,
     };
     dialled.map(|upstream| pool.lease(upstream))
@@ -147,9 +156,9 @@ impl IdleConnections {
         idle.reuse(now)
     }
 
-    /// Takes a connection back whose last answer has arrived whole, `written` bytes after it was
-    /// checked out; or closes it, if it is not worth keeping.
-    pub fn check_in(&self, worker: &Rc<Worker>, mut lease: Lease, written: u64, now: Instant) {
+    /// Takes a connection back whose last answer has arrived whole; or closes it, if it is not
+    /// worth keeping.
+    pub fn check_in(&self, worker: &Rc<Worker>, lease: Lease, now: Instant) {
         let settings = &worker.shared.settings.pool;
         let keeps_for = match lease.keeps_for {
             // A second earlier than the server, so that a request does not race its close.
@@ -160,8 +169,6 @@ impl IdleConnections {
         if keeps_for.is_zero() || !has_room || worker.drain.has_started() {
             return;
         }
-        lease.written += written;
-        lease.is_reused = true;
         let until = now + keeps_for;
         self.connections.borrow_mut().push_back(Idle { lease, until });
         self.idle.set(self.idle.get() + 1);
@@ -183,11 +190,26 @@ impl IdleConnections {
 
 impl Idle {
     fn reuse(self, now: Instant) -> Option<Lease> {
-        (self.until > now && is_quiet(&self.lease.upstream.stream)).then_some(self.lease)
+        (self.until > now && self.lease.is_quiet()).then_some(self.lease)
     }
 }
 
 impl Lease {
+    /// Notes that a request of `written` bytes has been answered, and how long the server said that
+    /// it keeps the connection.
+    pub fn note_answered(&mut self, written: u64, keeps_for: Option<Duration>) {
+        self.written += written;
+        self.is_reused = true;
+        self.keeps_for = keeps_for.or(self.keeps_for);
+    }
+
+    /// Whether nothing, not even an end, has arrived since the last answer. Costs no system call:
+    /// the event loop has been told of whatever arrived.
+    pub fn is_quiet(&self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        poll_disturbed(&mut nobody, &self.upstream.stream).is_pending()
+    }
+
     /// Whether the peer, having closed, provably took nothing of the present request: it closed
     /// before our bytes reached it, and none of them was acknowledged. A reset is no such proof.
     pub fn is_unconsumed(&self) -> bool {
@@ -203,17 +225,16 @@ impl Lease {
     }
 }
 
-/// Whether nothing, not even an end, has arrived on an idle connection. Costs no system call: the
-/// event loop has been told of whatever arrived.
-fn is_quiet(stream: &TcpStream) -> bool {
-    match stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
-        Poll::Pending => true,
+/// Waits for anything to arrive on a connection where nothing should: bytes, or an end.
+pub fn poll_disturbed(cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
+    while stream.poll_read_ready(cx).is_ready() {
         // Readiness may be left over from a read that exactly filled its buffer.
-        Poll::Ready(Ok(())) => stream
-            .try_read(&mut [0])
-            .is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock),
-        Poll::Ready(Err(_)) => false,
+        let read = stream.try_read(&mut [0]);
+        if !read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+            return Poll::Ready(());
+        }
     }
+    Poll::Pending
 }
 
 /// Closes what is idle for too long or was closed by its server, for as long as any is idle.

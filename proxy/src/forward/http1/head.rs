@@ -117,6 +117,16 @@ fn visit_parsed(
     Ok(Some(end))
 }
 
+/// Whether a head of which `seen` bytes were no whole one may be whole now. Saves parsing again what
+/// trickles in; of the first bytes each may tell that it is no head at all.
+pub(super) fn may_be_whole(bytes: &[u8], seen: usize) -> bool {
+    const TELLING: usize = 16;
+    let new = &bytes[seen.saturating_sub(2)..];
+    seen < TELLING
+        || memchr::memchr_iter(b'\n', new)
+            .any(|at| new[at + 1..].starts_with(b"\n") || new[at + 1..].starts_with(b"\r\n"))
+}
+
 /// A byte of a method or header name (RFC 9110, section 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
