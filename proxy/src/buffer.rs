@@ -99,7 +99,8 @@ impl Buffer {
         let shrink = at.len().checked_sub(with.len());
         let grow = with.len().saturating_sub(at.len());
         let place = if let Some(shrink) = shrink {
-            self.bytes.copy_within(self.start..from, self.start + shrink);
+            self.bytes
+                .copy_within(self.start..from, self.start + shrink);
             self.start += shrink;
             from + shrink
         } else if self.start >= grow {

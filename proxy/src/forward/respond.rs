@@ -54,7 +54,10 @@ mod tests {
     #[test]
     fn a_refusal_says_what_why_and_that_it_closes() {
         let response = String::from_utf8(http1(Failure::BadRequest("no Host"), false)).unwrap();
-        assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{response}"
+        );
         assert!(
             response.contains(
                 "\r\nProxy-Status: outrigger; error=http_request_error; details=\"no Host\"\r\n"

@@ -120,16 +120,10 @@ impl Pool {
 ///
 /// # Errors
 /// As [`connect_for`].
-pub async fn dial(
-    worker: &Worker,
-    peer: SocketAddr,
-    client: &TcpStream,
-) -> Result<Lease, Failure> {
+pub async fn dial(worker: &Worker, peer: SocketAddr, client: &TcpStream) -> Result<Lease, Failure> {
     let (shared, pool) = (&worker.shared, &worker.http1_pool);
     let dialled = match connect_for(shared, peer, client).await {
-        Err(Failure::OutOfResources) if pool.clear() > 0 => {
-            connect_for(shared, peer, client).await
-        }
+        Err(Failure::OutOfResources) if pool.clear() > 0 => connect_for(shared, peer, client).await,
         dialled => dialled,
     };
     dialled.map(|upstream| pool.lease(upstream))
@@ -162,7 +156,9 @@ impl IdleConnections {
         let settings = &worker.shared.settings.pool;
         let keeps_for = match lease.keeps_for {
             // A second earlier than the server, so that a request does not race its close.
-            Some(told) => told.saturating_sub(Duration::from_secs(1)).min(settings.max_idle.0),
+            Some(told) => told
+                .saturating_sub(Duration::from_secs(1))
+                .min(settings.max_idle.0),
             None => settings.idle.0,
         };
         let has_room = self.connections.borrow().len() < settings.max_idle_per_destination;
@@ -170,7 +166,9 @@ impl IdleConnections {
             return;
         }
         let until = now + keeps_for;
-        self.connections.borrow_mut().push_back(Idle { lease, until });
+        self.connections
+            .borrow_mut()
+            .push_back(Idle { lease, until });
         self.idle.set(self.idle.get() + 1);
         if !worker.http1_pool.is_swept.replace(true) {
             task::spawn_local(sweep(worker.clone()));
@@ -181,7 +179,8 @@ impl IdleConnections {
         let mut connections = self.connections.borrow_mut();
         let before = connections.len();
         connections.retain(keep);
-        self.idle.set(self.idle.get() - (before - connections.len()));
+        self.idle
+            .set(self.idle.get() - (before - connections.len()));
         if connections.is_empty() {
             connections.shrink_to_fit();
         }
@@ -210,8 +209,9 @@ impl Lease {
         poll_disturbed(&mut nobody, &self.upstream.stream).is_pending()
     }
 
-    /// Whether the peer, having closed, provably took nothing of the present request: it closed
-    /// before our bytes reached it, and none of them was acknowledged. A reset is no such proof.
+    /// Whether the peer, whose orderly end was read, provably took nothing of the present request:
+    /// it closed before our bytes reached it, and none of them was acknowledged. Asked after a
+    /// reset, this proves nothing: bytes can be read before they are acknowledged.
     pub fn is_unconsumed(&self) -> bool {
         let stream = &self.upstream.stream;
         let was_closed_first = match SockRef::from(stream).take_error() {

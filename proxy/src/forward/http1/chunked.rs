@@ -182,7 +182,11 @@ mod tests {
             "1\r\nx\r\n0;last\r\nDigest: abc\r\nX:\r\n\r\n",
         ] {
             let with_more = format!("{body}GET / HTTP/1.1\r\n");
-            assert_eq!(scan(with_more.as_bytes()), Ok((body.len(), true)), "{body:?}");
+            assert_eq!(
+                scan(with_more.as_bytes()),
+                Ok((body.len(), true)),
+                "{body:?}"
+            );
         }
     }
 

@@ -40,7 +40,11 @@ impl Session {
         let mut outcome = Outcome::begin(head.len);
         let mut arrived = match self.arrived(&head) {
             Ok(arrived) => arrived,
-            Err(how) => return self.refuse(Some(&head), Failure::BadRequest(how), outcome).await,
+            Err(how) => {
+                return self
+                    .refuse(Some(&head), Failure::BadRequest(how), outcome)
+                    .await;
+            }
         };
         head.apply_edits(&mut self.input);
         let is_whole = arrived.body.is_done();
@@ -62,14 +66,18 @@ impl Session {
                 AttemptEnd::Tunnel => {
                     return Box::pin(self.tunnel(head, lease, buffers, &progress, outcome)).await;
                 }
-                AttemptEnd::NoAnswer(_) if may_repeat(&head, &lease, &progress) => {
+                AttemptEnd::NoAnswer(kind) if may_repeat(kind, &head, &lease, &progress) => {
                     lease = match self.dial().await {
                         Ok(lease) => lease,
                         Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
                     };
                     arrived = match self.arrived(&head) {
                         Ok(arrived) => arrived,
-                        Err(how) => return self.refuse(Some(&head), Failure::BadRequest(how), outcome).await,
+                        Err(how) => {
+                            return self
+                                .refuse(Some(&head), Failure::BadRequest(how), outcome)
+                                .await;
+                        }
                     };
                     continue;
                 }
@@ -199,8 +207,7 @@ impl Session {
         }
 
         let failure = (has_client_closed && !is_complete).then_some(Failure::ClientClosed);
-        let is_last =
-            self.input.len() == progress.in_input.get() && buffers.overflow.is_empty();
+        let is_last = self.input.len() == progress.in_input.get() && buffers.overflow.is_empty();
         let next = if keeps_client {
             Next::Request
         } else if has_client_closed || (is_complete && !head.keeps_alive && is_last) {
@@ -267,12 +274,14 @@ impl Session {
 
 /// Whether the request may be sent once more, over a fresh connection: either it provably had no
 /// effect or a second effect is none, and all of it is still there.
-fn may_repeat(head: &RequestHead, lease: &Lease, progress: &Progress) -> bool {
+fn may_repeat(kind: io::ErrorKind, head: &RequestHead, lease: &Lease, progress: &Progress) -> bool {
+    // After a reset, what was not acknowledged may have been read all the same.
+    let is_unconsumed = || kind == io::ErrorKind::UnexpectedEof && lease.is_unconsumed();
     lease.is_reused
         && !lease.is_pinned
         && !progress.has_answer_begun.get()
         && !progress.has_streamed.get()
-        && (head.is_idempotent() || lease.is_unconsumed())
+        && (head.is_idempotent() || is_unconsumed())
 }
 
 /// What follows when the upstream closed or failed before its final answer; or the failure that

@@ -199,9 +199,12 @@ impl Edits {
 mod tests {
     use super::*;
 
-    fn lines(head: &[u8]) -> Result<Option<Vec<(String, Range<usize>)>>, HeadError> {
+    type Places = Vec<(String, Range<usize>)>;
+
+    /// Names and places of the lines after the start line `!`.
+    fn lines(head: &[u8]) -> Result<Option<Places>, HeadError> {
         let mut lines = Vec::new();
-        let end = visit_lines(head, 0, 100, |line| {
+        let end = visit_lines(head, b"!\r\n".len(), 100, |line| {
             lines.push((line.name.to_owned(), line.range(head)));
             Ok(())
         })?;
@@ -210,22 +213,27 @@ mod tests {
 
     #[test]
     fn a_line_reaches_over_blanks_to_its_end() {
-        let head = b"A: 1 \t\r\nBb:\r\nC: x\r\n\r\n";
-        let expected = [("A", 0..8), ("Bb", 8..13), ("C", 13..19)];
+        let head = b"!\r\nA: 1 \t\r\nBb:\r\nC: x\r\n\r\n";
+        let expected = [("A", 3..11), ("Bb", 11..16), ("C", 16..22)];
         let expected = expected.map(|(name, range)| (name.to_owned(), range));
         assert_eq!(lines(head), Ok(Some(expected.into())));
     }
 
     #[test]
     fn a_bare_lf_is_seen_at_every_place() {
-        for head in ["A: 1\nB: 2\r\n\r\n", "A: 1\r\nB: 2\n\r\n", "A: 1\r\n\n"] {
+        for head in [
+            "!\r\nA: 1\nB: 2\r\n\r\n",
+            "!\r\nA: 1\r\nB: 2\n\r\n",
+            "!\r\nA: 1\r\n\n",
+            "!\r\n\n",
+        ] {
             assert_eq!(lines(head.as_bytes()), Err(BARE_LF), "{head:?}");
         }
     }
 
     #[test]
     fn more_lines_than_ordinary_are_parsed_and_more_than_allowed_refused() {
-        let head = |lines: usize| "A: 1\r\n".repeat(lines) + "\r\n";
+        let head = |lines: usize| format!("!\r\n{}\r\n", "A: 1\r\n".repeat(lines));
         assert_eq!(lines(head(100).as_bytes()).unwrap().unwrap().len(), 100);
         assert_eq!(lines(head(101).as_bytes()), Err(HeadError::TooLarge));
     }

@@ -142,10 +142,14 @@ impl Session {
                 return Poll::Ready(true);
             }
             let is_over = drain.as_mut().poll(cx).is_ready()
-                || pinned.as_ref().is_some_and(|lease| {
-                    poll_disturbed(cx, &lease.upstream.stream).is_ready()
-                });
-            if is_over { Poll::Ready(false) } else { Poll::Pending }
+                || pinned
+                    .as_ref()
+                    .is_some_and(|lease| poll_disturbed(cx, &lease.upstream.stream).is_ready());
+            if is_over {
+                Poll::Ready(false)
+            } else {
+                Poll::Pending
+            }
         });
         if !readable.await {
             return Err(Ended::Quietly);

@@ -76,7 +76,8 @@ impl Session {
     async fn tell(&self, failure: Failure) -> u64 {
         let is_head = self.input.filled().starts_with(b"HEAD ");
         let response = respond::http1(failure, is_head);
-        let written = tokio::time::timeout(REFUSAL_TAKES, write_some(&self.client, &response)).await;
+        let written =
+            tokio::time::timeout(REFUSAL_TAKES, write_some(&self.client, &response)).await;
         // A client that is gone, or takes nothing, need not be told.
         written.map_or(0, |written| written.unwrap_or(0)) as u64
     }

@@ -91,8 +91,8 @@ impl RequestHead {
         }
         self.edits.apply(buffer);
         self.len = self.edits.moved(self.len);
-        self.host = (self.host.take())
-            .map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
+        self.host =
+            (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
     /// As the log sees it; `head` is where the head lies now.
@@ -230,7 +230,9 @@ impl Fields {
 
     fn connection(&mut self, head: &[u8], line: &Line<'_>) {
         let is_close = |element: &[u8]| element.eq_ignore_ascii_case(b"close");
-        self.keep_alive |= line.elements().any(|e| e.eq_ignore_ascii_case(b"keep-alive"));
+        self.keep_alive |= line
+            .elements()
+            .any(|e| e.eq_ignore_ascii_case(b"keep-alive"));
         if !line.elements().any(is_close) {
             return;
         }

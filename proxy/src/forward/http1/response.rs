@@ -94,12 +94,17 @@ impl ResponseHead {
         if tell_close {
             match self.keep_alive_at.take() {
                 Some((at, mut others)) => {
-                    others.extend_from_slice(if others.is_empty() { b"close" } else { b", close" });
+                    others.extend_from_slice(if others.is_empty() {
+                        b"close"
+                    } else {
+                        b", close"
+                    });
                     self.edits.replace(at, others);
                 }
                 None => {
                     let end = self.len - b"\r\n".len();
-                    self.edits.replace(end..end, b"Connection: close\r\n".to_vec());
+                    self.edits
+                        .replace(end..end, b"Connection: close\r\n".to_vec());
                 }
             }
             self.edits.sort();
@@ -212,7 +217,9 @@ impl Fields {
             _ if request.method == Method::Head => Framing::Length(0),
             _ if request.method == Method::Connect && is_success => Framing::Length(0),
             _ if self.chunked => Framing::Chunked,
-            _ => self.content_length.map_or(Framing::UntilClose, Framing::Length),
+            _ => self
+                .content_length
+                .map_or(Framing::UntilClose, Framing::Length),
         })
     }
 }
