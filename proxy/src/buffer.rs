@@ -175,6 +175,14 @@ impl BufferPool {
 }
 
 #[cfg(test)]
+impl BufferPool {
+    /// Buffers that wait for use.
+    pub(crate) fn kept(&self) -> usize {
+        self.0.borrow().len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

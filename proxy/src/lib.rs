@@ -10,6 +10,8 @@ pub mod app;
 pub mod buffer;
 pub mod cluster;
 pub mod connection;
+pub mod control;
+pub mod deadline;
 pub mod detect;
 pub mod drain;
 pub mod failure;

@@ -3,6 +3,7 @@
 use std::{future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::Instant};
 
 use outrigger_config::Settings;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
@@ -68,6 +69,27 @@ pub(crate) async fn closed_port() -> SocketAddr {
     listener().await.1
 }
 
+/// An address that neither accepts nor refuses, its backlog being full, for as long as the rest is
+/// held.
+pub(crate) async fn black_hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&loopback.into()).expect("bound");
+    socket.listen(0).expect("listening");
+    let address = socket
+        .local_addr()
+        .expect("bound")
+        .as_socket()
+        .expect("an IP address");
+    let mut held = Vec::new();
+    let patience = Duration::from_millis(50);
+    while let Ok(connected) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+        held.push(connected.expect("a connection"));
+        assert!(held.len() < 10, "the backlog does not fill up");
+    }
+    (address, (socket, held))
+}
+
 /// Runs a test on a worker's kind of event loop, within a deadline.
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     event_loop(false).block_on(async {
@@ -80,7 +102,13 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 /// Runs a test whose clock stands still while anything can move, and jumps to the next timer when
 /// nothing can.
 pub(crate) fn run_paused<T>(test: impl Future<Output = T>) -> T {
-    event_loop(true).block_on(test)
+    // A clock that jumps reaches this as soon as the test hangs.
+    let limit = Duration::from_secs(365 * 86400);
+    event_loop(true).block_on(async {
+        tokio::time::timeout(limit, test)
+            .await
+            .expect("the test hung")
+    })
 }
 
 fn event_loop(is_paused: bool) -> tokio::runtime::LocalRuntime {

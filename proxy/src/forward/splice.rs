@@ -231,3 +231,109 @@ impl Drop for LentPipe<'_> {
         pipes.idle.extend(self.pipe.take().filter(Pipe::is_empty));
     }
 }
+
+#[cfg(test)]
+impl PipePool {
+    pub(crate) fn lent(&self) -> usize {
+        self.0.borrow().lent
+    }
+
+    pub(crate) fn kept(&self) -> usize {
+        self.0.borrow().idle.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_config::Settings;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::testing::{pair, run, worker};
+
+    /// Sends `sent` bytes, of which `wanted` are to be moved, and reads what arrives.
+    async fn moved(worker: &Worker, sent: usize, wanted: u64) -> (Moved, Vec<u8>) {
+        let (from, mut source) = pair().await;
+        let (to, mut sink) = pair().await;
+        let bytes: Vec<u8> = (0..sent).map(|i| (i % 251) as u8).collect();
+        let send = async move {
+            source.write_all(&bytes).await.unwrap();
+            source
+        };
+        let splice = async {
+            let moved = splice_exact(worker, &from, &to, wanted).await;
+            drop(to);
+            moved
+        };
+        let receive = async {
+            let mut received = Vec::new();
+            sink.read_to_end(&mut received).await.unwrap();
+            received
+        };
+        let (_source, moved, received) = tokio::join!(send, splice, receive);
+        for (i, &byte) in received.iter().enumerate() {
+            assert_eq!(usize::from(byte), i % 251, "byte {i}");
+        }
+        (moved, received)
+    }
+
+    fn with_and_without_pipes(test: impl AsyncFn(&Worker)) {
+        run(async {
+            let worker = worker(Settings::default());
+            test(&worker).await;
+            assert_eq!(worker.pipes.lent(), 0);
+            assert_eq!(worker.pipes.kept(), 1);
+            let _lent: Vec<_> = std::iter::from_fn(|| worker.pipes.lend()).collect();
+            test(&worker).await;
+        });
+    }
+
+    #[test]
+    fn exactly_the_count_is_moved_and_the_rest_left() {
+        with_and_without_pipes(async |worker| {
+            let (moved, received) = moved(worker, 3_000_100, 3_000_000).await;
+            assert!(matches!(moved.end, End::Complete));
+            assert_eq!((moved.count, received.len()), (3_000_000, 3_000_000));
+        });
+    }
+
+    #[test]
+    fn nothing_is_asked_of_the_sockets_for_no_bytes() {
+        with_and_without_pipes(async |worker| {
+            let (moved, _) = moved(worker, 0, 0).await;
+            assert!(matches!(moved.end, End::Complete));
+        });
+    }
+
+    #[test]
+    fn a_source_that_closes_early_is_told_with_what_came_before() {
+        with_and_without_pipes(async |worker| {
+            let (from, mut source) = pair().await;
+            let (to, mut sink) = pair().await;
+            source.write_all(b"half").await.unwrap();
+            drop(source);
+            let moved = splice_exact(worker, &from, &to, 8).await;
+            assert!(matches!(moved.end, End::SourceClosed));
+            assert_eq!(moved.count, 4);
+            let mut received = [0; 4];
+            sink.read_exact(&mut received).await.unwrap();
+            assert_eq!(&received, b"half");
+        });
+    }
+
+    #[test]
+    fn a_pipe_with_bytes_stuck_in_it_is_not_kept() {
+        run(async {
+            let worker = worker(Settings::default());
+            let (from, mut source) = pair().await;
+            let (to, sink) = pair().await;
+            crate::accept::reset(sink);
+            to.readable().await.unwrap();
+            source.write_all(b"lost").await.unwrap();
+            let moved = splice_exact(&worker, &from, &to, 4).await;
+            assert!(matches!(moved.end, End::SinkFailed(_)));
+            assert_eq!(moved.count, 0);
+            assert_eq!((worker.pipes.lent(), worker.pipes.kept()), (0, 0));
+        });
+    }
+}

@@ -3,6 +3,8 @@
 mod direction;
 mod patience;
 mod relay;
+#[cfg(test)]
+mod tests;
 
 use tokio::net::TcpStream;
 

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::failure::Failure;
+use crate::{deadline::after, failure::Failure};
 
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -76,7 +76,63 @@ impl Patience {
     }
 }
 
-/// `limit` after `start`; one beyond the clock's range comes as little as one in ten years.
-fn after(start: Instant, limit: Duration) -> Instant {
-    start + limit.min(Duration::from_secs(10 * 365 * 86400))
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::testing::run_paused;
+
+    const IDLE: Duration = Duration::from_secs(3600);
+    const HALF_CLOSE: Duration = Duration::from_secs(50);
+
+    async fn run_out(patience: &mut Patience, moved: u64, is_half_closed: bool) -> Failure {
+        poll_fn(|cx| patience.poll_run_out(cx, moved, is_half_closed)).await
+    }
+
+    async fn moved_once(patience: &mut Patience, moved: u64, is_half_closed: bool) {
+        let is_patient =
+            poll_fn(|cx| Poll::Ready(patience.poll_run_out(cx, moved, is_half_closed))).await;
+        assert!(is_patient.is_pending());
+    }
+
+    #[test]
+    fn an_idle_tunnel_ends_after_its_idle_time_since_the_last_byte() {
+        run_paused(async {
+            let mut patience = Patience::new(IDLE, HALF_CLOSE);
+            let begun = Instant::now();
+            sleep(IDLE / 2).await;
+            moved_once(&mut patience, 1, false).await;
+            assert_eq!(run_out(&mut patience, 1, false).await, Failure::IdleTimeout);
+            assert_eq!(begun.elapsed(), IDLE / 2 + IDLE);
+        });
+    }
+
+    #[test]
+    fn half_closing_shortens_the_wait_at_once() {
+        run_paused(async {
+            let mut patience = Patience::new(IDLE, HALF_CLOSE);
+            moved_once(&mut patience, 1, false).await;
+            let closed = Instant::now();
+            moved_once(&mut patience, 1, true).await;
+            sleep(HALF_CLOSE / 2).await;
+            moved_once(&mut patience, 2, true).await;
+            assert_eq!(
+                run_out(&mut patience, 2, true).await,
+                Failure::HalfCloseTimeout
+            );
+            assert_eq!(closed.elapsed(), HALF_CLOSE / 2 + HALF_CLOSE);
+        });
+    }
+
+    #[test]
+    fn a_limit_without_end_is_none() {
+        run_paused(async {
+            let mut patience = Patience::new(Duration::MAX, Duration::MAX);
+            sleep(Duration::from_secs(86400)).await;
+            moved_once(&mut patience, 0, true).await;
+        });
+    }
 }
