@@ -237,7 +237,7 @@ impl Session {
         }
         // A tunnel may live for days: it keeps of the request no more than the record needs.
         let mut to_upstream = mem::take(&mut self.input);
-        let kept = to_upstream.filled()[..head.len].to_vec();
+        self.input.extend(&to_upstream.filled()[..head.len]);
         if progress.has_streamed.get() {
             to_upstream = mem::take(&mut buffers.overflow);
         } else {
@@ -254,7 +254,6 @@ impl Session {
         outcome.received += relayed.received;
         outcome.sent += relayed.sent;
         outcome.failure = relayed.failure;
-        self.input.extend(&kept);
         self.record(Some(&head), &outcome);
         Next::Close
     }

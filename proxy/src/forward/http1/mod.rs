@@ -36,7 +36,7 @@ use tokio::net::TcpStream;
 
 use self::{record::Outcome, request::RequestHead};
 use crate::{
-    accept,
+    accept::reset_when_dropped,
     buffer::Buffer,
     connection::Connection,
     detect::First,
@@ -58,6 +58,8 @@ struct Session {
     pinned: Option<Lease>,
     /// The upstream connection that this client used last, wherever it is now.
     last_upstream: Option<u64>,
+    /// A request begins the input and has not been recorded yet.
+    is_under_way: bool,
 }
 
 /// What follows a request on the client's connection.
@@ -82,11 +84,15 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
         dialled: first.upstream,
         pinned: None,
         last_upstream: None,
+        is_under_way: false,
     };
     let mut drain = pin!(worker.drain.started());
     let next = loop {
         let next = match session.next_head(drain.as_mut()).await {
-            Ok(head) => session.exchange(head).await,
+            Ok(head) => {
+                session.is_under_way = true;
+                session.exchange(head).await
+            }
             Err(Ended::Quietly) => Next::Close,
             Err(Ended::With(failure)) => {
                 let outcome = Outcome::begin(session.input.len());
@@ -97,12 +103,22 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
             break next;
         }
     };
-    let Session { client, input, .. } = session;
-    worker.buffers.give(input);
+    worker.buffers.give(mem::take(&mut session.input));
     match next {
         Next::Request | Next::Close => {}
-        Next::Linger => Box::pin(close::linger(&worker, &client)).await,
-        Next::Reset => accept::reset(client),
+        Next::Linger => Box::pin(close::linger(&worker, &session.client)).await,
+        Next::Reset => reset_when_dropped(&session.client),
+    }
+}
+
+/// The end of the worker cuts what is under way: no client may take the part of an answer that it
+/// got for the whole.
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_under_way {
+            reset_when_dropped(&self.client);
+            self.record_cut();
+        }
     }
 }
 
@@ -175,6 +191,9 @@ impl Session {
                     Ok(1..) => {}
                     Ok(0) | Err(_) => return Err(Ended::With(Failure::ClientClosed)),
                 }
+                if skip_empty_lines(&mut self.input) {
+                    seen = 0;
+                }
                 let arrived = self.input.filled();
                 let is_telling = head::may_be_whole(arrived, seen);
                 if is_telling || arrived.len() >= limits.max_header_bytes {
@@ -189,16 +208,20 @@ impl Session {
         };
         match tokio::time::timeout(settings.timeouts.request_head.0, head).await {
             Ok(head) => head,
+            Err(_) if self.input.is_empty() => Err(Ended::Quietly),
             Err(_) => Err(Ended::With(Failure::HeadTimeout)),
         }
     }
 }
 
 /// Drops empty lines before a request: old clients send one after a body (RFC 9112, section 2.2).
-fn skip_empty_lines(input: &mut Buffer) {
+/// Tells whether there was any.
+fn skip_empty_lines(input: &mut Buffer) -> bool {
+    let before = input.len();
     while input.filled().starts_with(b"\r\n") {
         input.consume(2);
     }
+    input.len() < before
 }
 
 #[cfg(test)]

@@ -5,7 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Next, Session, io::write_some, progress::Progress, request::RequestHead};
+use super::{
+    Next, Session,
+    io::write_some,
+    progress::Progress,
+    request::{self, RequestHead},
+};
 use crate::{
     failure::Failure,
     forward::respond,
@@ -82,8 +87,18 @@ impl Session {
         written.map_or(0, |written| written.unwrap_or(0)) as u64
     }
 
+    /// Records the request under way, of which nothing is left but its head in the input.
+    pub(super) fn record_cut(&mut self) {
+        let limits = &self.connection.worker.shared.settings.limits;
+        let head = request::parse(self.input.filled(), limits).ok().flatten();
+        let mut outcome = Outcome::begin(head.as_ref().map_or(0, |head| head.len));
+        outcome.failure = Some(Failure::Drained);
+        self.record(head.as_ref(), &outcome);
+    }
+
     /// `head`, if known, begins the input.
-    pub(super) fn record(&self, head: Option<&RequestHead>, outcome: &Outcome) {
+    pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
+        self.is_under_way = false;
         let connection = &self.connection;
         connection.record(&Record {
             protocol: Protocol::Http1,

@@ -85,7 +85,7 @@ fn parse_within(bytes: &[u8], max_lines: usize) -> Result<Option<RequestHead>, H
 impl RequestHead {
     /// Carries out the edits on the head that begins `buffer`: what the client wishes for its own
     /// connection is not for the upstream's.
-    pub(super) fn apply_edits(&mut self, buffer: &mut Buffer) {
+    pub fn apply_edits(&mut self, buffer: &mut Buffer) {
         if self.edits.is_empty() {
             return;
         }

@@ -90,7 +90,7 @@ impl ResponseHead {
 
     /// Says on the head that begins `buffer` what the client's own connection will do:
     /// `tell_close` if it ends with this response though the server's would not.
-    pub(super) fn apply_edits(&mut self, tell_close: bool, buffer: &mut Buffer) {
+    pub fn apply_edits(&mut self, tell_close: bool, buffer: &mut Buffer) {
         if tell_close {
             match self.keep_alive_at.take() {
                 Some((at, mut others)) => {

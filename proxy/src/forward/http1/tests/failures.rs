@@ -188,3 +188,20 @@ fn a_connection_dialled_to_find_out_who_speaks_first_serves_the_first_request() 
         world.no_upstream().await;
     });
 }
+
+#[test]
+fn the_end_of_the_worker_cuts_an_answer_visibly_and_records_it() {
+    run(async {
+        let world = World::new().await;
+        let mut client = world.client().await;
+        client.says(GET).await;
+        let mut upstream = world.upstream().await;
+        upstream.hears(GET).await;
+        // Its length is its end: a plain close would make it look whole.
+        upstream.says("HTTP/1.1 200 OK\r\n\r\nab").await;
+        client.hears("HTTP/1.1 200 OK\r\n\r\nab").await;
+        client.is_cut_off();
+        client.is_reset().await;
+        assert_eq!(world.requests_recorded(), 1);
+    });
+}

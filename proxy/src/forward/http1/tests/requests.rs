@@ -99,6 +99,26 @@ fn pipelined_requests_of_a_client_that_half_closes_are_all_answered() {
 }
 
 #[test]
+fn empty_lines_between_requests_are_nothing_however_they_arrive() {
+    run(async {
+        let world = World::new().await;
+        let mut client = world.client().await;
+        client.says(GET).await;
+        let mut upstream = world.upstream().await;
+        for pieces in [&["\r\n"][..], &["\r", "\n"], &["\r\n\r", "\n\r\n"]] {
+            upstream.hears(GET).await;
+            upstream.says(OK).await;
+            client.hears(OK).await;
+            for piece in pieces {
+                client.says(piece).await;
+                client.hears_nothing().await;
+            }
+            client.says(GET).await;
+        }
+    });
+}
+
+#[test]
 fn a_close_of_the_clients_stays_on_its_side() {
     run(async {
         let world = World::new().await;

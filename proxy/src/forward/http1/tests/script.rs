@@ -191,6 +191,11 @@ impl Peer {
         served.await.expect("no panic");
     }
 
+    /// Ends the relay's task for this client, as the end of its worker does.
+    pub(super) fn is_cut_off(&mut self) {
+        self.served.take().expect("a client").abort();
+    }
+
     /// One round of the simplest exchange.
     pub(super) async fn gets_ok_from(&mut self, upstream: &mut Peer) {
         self.says(GET).await;
