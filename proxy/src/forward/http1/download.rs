@@ -1,6 +1,6 @@
 //! One request's answer on its way to the client: interim responses, the final one, its body.
 
-use std::{future::poll_fn, io};
+use std::{future::poll_fn, io, mem};
 
 use tokio::net::TcpStream;
 
@@ -124,6 +124,7 @@ impl Download<'_> {
         if let Body::Length { left } = body
             && *left >= SPLICE_FROM
         {
+            self.worker.buffers.give(mem::take(self.output));
             let moved = splice_exact(self.worker, self.upstream, self.client, *left).await;
             *left -= moved.count;
             self.progress.add_sent(moved.count as usize);

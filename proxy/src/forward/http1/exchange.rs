@@ -61,7 +61,9 @@ impl Session {
             outcome.add(&lease, &progress);
             let ended = match end {
                 AttemptEnd::Answered(answer) => {
-                    Ok(self.answered(&head, lease, &answer, &buffers, &progress))
+                    // Read once for both: the clock costs more than the pool.
+                    let now = *outcome.ended.insert(Instant::now());
+                    Ok(self.answered(&head, lease, &answer, &buffers, &progress, now))
                 }
                 AttemptEnd::Tunnel => {
                     return Box::pin(self.tunnel(head, lease, buffers, &progress, outcome)).await;
@@ -182,6 +184,7 @@ impl Session {
         answer: &Answer,
         buffers: &Buffers,
         progress: &Progress,
+        now: Instant,
     ) -> (Next, Option<Failure>) {
         let is_complete = progress.is_request_complete.get();
         let has_client_closed = progress.has_client_closed.get();
@@ -200,7 +203,7 @@ impl Session {
             lease.is_pinned = pins;
             if !pins {
                 let worker = &self.connection.worker;
-                self.idle_upstreams.check_in(worker, lease, Instant::now());
+                self.idle_upstreams.check_in(worker, lease, now);
             } else if keeps_client {
                 self.pinned = Some(lease);
             }

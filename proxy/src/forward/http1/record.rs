@@ -25,6 +25,8 @@ const REFUSAL_TAKES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) started: Instant,
+    /// None: now.
+    pub(super) ended: Option<Instant>,
     pub(super) failure: Option<Failure>,
     pub(super) received: u64,
     pub(super) sent: u64,
@@ -38,6 +40,7 @@ impl Outcome {
     pub(super) fn begin(received: usize) -> Self {
         Self {
             started: Instant::now(),
+            ended: None,
             failure: None,
             received: received as u64,
             sent: 0,
@@ -112,7 +115,7 @@ impl Session {
             failure: outcome.failure,
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
-            duration: outcome.started.elapsed(),
+            duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
         });
     }
 }
