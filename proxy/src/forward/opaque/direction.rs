@@ -190,7 +190,7 @@ impl<'a> Direction<'a> {
                     .try_io(Interest::READABLE, || pipe.fill(self.from, usize::MAX));
             }
         }
-        if self.held.capacity() == 0 {
+        if self.held.capacity() < buffer::SIZE {
             self.held = self.worker.buffers.take();
         }
         self.held.try_read(self.from)
