@@ -1,8 +1,8 @@
 //! What is told of one request when it is over, however it ends.
 
-use std::{rc::Rc, time::Instant};
+use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
-use http::{HeaderMap, HeaderValue, Method, Uri, header::HOST, request, response};
+use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 
 use super::sessions::{Place, Sessions};
 use crate::{
@@ -13,13 +13,12 @@ use crate::{
 /// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
 #[derive(Debug)]
 pub(super) struct Account {
-    sessions: Rc<Sessions>,
+    pub(super) sessions: Rc<Sessions>,
+    pub(super) head: request::Parts,
     started: Instant,
-    method: Method,
-    uri: Uri,
     /// Kept where `:authority` is missing.
     host: Option<HeaderValue>,
-    upstream: Option<std::net::SocketAddr>,
+    upstream: Option<SocketAddr>,
     is_reused: bool,
     status: Option<u16>,
     failure: Option<Failure>,
@@ -28,7 +27,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open(sessions: Rc<Sessions>, head: &request::Parts) -> Self {
+    pub(super) fn open(sessions: Rc<Sessions>, head: request::Parts) -> Self {
         let host = match head.uri.authority() {
             Some(_) => None,
             None => head.headers.get(HOST).cloned(),
@@ -36,8 +35,6 @@ impl Account {
         Self {
             sessions,
             started: Instant::now(),
-            method: head.method.clone(),
-            uri: head.uri.clone(),
             host,
             upstream: None,
             is_reused: false,
@@ -45,6 +42,7 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            head,
         }
     }
 
@@ -52,6 +50,11 @@ impl Account {
     pub(super) fn sent_at(&mut self, place: &Place) {
         self.upstream = Some(place.session.peer);
         self.is_reused = place.is_reused;
+    }
+
+    /// The request will not be sent again.
+    pub(super) fn forget_headers(&mut self) {
+        drop(mem::take(&mut self.head.headers));
     }
 
     /// The client is answered with `head`.
@@ -76,8 +79,9 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.sessions.connection;
-        let authority = self.uri.authority().map(|a| a.as_str().as_bytes());
-        let target = match self.uri.path_and_query() {
+        let uri = &self.head.uri;
+        let authority = uri.authority().map(|a| a.as_str().as_bytes());
+        let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
@@ -88,7 +92,7 @@ impl Drop for Account {
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {
-                method: self.method.as_str(),
+                method: self.head.method.as_str(),
                 target,
                 host: authority.or(self.host.as_ref().map(HeaderValue::as_bytes)),
             }),

@@ -16,7 +16,7 @@ use super::{
     body::{Body, Ended},
     respond,
     session::Unsent,
-    sessions::{Place, Sessions},
+    sessions::{Place, RunningExchange, Sessions},
 };
 use crate::failure::Failure;
 
@@ -26,56 +26,59 @@ const MAX_REPLAYS: usize = 3;
 
 /// Serves one request to its end.
 pub(super) async fn run(
-    sessions: Rc<Sessions>,
+    running: RunningExchange,
     request: Request<RecvStream>,
     mut client: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
-    let mut account = Account::open(sessions.clone(), &head);
+    let sessions = running.sessions();
     let upload =
         (!body.is_end_stream()).then(|| Body::new(body, sessions.window.clone()).replayable());
-    let forwarded = forward(&sessions, head, upload, &mut client, &mut account).await;
-    account.close(forwarded.err());
+    let mut account = Account::open(sessions.clone(), head);
+    let failure = forward(&mut Upload::new(upload), &mut client, &mut account)
+        .await
+        .err();
+    account.close(failure);
 }
 
 async fn forward(
-    sessions: &Rc<Sessions>,
-    head: Parts,
-    upload: Option<Body>,
+    upload: &mut Upload,
     client: &mut SendResponse<Bytes>,
     account: &mut Account,
 ) -> Result<(), Failure> {
-    let limits = &sessions.connection.worker.shared.settings.limits;
-    if head.headers.len() > limits.max_headers {
+    let limits = &account.sessions.connection.worker.shared.settings.limits;
+    if account.head.headers.len() > limits.max_headers {
         return Err(refuse(client, account, Failure::HeadTooLarge));
     }
-    let mut upload = Upload::new(upload, account);
-    let (mut stream, response) = begin(sessions, head, client, &mut upload).await?;
+    let (mut stream, response) = begin(upload, client, account).await?;
+    upload.forget();
+    account.forget_headers();
 
     let (head, body) = response.into_parts();
-    upload.account.answered(&head);
+    account.answered(&head);
     let is_end = body.is_end_stream();
     let Ok(mut client) = client.send_response(Response::from_parts(head, ()), is_end) else {
         stream.sink.send_reset(Reason::CANCEL);
         return Err(Failure::ClientClosed);
     };
-    if is_end && upload.body.is_none() {
+    if is_end && !upload.is_under_way() {
         return Ok(());
     }
-    upload.forget();
-    let mut download = (!is_end).then(|| Body::new(body, stream.place.session.window().clone()));
+    let window = stream.place.session.window().clone();
+    let mut download = (!is_end).then(|| Body::new(body, window));
     let relayed = poll_fn(|cx| {
         poll_relay(
             cx,
             &mut download,
             &mut client,
-            &mut upload,
+            upload,
             &mut stream.sink,
+            account,
         )
     })
     .await;
     if let Some(download) = &download {
-        upload.account.add_sent(download.received());
+        account.add_sent(download.received());
     }
     match relayed {
         Relayed::Complete => Ok(()),
@@ -103,35 +106,48 @@ struct UpstreamStream {
     place: Place,
 }
 
-/// The request's body, if it has one that still matters.
-struct Upload<'a> {
+/// The request's body.
+struct Upload {
+    /// None if there is none, or nobody wants it any more.
     body: Option<Body>,
-    /// Whether all of it has been sent on.
-    is_sent: bool,
-    account: &'a mut Account,
+    progress: Progress,
 }
 
-impl<'a> Upload<'a> {
-    fn new(body: Option<Body>, account: &'a mut Account) -> Self {
-        Self {
-            is_sent: body.is_none(),
-            body,
-            account,
-        }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    UnderWay,
+    /// All of it has been sent on.
+    Sent,
+    /// The upstream takes no more; why is told by its response.
+    Stopped,
+}
+
+impl Upload {
+    fn new(body: Option<Body>) -> Self {
+        let progress = match body {
+            Some(_) => Progress::UnderWay,
+            None => Progress::Sent,
+        };
+        Self { body, progress }
     }
 
     /// Relays; ready when the client has reset the stream.
-    fn poll(&mut self, cx: &mut Context<'_>, sink: &mut SendStream<Bytes>) -> Poll<Reason> {
-        if self.is_sent {
-            return Poll::Pending;
-        }
-        let Some(body) = &mut self.body else {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut SendStream<Bytes>,
+        account: &mut Account,
+    ) -> Poll<Reason> {
+        let is_under_way = self.is_under_way();
+        let Some(body) = self.body.as_mut().filter(|_| is_under_way) else {
             return Poll::Pending;
         };
-        match body.poll_relay(cx, sink) {
-            Poll::Ready(Ended::Complete) => self.is_sent = true,
-            // Why is told by the response. What still comes is not wanted, and must not stay in h2.
-            Poll::Ready(Ended::SinkClosed) => self.drop_body(),
+        let before = body.received();
+        let relayed = body.poll_relay(cx, sink);
+        account.add_received(body.received() - before);
+        match relayed {
+            Poll::Ready(Ended::Complete) => self.progress = Progress::Sent,
+            Poll::Ready(Ended::SinkClosed) => self.progress = Progress::Stopped,
             Poll::Ready(Ended::SourceFailed(error)) => {
                 return Poll::Ready(error.reason().unwrap_or(Reason::CANCEL));
             }
@@ -142,85 +158,63 @@ impl<'a> Upload<'a> {
 
     /// Starts again; false if that is not possible.
     fn rewind(&mut self) -> bool {
-        match &mut self.body {
-            None => self.is_sent,
-            Some(body) => {
-                self.is_sent = false;
-                body.rewind()
-            }
-        }
+        let Some(body) = &mut self.body else {
+            return true;
+        };
+        self.progress = Progress::UnderWay;
+        body.rewind()
     }
 
+    /// It will not be sent again.
     fn forget(&mut self) {
-        if let Some(body) = &mut self.body {
-            body.forget();
-        }
-    }
-
-    fn drop_body(&mut self) {
-        if let Some(body) = self.body.take() {
-            self.account.add_received(body.received());
+        match &mut self.body {
+            Some(body) if self.progress == Progress::UnderWay => body.forget(),
+            _ => self.body = None,
         }
     }
 
     fn is_under_way(&self) -> bool {
-        self.body.is_some() && !self.is_sent
-    }
-}
-
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        self.drop_body();
+        self.progress == Progress::UnderWay
     }
 }
 
 /// Sends the request until an upstream answers it.
 async fn begin(
-    sessions: &Rc<Sessions>,
-    head: Parts,
+    upload: &mut Upload,
     client: &mut SendResponse<Bytes>,
-    upload: &mut Upload<'_>,
+    account: &mut Account,
 ) -> Result<(UpstreamStream, Response<RecvStream>), Failure> {
     let mut replays = 0;
     let mut refused: Option<Place> = None;
     loop {
-        let avoid = refused.as_ref().map(|p| &p.session);
-        let place = match sessions.place(avoid) {
-            Some(place) => place,
-            None => {
-                let mut waiting = pin!(sessions.wait_for_place(avoid));
-                let waited = poll_fn(|cx| match waiting.as_mut().poll(cx) {
-                    Poll::Ready(place) => Poll::Ready(Ok(place)),
-                    Poll::Pending => poll_client_reset(cx, client).map(Err),
-                });
-                match waited.await {
-                    Ok(Ok(place)) => place,
-                    Ok(Err(failure)) => return Err(refuse(client, upload.account, failure)),
-                    Err(_) => return Err(Failure::ClientClosed),
-                }
-            }
+        let place = match place(refused.as_ref(), client, &account.sessions).await {
+            Ok(place) => place,
+            Err(Failure::ClientClosed) => return Err(Failure::ClientClosed),
+            Err(failure) => return Err(refuse(client, account, failure)),
         };
         let is_end = upload.body.is_none();
-        let (response, sink) = match place.session.send(outgoing(&head), is_end) {
+        let (response, sink) = match place.session.send(outgoing(&account.head), is_end) {
             Ok(stream) => stream,
             Err(Unsent::SessionOver) => {
-                sessions.retire(&place.session);
+                account.sessions.retire(&place.session);
                 continue;
             }
             Err(Unsent::Invalid(error)) => {
                 tracing::debug!(%error, "request cannot be sent on");
                 let failure = Failure::BadRequest("request has no valid HTTP/2 form");
-                return Err(refuse(client, upload.account, failure));
+                return Err(refuse(client, account, failure));
             }
         };
-        upload.account.sent_at(&place);
+        account.sent_at(&place);
         let mut stream = UpstreamStream {
             response,
             sink,
             place,
         };
         let mut is_informed = false;
-        let answer = poll_fn(|cx| poll_answer(cx, &mut stream, client, upload, &mut is_informed));
+        let answer = poll_fn(|cx| {
+            poll_answer(cx, &mut stream, client, upload, account, &mut is_informed)
+        });
         let error = match answer.await {
             Answer::Response(response) => return Ok((stream, response)),
             Answer::ClientReset(reason) => {
@@ -230,13 +224,13 @@ async fn begin(
             Answer::Failed(error) => error,
         };
         if error.is_go_away() {
-            sessions.retire(&stream.place.session);
+            account.sessions.retire(&stream.place.session);
         }
         let is_unprocessed = is_unprocessed(&error);
         let may_replay = is_unprocessed
             // A reused connection may have been closed before the request came; a peer that has
             // processed it all the same does no harm if the method is idempotent.
-            || error.is_io() && stream.place.is_reused && head.method.is_idempotent();
+            || error.is_io() && stream.place.is_reused && account.head.method.is_idempotent();
         if may_replay && !is_informed && replays < MAX_REPLAYS && upload.rewind() {
             replays += 1;
             refused = Some(stream.place);
@@ -251,8 +245,26 @@ async fn begin(
             client.send_reset(reason_to_tell(&error));
             return Err(Failure::UpstreamClosed);
         }
-        return Err(refuse(client, upload.account, failure_of(&error)));
+        return Err(refuse(client, account, failure_of(&error)));
     }
+}
+
+/// A place to send the request, not where it was `refused`.
+async fn place(
+    refused: Option<&Place>,
+    client: &mut SendResponse<Bytes>,
+    sessions: &Rc<Sessions>,
+) -> Result<Place, Failure> {
+    let avoid = refused.map(|p| &p.session);
+    if let Some(place) = sessions.place(avoid) {
+        return Ok(place);
+    }
+    let mut waiting = pin!(sessions.wait_for_place(avoid));
+    poll_fn(|cx| match waiting.as_mut().poll(cx) {
+        Poll::Ready(place) => Poll::Ready(place),
+        Poll::Pending => poll_client_reset(cx, client).map(|_| Err(Failure::ClientClosed)),
+    })
+    .await
 }
 
 enum Answer {
@@ -266,10 +278,11 @@ fn poll_answer(
     cx: &mut Context<'_>,
     stream: &mut UpstreamStream,
     client: &mut SendResponse<Bytes>,
-    upload: &mut Upload<'_>,
+    upload: &mut Upload,
+    account: &mut Account,
     is_informed: &mut bool,
 ) -> Poll<Answer> {
-    if let Poll::Ready(reason) = upload.poll(cx, &mut stream.sink) {
+    if let Poll::Ready(reason) = upload.poll(cx, &mut stream.sink, account) {
         return Poll::Ready(Answer::ClientReset(reason));
     }
     loop {
@@ -306,14 +319,15 @@ fn poll_relay(
     cx: &mut Context<'_>,
     download: &mut Option<Body>,
     client: &mut SendStream<Bytes>,
-    upload: &mut Upload<'_>,
+    upload: &mut Upload,
     upstream: &mut SendStream<Bytes>,
+    account: &mut Account,
 ) -> Poll<Relayed> {
     let mut is_answered = true;
     if let Some(body) = download {
         match body.poll_relay(cx, client) {
             Poll::Ready(Ended::Complete) => {
-                upload.account.add_sent(body.received());
+                account.add_sent(body.received());
                 *download = None;
             }
             Poll::Ready(Ended::SourceFailed(error)) => {
@@ -323,11 +337,15 @@ fn poll_relay(
             Poll::Ready(Ended::SinkClosed) | Poll::Pending => is_answered = false,
         }
     }
-    if let Poll::Ready(reason) = upload.poll(cx, upstream) {
+    if let Poll::Ready(reason) = upload.poll(cx, upstream, account) {
         return Poll::Ready(Relayed::ClientReset(reason));
     }
-    if is_answered && !upload.is_under_way() {
-        return Poll::Ready(Relayed::Complete);
+    if !upload.is_under_way() {
+        if is_answered {
+            return Poll::Ready(Relayed::Complete);
+        }
+        // What still comes is not wanted, and must not stay in h2.
+        upload.forget();
     }
     if let Poll::Ready(reset) = client.poll_reset(cx) {
         return Poll::Ready(Relayed::ClientReset(reset.unwrap_or(Reason::CANCEL)));

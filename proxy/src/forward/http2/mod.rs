@@ -29,6 +29,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
+    task::Poll,
 };
 
 use bytes::Bytes;
@@ -83,40 +84,36 @@ async fn serve_streams(
     let mut drain = pin!(worker.drain.started());
     let mut is_draining = false;
     let mut offers_connect = sessions.offers_connect();
-    loop {
-        let accepted = poll_fn(|cx| {
-            wire.begin_turn();
-            if !is_draining && drain.as_mut().poll(cx).is_ready() {
-                is_draining = true;
-                client.graceful_shutdown();
-            }
-            if !offers_connect && sessions.offers_connect() {
-                // Refused only while other settings of ours are not acknowledged; then the next turn.
-                offers_connect = client.enable_connect_protocol().is_ok();
-            }
-            if let Some(size) = sessions.window.adjust(cx) {
-                client.set_target_window_size(size);
-            }
-            let accepted = client.poll_accept(cx);
-            if accepted.is_pending() {
-                wire.poll_send(cx);
-            }
-            accepted
-        });
-        match accepted.await {
-            Some(Ok((request, response))) => {
-                let exchange = exchange::run(sessions.clone(), request, response);
-                let running = sessions.begin_exchange();
-                task::spawn_local(async move {
-                    let _running = running;
-                    exchange.await;
-                });
-            }
-            Some(Err(error)) => {
-                tracing::debug!(client = %sessions.connection.client, %error, "HTTP/2 client connection failed");
-                return;
-            }
-            None => return,
+    let ended = poll_fn(|cx| {
+        wire.begin_turn();
+        if !is_draining && drain.as_mut().poll(cx).is_ready() {
+            is_draining = true;
+            client.graceful_shutdown();
         }
+        if !offers_connect && sessions.offers_connect() {
+            // Refused only while other settings of ours are not acknowledged; then the next turn.
+            offers_connect = client.enable_connect_protocol().is_ok();
+        }
+        if let Some(size) = sessions.window.adjust(cx) {
+            client.set_target_window_size(size);
+        }
+        loop {
+            match client.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, response)))) => {
+                    let running = sessions.begin_exchange();
+                    task::spawn_local(exchange::run(running, request, response));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    wire.poll_send(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+    });
+    if let Err(error) = ended.await {
+        let client = sessions.connection.client;
+        tracing::debug!(%client, %error, "HTTP/2 client connection failed");
     }
 }

@@ -247,6 +247,12 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(super) struct RunningExchange(Rc<Sessions>);
 
+impl RunningExchange {
+    pub(super) fn sessions(&self) -> &Rc<Sessions> {
+        &self.0
+    }
+}
+
 impl Drop for RunningExchange {
     fn drop(&mut self) {
         let left = self.0.exchanges.get() - 1;
