@@ -212,9 +212,8 @@ async fn begin(
             place,
         };
         let mut is_informed = false;
-        let answer = poll_fn(|cx| {
-            poll_answer(cx, &mut stream, client, upload, account, &mut is_informed)
-        });
+        let answer =
+            poll_fn(|cx| poll_answer(cx, &mut stream, client, upload, account, &mut is_informed));
         let error = match answer.await {
             Answer::Response(response) => return Ok((stream, response)),
             Answer::ClientReset(reason) => {
