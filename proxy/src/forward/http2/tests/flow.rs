@@ -8,7 +8,7 @@ use tokio::task;
 use super::peers::*;
 use crate::{forward::http2::settings::STREAM_WINDOW, testing::run};
 
-const LARGE: usize = 4 << 20;
+const LARGE: usize = 1 << 20;
 
 /// Answers every request with [`LARGE`] bytes, or reads and counts what it is sent.
 async fn bulk() -> Destination {
@@ -37,7 +37,7 @@ async fn bulk() -> Destination {
 }
 
 /// Opens a stream whose answer is never read, and waits until no more of it comes.
-async fn stall(client: &h2::client::SendRequest<Bytes>) -> RecvStream {
+async fn stall(client: &client::SendRequest<Bytes>) -> RecvStream {
     ask(client, get("/")).await.unwrap().into_body()
 }
 

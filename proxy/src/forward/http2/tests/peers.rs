@@ -34,6 +34,9 @@ pub(super) async fn connect(worker: &Rc<Worker>, to: SocketAddr) -> TcpStream {
 /// The same, where detection has already read `bytes`.
 pub(super) async fn connect_after(worker: &Rc<Worker>, to: SocketAddr, bytes: &[u8]) -> TcpStream {
     let (accepted, connected) = testing::pair().await;
+    // As the listener does, and every HTTP/2 client: else WINDOW_UPDATEs wait for acknowledgements.
+    accepted.set_nodelay(true).expect("TCP_NODELAY");
+    connected.set_nodelay(true).expect("TCP_NODELAY");
     let mut client_bytes = Buffer::default();
     client_bytes.extend(bytes);
     let first = First {
@@ -90,6 +93,7 @@ where
     let (counted, counted_open) = (connections.clone(), open.clone());
     task::spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).expect("TCP_NODELAY");
             counted.set(counted.get() + 1);
             counted_open.set(counted_open.get() + 1);
             let (builder, handler, open) = (builder.clone(), handler.clone(), counted_open.clone());
@@ -223,7 +227,6 @@ pub(super) struct RawPeer(pub(super) TcpStream);
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) kind: u8,
-    pub(super) flags: u8,
     pub(super) stream: u32,
     pub(super) payload: Vec<u8>,
 }
@@ -258,7 +261,6 @@ impl RawPeer {
         self.0.read_exact(&mut payload).await.ok()?;
         Some(Frame {
             kind: head[3],
-            flags: head[4],
             stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
             payload,
         })
