@@ -171,7 +171,12 @@ mod tests {
                     assert_eq!(read.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
                 }
             }
-            assert_eq!(shared.metrics.connections_refused.load(Relaxed), 1);
+            let label = Failure::OutOfResources.label();
+            let refused = shared
+                .metrics
+                .refused()
+                .find(|(reason, _)| *reason == label);
+            assert_eq!(refused, Some((label, 1)));
             // Room for the two ends of another.
             taken.truncate(taken.len() - 2);
             let _second = TcpStream::connect(address).await.expect("connected");
