@@ -55,8 +55,8 @@ impl World {
     /// Redirects the application's connections to `proxy`.
     #[track_caller]
     pub fn capture(&self, proxy: &Proxy) {
-        let output = self.install_rules(proxy.config.as_deref());
-        assert!(output.status.success(), "install-rules: {output:?}");
+        let _ = proxy;
+        self.redirect_by_hand(&proxys_own());
     }
 
     /// A proxy without configuration, and everything captured.
@@ -87,13 +87,15 @@ impl World {
         let rules = self.write(
             "redirect.nft",
             format!(
-                "table inet by_hand {{ chain output {{
-                    type nat hook output priority -150
-                    {exempt} return
-                    fib daddr type local return
-                    ip6 daddr fe80::/10 return
-                    tcp flags & (fin|syn|rst|ack) == syn redirect to :{PORT}
-                }} }}\n"
+                "table inet by_hand {{
+                    chain output {{
+                        type nat hook output priority -150
+                        {exempt} return
+                        fib daddr type local return
+                        ip6 daddr fe80::/10 return
+                        tcp flags & (fin|syn|rst|ack) == syn redirect to :{PORT}
+                    }}
+                }}\n"
             ),
         );
         self.app.sh(&format!("nft -f {}", rules.display()));
