@@ -9,9 +9,10 @@
 
 mod namespace;
 mod nginx;
+pub mod pattern;
 mod peer;
 mod process;
-mod proxy;
+pub mod proxy;
 mod speak;
 mod sys;
 mod world;

@@ -21,8 +21,8 @@ use super::sys;
 /// No single command of a test takes longer; `timeout` ends it and the test fails.
 const COMMAND_LIMIT_SECS: &str = "120";
 
-/// No read or write of a test waits longer.
-const IO_LIMIT: Duration = Duration::from_secs(30);
+/// No read or write of a test's client waits longer.
+const CLIENT_LIMIT: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub struct Namespace {
@@ -103,10 +103,10 @@ impl Namespace {
     pub fn try_connect(&self, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
         let to = to.into();
         let socket = self.within(|| Socket::new(Domain::for_address(to), Type::STREAM, None))?;
-        socket.connect_timeout(&to.into(), IO_LIMIT)?;
+        socket.connect_timeout(&to.into(), CLIENT_LIMIT)?;
         let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
-        limit_waiting(&stream)?;
+        limit_waiting(&stream, CLIENT_LIMIT)?;
         Ok(stream)
     }
 
@@ -177,9 +177,9 @@ impl Drop for Namespace {
 }
 
 /// Bounds every later read and write, so that a fault shows as a failed test and not as a hang.
-pub(super) fn limit_waiting(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(IO_LIMIT))?;
-    stream.set_write_timeout(Some(IO_LIMIT))
+pub(super) fn limit_waiting(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))
 }
 
 fn enter(net: &File) -> io::Result<()> {

@@ -8,9 +8,14 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use super::namespace::limit_waiting;
+
+/// Longer than any client waits, so that a client never takes a peer that gave up for a proxy that
+/// let go.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Peer {
@@ -36,7 +41,7 @@ impl Peer {
                     thread::spawn(move || {
                         let outcome = stream
                             .set_nodelay(true)
-                            .and_then(|()| limit_waiting(&stream))
+                            .and_then(|()| limit_waiting(&stream, LIMIT))
                             .and_then(|()| answer(stream));
                         // The client's side of the test is what judges; this is for its reader.
                         if let Err(error) = outcome {
