@@ -7,6 +7,7 @@
 // the tests.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod load;
 mod namespace;
 mod nginx;
 pub mod pattern;
@@ -19,6 +20,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+pub use load::{Failed, Load};
 pub use namespace::Namespace;
 pub use nginx::Nginx;
 pub use peer::Peer;
