@@ -55,8 +55,15 @@ impl World {
     /// Redirects the application's connections to `proxy`.
     #[track_caller]
     pub fn capture(&self, proxy: &Proxy) {
-        let _ = proxy;
-        self.redirect_by_hand(&proxys_own());
+        let output = self.install_rules(proxy.config.as_deref());
+        assert!(
+            output.status.success(),
+            "install-rules: {}\n{}{}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            proxy.log(),
+        );
     }
 
     /// A proxy without configuration, and everything captured.
