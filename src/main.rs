@@ -3,6 +3,7 @@
 mod install_rules;
 mod remove_rules;
 mod serve;
+mod settings;
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
 //! Byte buffers of one size, taken from a worker's pool while bytes are under way and given back
 //! while a connection is idle, so that an idle connection costs no buffer.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, io};
 
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 /// Bytes of an ordinary buffer: a read of this size already costs little beside the copy
 /// (measured: 8 KiB is slower, 64 KiB gains less than 3 % before `splice` takes over).
@@ -93,13 +93,38 @@ impl Buffer {
         self.fill(bytes.len());
     }
 
-    /// Reads once, without waiting, into the free space.
+    /// Reads once, without waiting, into the free space. A read that leaves space has emptied the
+    /// socket, which then counts as unreadable until more arrives: that saves the read which would
+    /// only have said so.
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there; else the socket's error. 0 means the peer has closed.
-    pub fn try_read(&mut self, stream: &TcpStream) -> std::io::Result<usize> {
-        let count = stream.try_read(self.space())?;
-        self.fill(count);
+    pub fn try_read(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        let mut count = 0;
+        let space = self.space();
+        let result = stream.try_io(Interest::READABLE, || {
+            count = rustix::io::read(stream, &mut *space)?;
+            if 0 < count && count < space.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match result {
+            Err(error) if count == 0 => Err(error),
+            _ => {
+                self.fill(count);
+                Ok(count)
+            }
+        }
+    }
+
+    /// Writes once, without waiting, and drops what was taken.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is taken now; else the socket's error.
+    pub fn try_write(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        let count = stream.try_write(self.filled())?;
+        self.consume(count);
         Ok(count)
     }
 }
@@ -123,6 +148,14 @@ impl BufferPool {
             buffer.clear();
             kept.push(buffer);
         }
+    }
+}
+
+#[cfg(test)]
+impl BufferPool {
+    /// Buffers that wait for use.
+    pub(crate) fn kept(&self) -> usize {
+        self.0.borrow().len()
     }
 }
 

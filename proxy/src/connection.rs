@@ -59,8 +59,9 @@ pub async fn serve(
         destination,
         accepted,
     };
-    let Some(first) = detect::first_bytes(&connection, &stream).await else {
-        return;
+    let first = match detect::first_bytes(&connection, &stream).await {
+        Ok(first) => first,
+        Err(failure) => return forward::opaque::fail(connection, stream, failure),
     };
     // Each forwarder's state is large and lives in an allocation of its own, so that a connection
     // costs only what its protocol needs.

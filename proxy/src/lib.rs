@@ -10,6 +10,8 @@ pub mod app;
 pub mod buffer;
 pub mod cluster;
 pub mod connection;
+pub mod control;
+pub mod deadline;
 pub mod detect;
 pub mod drain;
 pub mod failure;
@@ -17,5 +19,7 @@ pub mod forward;
 pub mod observe;
 pub mod shared;
 mod sys;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 pub mod worker;

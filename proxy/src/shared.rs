@@ -44,6 +44,11 @@ impl OwnConnections {
         self.lock().contains(&client)
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,7 +9,13 @@ use tokio::{
 };
 
 use crate::{
-    accept, buffer::BufferPool, connection, drain::Drain, forward::http2, shared::Shared, upstream,
+    accept,
+    buffer::BufferPool,
+    connection,
+    drain::Drain,
+    forward::{http2, splice::PipePool},
+    shared::Shared,
+    upstream,
 };
 
 /// What the connections of one worker share. Never leaves its thread.
@@ -18,6 +24,7 @@ pub struct Worker {
     pub id: usize,
     pub shared: Arc<Shared>,
     pub buffers: BufferPool,
+    pub pipes: PipePool,
     pub http1_pool: upstream::Pool,
     pub http2_pool: http2::Pool,
     pub drain: Drain,
@@ -41,6 +48,7 @@ impl Worker {
             id,
             shared,
             buffers: BufferPool::default(),
+            pipes: PipePool::default(),
             http1_pool: upstream::Pool::default(),
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),

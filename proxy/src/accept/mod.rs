@@ -6,4 +6,4 @@ mod queue;
 
 pub use listener::{BindError, Listeners, bind, inherited};
 pub use original_destination::original_destination;
-pub use queue::{Queue, refuse, reset};
+pub use queue::{Queue, refuse, reset, reset_when_dropped};

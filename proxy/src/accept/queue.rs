@@ -90,7 +90,12 @@ pub fn refuse(shared: &Shared, stream: TcpStream, client: ClientAddr) {
 
 /// Closes with a reset, which no client mistakes for an orderly end.
 pub fn reset(stream: TcpStream) {
-    // A socket that cannot linger is closed the ordinary way.
-    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_when_dropped(&stream);
     drop(stream);
+}
+
+/// Makes the eventual close of `stream` a reset.
+pub fn reset_when_dropped(stream: &TcpStream) {
+    // A socket that cannot linger is closed the ordinary way.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -3,5 +3,5 @@
 mod connect;
 mod pool;
 
-pub use connect::{Upstream, connect};
+pub use connect::{Upstream, connect, connect_for};
 pub use pool::Pool;
