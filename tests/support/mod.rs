@@ -53,7 +53,8 @@ pub fn wait_for<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Optio
 
 /// Prints one measured number in the form that `make figures` collects.
 pub fn figure(what: &str, value: impl std::fmt::Display, bar: &str) {
-    println!("figure: {what}: {value} ({bar})");
+    // On a line of its own: the test harness has written half a line before.
+    println!("\nfigure: {what}: {value} ({bar})");
 }
 
 /// How often to repeat something: `short` in an ordinary run, `full` under `make soak`.
