@@ -23,7 +23,7 @@ fn curl_fetches_a_page_over_both_families() {
             "hello\n"
         );
     }
-    assert!(world.metric_sum("outrigger_requests_total", "protocol=\"http1\"") >= 2.0);
+    world.until_counted("outrigger_requests_total", "protocol=\"http1\"", 2.0);
 }
 
 #[test]

@@ -116,8 +116,14 @@ impl World {
                 || PathBuf::from(env!("CARGO_BIN_EXE_proxyctl")),
                 PathBuf::from,
             );
-            std::fs::copy(&built, &here)
-                .unwrap_or_else(|error| panic!("copy {}: {error}", built.display()));
+            // By a process of its own: a file that this one had open for writing could not be run
+            // while any other thread's child, forked meanwhile, still held it ("text file busy").
+            let copied = Command::new("cp").arg(&built).arg(&here).status();
+            assert!(
+                copied.is_ok_and(|status| status.success()),
+                "copy {}",
+                built.display()
+            );
         }
         here
     }
@@ -169,12 +175,19 @@ impl World {
         (status, body.into())
     }
 
+    /// Waits until a metric's label sets that contain `label` sum up to `least`: what is counted
+    /// when a request has ended may be counted just after its client has seen the end.
+    #[track_caller]
+    pub fn until_counted(&self, name: &str, label: &str, least: f64) {
+        wait_until(SOON, &format!("{name}{{{label}}} reaches {least}"), || {
+            self.metric_sum(name, label) >= least
+        });
+    }
+
     /// Waits until a refused connection has been counted for `reason`.
     #[track_caller]
     pub fn until_refused(&self, reason: &str) {
-        wait_until(SOON, &format!("a refusal counted as {reason}"), || {
-            self.metric_sum("outrigger_connections_refused_total", reason) >= 1.0
-        });
+        self.until_counted("outrigger_connections_refused_total", reason, 1.0);
     }
 
     /// The file to serve and install with, if there need be one.
