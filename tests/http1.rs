@@ -30,7 +30,8 @@ fn curl_fetches_a_page_over_both_families() {
 fn clients_that_come_and_go_share_one_upstream_connection() {
     let world = World::new();
     let nginx = world.nginx();
-    let proxy = world.serve("workers: 1");
+    // Long enough that no client is taken for a silent one, whose destination is dialled at once.
+    let proxy = world.serve("workers: 1\ntimeouts: { quiet: 5s }");
     world.capture(&proxy);
     for _ in 0..20 {
         world

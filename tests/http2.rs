@@ -47,7 +47,8 @@ fn thousands_of_requests_on_many_streams_all_succeed() {
 fn clients_that_come_and_go_share_one_upstream_connection() {
     let world = World::new();
     let nginx = world.nginx();
-    let proxy = world.serve("workers: 1");
+    // Long enough that no client is taken for a silent one, whose destination is dialled at once.
+    let proxy = world.serve("workers: 1\ntimeouts: { quiet: 5s }");
     world.capture(&proxy);
     for _ in 0..20 {
         world
@@ -75,7 +76,7 @@ fn a_big_upload_arrives_whole() {
 #[test]
 fn metadata_messages_and_trailers_of_a_call_arrive() {
     let world = World::new();
-    let _server = serve_h2(&world, GRPC, |request, respond| unary(request, respond));
+    let _server = serve_h2(&world, GRPC, unary);
     let _proxy = world.captured();
     for svc in SVC {
         in_runtime(async {
