@@ -8,10 +8,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     address::{ClientAddr, OriginalDst},
-    cluster::Registry,
     connection::Connection,
-    observe::Metrics,
-    shared::{ConnectionLimit, OwnConnections, Shared},
+    shared::Shared,
     worker::Worker,
 };
 
@@ -22,12 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
     Arc::new(Shared {
         settings,
-        listeners: Vec::new(),
-        registry: Registry::default(),
-        metrics: Metrics::default(),
-        own: OwnConnections::default(),
-        connections: ConnectionLimit::new(usize::MAX),
-        started: Instant::now(),
+        ..Shared::for_tests(1)
     })
 }
 
