@@ -30,7 +30,7 @@ fn a_gibibyte_over_http_1_leaves_memory_flat() {
             .sh("curl -sS -o /dev/null -w '%{size_download}' http://198.51.100.2/gib");
         assert_eq!(size, GIB.to_string());
     });
-    hold_peak("HTTP/1 download", &proxy, took);
+    hold_peak("HTTP/1 download", "sent", &world, &proxy, took);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_gibibyte_uploaded_over_http_1_leaves_memory_flat() {
                 .starts_with("HTTP/1.1 200 ")
         );
     });
-    hold_peak("HTTP/1 upload", &proxy, took);
+    hold_peak("HTTP/1 upload", "received", &world, &proxy, took);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_gibibyte_over_http_2_leaves_memory_flat() {
         );
         assert_eq!(size, GIB.to_string());
     });
-    hold_peak("HTTP/2 download", &proxy, took);
+    hold_peak("HTTP/2 download", "sent", &world, &proxy, took);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_gibibyte_each_way_over_opaque_tcp_leaves_memory_flat() {
     let proxy = world.captured();
     let client = world.app.connect((SVC4, 7));
     let took = timed(|| pattern::exchange(client, GIB, 2, 1).unwrap());
-    hold_peak("opaque TCP, both ways", &proxy, took);
+    hold_peak("opaque TCP, both ways", "received", &world, &proxy, took);
 }
 
 #[test]
@@ -137,6 +137,7 @@ fn an_idle_keep_alive_connection_is_cheap() {
     let before = proxy.memory().resident;
     let idle = open(CONNECTIONS);
     let grown = proxy.memory().resident.saturating_sub(before);
+    assert!(world.metric("outrigger_connections_live") >= CONNECTIONS as f64);
     let bytes = grown * 1024 / CONNECTIONS as u64;
     figure(
         "an idle keep-alive connection",
@@ -170,6 +171,7 @@ fn a_servers_greeting_is_hardly_later_than_without_the_proxy() {
         let mut proxy = world.captured();
         firsts.push(greeting().saturating_sub(direct));
         nexts.extend((0..10).map(|_| greeting().saturating_sub(direct)));
+        world.until_counted("outrigger_requests_total", "", 11.0);
         proxy.kill();
         wait_until(SOON, "the capture has ended", || {
             !world.app.ruleset().contains("redirect")
@@ -228,7 +230,13 @@ fn reaches(world: &World, svc: IpAddr) -> bool {
         .is_ok_and(|heard| heard == b"hello")
 }
 
-fn hold_peak(what: &str, proxy: &Proxy, took: Duration) {
+fn hold_peak(what: &str, direction: &str, world: &World, proxy: &Proxy<'_>, took: Duration) {
+    // It went through the proxy, and not past it.
+    world.until_counted(
+        &format!("outrigger_{direction}_bytes_total"),
+        "",
+        GIB as f64,
+    );
     let peak = proxy.memory().peak;
     figure(
         &format!("peak memory of 1 GiB, {what}"),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{Load, Namespace, Proxy, SOON, SVC, SVC4, Speak, World, rounds, wait_until};
+use support::{Load, Namespace, SOON, SVC, SVC4, Speak, World, rounds, wait_until};
 
 #[test]
 fn a_terminated_proxy_fails_no_request_and_leaves_no_rule() {
@@ -236,7 +236,7 @@ fn connections_that_lived_before_the_capture_live_through_it_and_after_it() {
         }
     };
     all_answer("before");
-    let mut proxy: Proxy = world.captured();
+    let mut proxy = world.captured();
     all_answer("while captured");
     assert!(world.remove_rules().status.success());
     all_answer("after the capture");

@@ -1,10 +1,12 @@
 //! A `proxyctl serve` on the application's side, and its capture.
 
 use std::{
+    cell::Cell,
     net::{Ipv4Addr, SocketAddr},
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
 };
 
 use super::{Process, SOON, Speak, World, wait_until};
@@ -18,20 +20,22 @@ const ADMIN: u16 = 15000;
 const MARK: u32 = 0x539;
 
 #[derive(Debug)]
-pub struct Proxy {
+pub struct Proxy<'world> {
     process: Process,
     config: Option<PathBuf>,
+    world: &'world World,
+    is_captured: Cell<bool>,
 }
 
 impl World {
     /// A proxy that serves, unprivileged, with the text of a configuration file; an empty one
     /// means: without any file.
-    pub fn serve(&self, config: &str) -> Proxy {
+    pub fn serve(&self, config: &str) -> Proxy<'_> {
         self.serve_limited(config, &[])
     }
 
     /// The same under resource limits, as options of `prlimit`.
-    pub fn serve_limited(&self, config: &str, limits: &[&str]) -> Proxy {
+    pub fn serve_limited(&self, config: &str, limits: &[&str]) -> Proxy<'_> {
         let config = self.config(config);
         let mut command = Command::new("prlimit");
         command
@@ -49,12 +53,17 @@ impl World {
         };
         let mut process = Process::start_as(&self.app, self.dir(), "proxy", identity, &command);
         process.until("listens", || self.app.listeners_on(PORT) > 0);
-        Proxy { process, config }
+        Proxy {
+            process,
+            config,
+            world: self,
+            is_captured: Cell::new(false),
+        }
     }
 
     /// Redirects the application's connections to `proxy`.
     #[track_caller]
-    pub fn capture(&self, proxy: &Proxy) {
+    pub fn capture(&self, proxy: &Proxy<'_>) {
         let output = self.install_rules(proxy.config.as_deref());
         assert!(
             output.status.success(),
@@ -64,11 +73,12 @@ impl World {
             String::from_utf8_lossy(&output.stderr),
             proxy.log(),
         );
+        proxy.is_captured.set(true);
     }
 
     /// A proxy without configuration, and everything captured.
     #[track_caller]
-    pub fn captured(&self) -> Proxy {
+    pub fn captured(&self) -> Proxy<'_> {
         let proxy = self.serve("");
         self.capture(&proxy);
         proxy
@@ -225,7 +235,20 @@ fn has_one_user() -> bool {
     !is_mapped
 }
 
-impl Deref for Proxy {
+/// A captured proxy that carried nothing means that the test went past it and proved nothing.
+impl Drop for Proxy<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() || !self.is_captured.get() || self.process.exited().is_some() {
+            return;
+        }
+        wait_until(SOON, "the proxy has carried something", || {
+            self.world.metric("outrigger_connections_live") >= 1.0
+                || self.world.metric_sum("outrigger_requests_total", "") >= 1.0
+        });
+    }
+}
+
+impl Deref for Proxy<'_> {
     type Target = Process;
 
     fn deref(&self) -> &Process {
@@ -233,7 +256,7 @@ impl Deref for Proxy {
     }
 }
 
-impl DerefMut for Proxy {
+impl DerefMut for Proxy<'_> {
     fn deref_mut(&mut self) -> &mut Process {
         &mut self.process
     }
