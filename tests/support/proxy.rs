@@ -241,9 +241,14 @@ impl Drop for Proxy<'_> {
         if thread::panicking() || !self.is_captured.get() || self.process.exited().is_some() {
             return;
         }
-        wait_until(SOON, "the proxy has carried something", || {
+        wait_until(SOON, "the proxy has met a captured connection", || {
             self.world.metric("outrigger_connections_live") >= 1.0
-                || self.world.metric_sum("outrigger_requests_total", "") >= 1.0
+                || [
+                    "outrigger_requests_total",
+                    "outrigger_connections_refused_total",
+                ]
+                .iter()
+                .any(|name| self.world.metric_sum(name, "") >= 1.0)
         });
     }
 }
