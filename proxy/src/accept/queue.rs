@@ -110,7 +110,7 @@ pub fn reset_when_dropped(stream: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::ErrorKind, rc::Rc, sync::atomic::Ordering::Relaxed};
+    use std::{io::ErrorKind, rc::Rc};
 
     use outrigger_config::Settings;
     use tokio::{
