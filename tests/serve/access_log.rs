@@ -208,3 +208,28 @@ fn a_full_disk_costs_lines_which_are_counted_and_no_request() {
         (dropped == 3.0).then_some(())
     });
 }
+
+#[test]
+fn an_idle_upstream_connection_is_told_until_it_is_used_or_closed() {
+    let captured = Captured::start("pool:\n  idle: 60s\n");
+    let (mut client, mut upstream) = captured.request_under_way();
+    let state = |state: &str| {
+        let labels = format!("state=\"{state}\"");
+        captured
+            .get("/metrics")
+            .metric("outrigger_upstream_connections", &labels)
+    };
+    assert_eq!((state("active"), state("idle")), (1.0, 0.0));
+    upstream
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .unwrap();
+    let mut answer = [0; 38 + 2];
+    client.read_exact(&mut answer).unwrap();
+    wait_for("an idle connection", || {
+        ((state("active"), state("idle")) == (0.0, 1.0)).then_some(())
+    });
+    drop(upstream);
+    wait_for("no connection", || {
+        ((state("active"), state("idle")) == (0.0, 0.0)).then_some(())
+    });
+}

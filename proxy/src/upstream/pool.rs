@@ -18,7 +18,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, task};
 
 use super::{Upstream, connect_for};
-use crate::{failure::Failure, sys, worker::Worker};
+use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
 
 /// How often idle connections are looked through. A server that closed one holds its end half-open
 /// for as long.
@@ -47,6 +47,7 @@ pub struct IdleConnections {
 struct Idle {
     lease: Lease,
     until: Instant,
+    _counted: IdleUpstream,
 }
 
 /// An upstream connection in use by one request.
@@ -166,9 +167,11 @@ impl IdleConnections {
             return;
         }
         let until = now + keeps_for;
-        self.connections
-            .borrow_mut()
-            .push_back(Idle { lease, until });
+        self.connections.borrow_mut().push_back(Idle {
+            lease,
+            until,
+            _counted: worker.shared.metrics.idle_upstream(worker.id),
+        });
         self.idle.set(self.idle.get() + 1);
         if !worker.http1_pool.is_swept.replace(true) {
             task::spawn_local(sweep(worker.clone()));

@@ -94,9 +94,7 @@ impl World {
 
     pub(super) fn requests_recorded(&self) -> u64 {
         let requests = |d: std::sync::Arc<crate::cluster::Destination>| {
-            d.metrics
-                .requests
-                .load(std::sync::atomic::Ordering::Relaxed)
+            d.metrics.totals().outcomes.values().sum::<u64>()
         };
         self.worker
             .shared
