@@ -1,0 +1,54 @@
+//! Whether the leases of xt_recent are renewed.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{IptablesError, rules};
+use crate::plan::{Family, Plan};
+
+/// A look costs a read of /proc.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// xt_recent counts in whole seconds, so a part of one is rounded up.
+pub(super) fn seconds(plan: &Plan) -> u64 {
+    plan.lease.millis.div_ceil(1000)
+}
+
+/// Whether a beat renews the lease within the time that it lasts.
+pub(super) fn is_renewed(plan: &Plan, family: Family) -> bool {
+    let path = format!(
+        "/proc/net/xt_recent/{}",
+        rules::lease_name(plan.port, family)
+    );
+    let read = || fs::read_to_string(&path).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(seconds(plan));
+    let before = read();
+    loop {
+        // The entry tells when it was last seen, and all the times before.
+        let now = read();
+        if now != before && !now.is_empty() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Starts the probe's own lease, which ends it should this process be killed.
+pub(super) fn start_probe(target: SocketAddr) -> Result<(), IptablesError> {
+    let family = Family::of(target.ip());
+    let sent = UdpSocket::bind((family.loopback(), 0))
+        .and_then(|socket| socket.send_to(b"probe", rules::probe_beat_address(target)));
+    match sent {
+        // The rule that renews the lease drops the datagram, and the kernel tells so.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        _ => Err(IptablesError::NoBeat { family }),
+    }
+}
