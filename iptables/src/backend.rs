@@ -67,7 +67,9 @@ fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
         Backend::Auto => match try_nft(settings) {
             Ok(()) => Ok(Choice::Nft),
             Err(Refusal::Kernel(error)) if !error.is_lack_of_privilege() => {
-                let variant = first_that_works().ok_or(Refusal::Kernel(error.clone()))?;
+                let Some(variant) = first_that_works() else {
+                    return Err(Refusal::Kernel(error));
+                };
                 let why = format!(
                     "{} was chosen, because nft does not work here: {error}",
                     variant.name()

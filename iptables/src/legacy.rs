@@ -72,10 +72,10 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     }
     let generation = tether::next_generation(port, &tables, &identity.tethers);
     let mut plan = Plan::new(settings, &host, generation)?;
-    if let Err(refusal) = hold(&mut proxy, &mut plan, variant)
+    let done = hold(&mut proxy, &mut plan, variant)
         .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
-        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan))
-    {
+        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
+    if let Err(refusal) = done {
         change.roll_back();
         let _ = proxy.tell(
             "asking the proxy to let the new capture go",
@@ -86,6 +86,25 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         return Err(refusal);
     }
     Ok(report(&plan, &identity, variant, true))
+}
+
+/// After an install by another backend: takes away what there is of ours in iptables.
+pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
+    if lease::is_any_listed(port) {
+        let note = match change::remove_all(port) {
+            Ok(gone) => format!("removed: {}", gone.join(", ")),
+            Err(error) => format!("older rules are left, without effect: {error}; {}", error.advice()),
+        };
+        installed.notes.push(note);
+    }
+    installed
+}
+
+/// Whether the programs of `variant` are there and understand this kernel.
+pub(crate) fn works(variant: Variant) -> bool {
+    Family::ALL.iter().all(|&family| {
+        programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
+    })
 }
 
 /// Removes ours from every variant and family; names what is gone.

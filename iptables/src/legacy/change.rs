@@ -49,7 +49,7 @@ impl Tables {
     fn read(programs: &Programs, port: u16) -> Result<Self, IptablesError> {
         let listing = programs.save()?;
         let name = programs.name();
-        let read = |table| State::read(&listing, table, port).check(name, table);
+        let read = |table| State::read(&listing, table, port).check(&name, table);
         Ok(Self {
             nat: read(NAT)?,
             mangle: read(MANGLE)?,
@@ -128,7 +128,7 @@ impl Change {
             let before = site.before.clone();
             let ahead = rules::probe_beat(plan.port, target);
             site.load(MANGLE, before.mangle.without(&probe).behind(&ahead))?;
-            let ahead = rules::probe(plan, family, target);
+            let ahead = rules::probe(plan, target);
             site.load(NAT, before.nat.without(&probe).behind(&ahead))?;
         }
         Ok(())
@@ -213,7 +213,7 @@ impl Site {
         match difference {
             None => Ok(()),
             Some(difference) => Err(IptablesError::ReadBack {
-                program: self.programs.name().into(),
+                program: self.programs.name(),
                 difference,
             }),
         }

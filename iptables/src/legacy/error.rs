@@ -16,7 +16,6 @@ pub enum IptablesError {
     /// Each connect would walk them all.
     TooManyRules {
         family: Family,
-        count: usize,
     },
     /// A rule of somebody else leads into our chain, which can therefore not be deleted.
     Entangled {
@@ -33,17 +32,12 @@ pub enum IptablesError {
         program: String,
         difference: String,
     },
-    /// The proxy holds a capture of another backend, whose lease takes the beat.
-    OtherBackend {
-        table: String,
-    },
 }
 
 impl IptablesError {
     pub(crate) fn check(&self) -> &'static str {
         match self {
             Self::NoProgram(_) | Self::Failed { .. } | Self::TooManyRules { .. } => "backend",
-            Self::OtherBackend { .. } => "backend",
             Self::Entangled { .. } => "leftover",
             Self::NoBeat { .. } => "lease",
             Self::ReadBack { .. } => "read-back",
@@ -68,9 +62,6 @@ impl IptablesError {
             }
             Self::ReadBack { .. } => {
                 "another program may be changing the rules at the same time; try again".into()
-            }
-            Self::OtherBackend { .. } => {
-                "run `proxyctl remove-rules` first, then install with the other backend".into()
             }
         }
     }
@@ -107,9 +98,9 @@ impl fmt::Display for IptablesError {
         match self {
             Self::NoProgram(program) => write!(f, "the program `{program}` is not installed"),
             Self::Failed { program, reason } => write!(f, "{program} failed: {reason}"),
-            Self::TooManyRules { family, count } => write!(
+            Self::TooManyRules { family } => write!(
                 f,
-                "the settings take {count} iptables rules for {}, more than {MAX_RULES}: every new connection would walk them one by one",
+                "the settings take more than {MAX_RULES} iptables rules for {}, and every new connection would walk them one by one",
                 family.name()
             ),
             Self::Entangled {
@@ -132,10 +123,8 @@ impl fmt::Display for IptablesError {
                 f,
                 "{program} shows something else than was loaded: {difference}"
             ),
-            Self::OtherBackend { table } => write!(
-                f,
-                "the proxy is captured for by another backend already ({table}), and only one can have its beat"
-            ),
         }
     }
 }
+
+impl std::error::Error for IptablesError {}

@@ -41,6 +41,16 @@ pub(super) fn is_renewed(plan: &Plan, family: Family) -> bool {
     }
 }
 
+/// Whether a rule of ours is loaded: each list is there for as long as a rule names it.
+pub(super) fn is_any_listed(port: u16) -> bool {
+    let ours = format!("outrigger_{port}_");
+    fs::read_dir("/proc/net/xt_recent").is_ok_and(|lists| {
+        lists
+            .filter_map(Result::ok)
+            .any(|list| list.file_name().to_string_lossy().starts_with(&ours))
+    })
+}
+
 /// Starts the probe's own lease, which ends it should this process be killed.
 pub(super) fn start_probe(target: SocketAddr) -> Result<(), IptablesError> {
     let family = Family::of(target.ip());

@@ -61,6 +61,11 @@ impl Variant {
 }
 
 impl Programs {
+    /// Of the one that shows what is loaded.
+    pub(crate) fn name(&self) -> String {
+        name(&self.save)
+    }
+
     /// # Errors
     /// When one of them is not installed.
     pub(crate) fn find(variant: Variant, family: Family) -> Result<Self, IptablesError> {

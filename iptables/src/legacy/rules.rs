@@ -1,21 +1,27 @@
-//! From the plan to iptables rules, one family at a time, in the words of `iptables-save`, so that
-//! what is loaded can be compared with what is found.
+//! From the plan to iptables rules, one family at a time, in the words and the order of
+//! `iptables-save`, so that what is loaded can be compared with what is found.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use super::{IptablesError, MAX_RULES, ruleset::State};
+use super::{IptablesError, MAX_RULES, lease, ruleset::State};
 use crate::plan::{Elements, Family, Intervals, Match, Plan, Rule, Table, Verdict};
 
 /// The match extensions that the rules use.
 pub(super) const MATCHES: [&str; 6] = ["tcp", "udp", "owner", "recent", "addrtype", "mark"];
 
-/// Only the first packet of a connection: see [`Match::PureSyn`].
+/// See [`Match::PureSyn`].
 const PURE_SYN: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
 
+/// Longer than the gate's probes of both families may take, in seconds.
+const PROBE_LEASE: u64 = 45;
+
 /// The chain that captures.
-pub(crate) fn capture_name(port: u16) -> String {
+pub(super) fn capture_name(port: u16) -> String {
     format!("OUTRIGGER_{port}")
 }
 
@@ -29,81 +35,108 @@ fn beat_name(port: u16) -> String {
 
 /// The list of xt_recent whose one entry is the lease.
 pub(super) fn lease_name(port: u16, family: Family) -> String {
-    let number = match family {
+    format!("outrigger_{port}_{}", number(family))
+}
+
+fn probe_lease_name(port: u16, family: Family) -> String {
+    format!("outrigger_{port}_probe_{}", number(family))
+}
+
+fn number(family: Family) -> u8 {
+    match family {
         Family::V4 => 4,
         Family::V6 => 6,
-    };
-    format!("outrigger_{port}_{number}")
-}
-
-/// Table nat: redirects while the lease is fresh.
-pub(super) fn capture(plan: &Plan, family: Family) -> Result<State, IptablesError> {
-    let chain = capture_name(plan.port);
-    let mut rules = Vec::new();
-    let planned = plan.capture.chains.iter().flat_map(|c| &c.rules);
-    for rule in planned.filter(|rule| !matches!(rule.verdict, Verdict::Jump(_))) {
-        let is_first_redirect = matches!(rule.verdict, Verdict::RedirectTo(_))
-            && !rules.iter().any(|r: &String| r.contains("-m recent"));
-        if is_first_redirect {
-            rules.push(unless_fresh(plan, family));
-        }
-        rules.extend(encode(rule, &plan.capture, family));
-        if rules.len() > MAX_RULES {
-            return Err(IptablesError::TooManyRules {
-                family,
-                count: rules.len(),
-            });
-        }
     }
-    Ok(State::new(&chain, rules, PURE_SYN))
 }
 
-/// Table nat: redirects one probe address, and no longer than the proxy beats, should this process
-/// be killed before it takes the rule back.
-pub(super) fn probe(plan: &Plan, family: Family, target: std::net::SocketAddr) -> State {
-    let chain = probe_name(plan.port);
-    let own = crate::plan::exclude_proxy(&plan.proxy);
-    let mut rules: Vec<_> = own
-        .iter()
-        .flat_map(|rule| encode(rule, &plan.capture, family))
-        .collect();
-    rules.push(unless_fresh(plan, family));
-    rules.push(format!(
-        "-d {} -p tcp -m tcp --dport {} -j REDIRECT --to-ports {}",
-        IpNet::from(target.ip()),
-        target.port(),
-        plan.port
+/// Table nat: redirects while the lease is fresh; the proxy's own probes always.
+pub(super) fn capture(plan: &Plan, family: Family) -> Result<State, IptablesError> {
+    let of_chain = |name| {
+        let chains = plan.capture.chains.iter();
+        let rules = chains.filter(move |c| c.name == name).flat_map(|c| &c.rules);
+        rules
+            .filter(|rule| !matches!(rule.verdict, Verdict::Jump(_)))
+            .flat_map(|rule| encode(rule, &plan.capture, family))
+    };
+    let mut rules: Vec<_> = of_chain("output").collect();
+    rules.push(return_unless_fresh(
+        &lease_name(plan.port, family),
+        lease::seconds(plan),
+        family,
     ));
-    State::new(&chain, rules, PURE_SYN)
+    rules.extend(of_chain("capture"));
+    if rules.len() > MAX_RULES {
+        return Err(IptablesError::TooManyRules { family });
+    }
+    Ok(State::new(&capture_name(plan.port), rules, PURE_SYN))
 }
 
 /// Table mangle: the proxy's beat renews the lease. The drop makes its `send` fail, which tells it
-/// that capture is on.
+/// that the rules are there.
 pub(super) fn beat(plan: &Plan, family: Family) -> State {
-    let renew = format!(
-        "-m recent --set --name {} --mask {} --rdest -j DROP",
-        lease_name(plan.port, family),
-        everything(family)
-    );
     let from_proxy = match (plan.proxy.excluded_uid, plan.proxy.mark) {
         (Some(uid), _) => format!(" -m owner --uid-owner {uid}"),
-        (None, Some(mark)) => format!(" -m mark --mark {mark:#x}"),
-        (None, None) => String::new(),
+        (None, mark) => format!(" -m mark --mark {:#x}", mark.unwrap_or_default()),
     };
-    let condition = format!(
-        "-d {} -o lo -p udp -m udp --dport {}{from_proxy}",
-        IpNet::from(family.loopback()),
-        plan.port
-    );
-    State::new(&beat_name(plan.port), vec![renew], &condition)
+    let beat = SocketAddr::new(family.loopback(), plan.port);
+    State::new(
+        &beat_name(plan.port),
+        vec![renew(&lease_name(plan.port, family), family)],
+        &(datagram_to(beat) + &from_proxy),
+    )
 }
 
-fn unless_fresh(plan: &Plan, family: Family) -> String {
+/// Table nat: redirects the gate's probes, for no longer than they may take, should the installer
+/// be killed before it takes the rule back.
+pub(super) fn probe(plan: &Plan, target: SocketAddr) -> State {
+    let family = Family::of(target.ip());
+    let mut rules = vec![return_unless_fresh(
+        &probe_lease_name(plan.port, family),
+        PROBE_LEASE,
+        family,
+    )];
+    let table = plan.canary(&[target]);
+    let chain = table.chains.iter().filter(|chain| chain.name == "probe");
+    rules.extend(
+        chain
+            .flat_map(|chain| &chain.rules)
+            .flat_map(|rule| encode(rule, &table, family)),
+    );
+    State::new(&probe_name(plan.port), rules, PURE_SYN)
+}
+
+/// Table mangle: a datagram of the installer starts the probe's lease.
+pub(super) fn probe_beat(port: u16, target: SocketAddr) -> State {
+    let family = Family::of(target.ip());
+    State::new(
+        &probe_name(port),
+        vec![renew(&probe_lease_name(port, family), family)],
+        &datagram_to(probe_beat_address(target)),
+    )
+}
+
+/// The probed port is the installer's own, so that nobody else beats there.
+pub(super) fn probe_beat_address(target: SocketAddr) -> SocketAddr {
+    (Family::of(target.ip()).loopback(), target.port()).into()
+}
+
+fn datagram_to(address: SocketAddr) -> String {
     format!(
-        "-m recent ! --rcheck --seconds {} --name {} --mask {} --rdest -j RETURN",
-        super::LEASE.as_secs(),
-        lease_name(plan.port, family),
-        everything(family)
+        "-d {} -o lo -p udp -m udp --dport {}",
+        host(address.ip()),
+        address.port()
+    )
+}
+
+fn renew(list: &str, family: Family) -> String {
+    let mask = everything(family);
+    format!("-m recent --set --name {list} --mask {mask} --rdest -j DROP")
+}
+
+fn return_unless_fresh(list: &str, seconds: u64, family: Family) -> String {
+    let mask = everything(family);
+    format!(
+        "-m recent ! --rcheck --seconds {seconds} --name {list} --mask {mask} --rdest -j RETURN"
     )
 }
 
@@ -115,106 +148,155 @@ fn everything(family: Family) -> &'static str {
     }
 }
 
+fn host(ip: IpAddr) -> IpNet {
+    ip.into()
+}
+
+/// What the conditions of a rule come to, sorted as `iptables-save` sorts them.
+#[derive(Clone, Default)]
+struct Conditions {
+    destination: Option<IpNet>,
+    is_out_loopback: bool,
+    is_tcp: bool,
+    extensions: Vec<String>,
+}
+
 /// One rule of the plan is as many here as its sets have elements; none if it is the other
 /// family's.
 fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
     let verdict = match rule.verdict {
-        Verdict::Return => "-j RETURN".into(),
-        Verdict::Accept => "-j ACCEPT".into(),
-        Verdict::Jump(chain) => format!("-j {chain}"),
-        Verdict::RedirectTo(port) => format!("-j REDIRECT --to-ports {port}"),
-        Verdict::RejectWithReset => "-j REJECT --reject-with tcp-reset".into(),
+        Verdict::RedirectTo(port) => format!("REDIRECT --to-ports {port}"),
+        Verdict::Return => "RETURN".into(),
+        Verdict::Accept => "ACCEPT".into(),
+        Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
+        // Chains and leases are of another make here.
+        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } => return Vec::new(),
     };
-    let mut sorted: Vec<_> = rule.matches.iter().collect();
-    // The programs list a destination first, wherever it was written.
-    sorted.sort_by_key(|condition| !is_destination(condition));
-    let no_conditions = vec![String::new()];
-    let combined = sorted.into_iter().fold(no_conditions, |so_far, condition| {
-        let choices = choices(condition, table, family);
-        so_far
-            .iter()
-            .flat_map(|before| choices.iter().map(move |choice| format!("{before}{choice}")))
-            .collect()
-    });
-    combined
-        .into_iter()
-        .map(|conditions| format!("{conditions}{verdict}"))
-        .collect()
-}
-
-fn is_destination(condition: &Match) -> bool {
-    matches!(
-        condition,
-        Match::Destination(_) | Match::DestinationIn(..) | Match::Family(_)
-    )
-}
-
-/// The alternatives of a condition, each ending with a space.
-fn choices(condition: &Match, table: &Table, family: Family) -> Vec<String> {
-    let one = |text: &str| vec![text.to_owned()];
-    match condition {
-        Match::Family(of) if *of == family => one(""),
-        Match::Family(_) => Vec::new(),
-        Match::Tcp => one("-p tcp "),
-        Match::PureSyn => vec![format!("{PURE_SYN} ")],
-        Match::SocketUid(uid) => vec![format!("-m owner --uid-owner {uid} ")],
-        Match::SocketUidIn(set) | Match::SocketGidIn(set) | Match::PortIn(set) => {
-            members(table, set)
-        }
-        Match::Mark(mark) => vec![format!("-m mark --mark {mark:#x} ")],
-        Match::OutLoopback => one("-o lo "),
-        Match::DestinationLocal => one("-m addrtype --dst-type LOCAL "),
-        Match::Destination(net) if Family::of(net.addr()) == family => {
-            vec![format!("-d {net} ")]
-        }
-        Match::Destination(_) => Vec::new(),
-        Match::DestinationIn(of, set) if *of == family => members(table, set),
-        Match::DestinationIn(..) => Vec::new(),
-        Match::Port(port) => vec![format!("-p tcp -m tcp --dport {port} ")],
-        Match::Established => one("-m conntrack --ctstate ESTABLISHED "),
-    }
-}
-
-fn members(table: &Table, set: &str) -> Vec<String> {
-    let elements = table.sets.iter().find(|s| s.name == set);
-    match elements.map(|set| &set.elements) {
-        None => Vec::new(),
-        Some(Elements::V4(nets)) => nets.iter().flat_map(v4_networks).map(to).collect(),
-        Some(Elements::V6(nets)) => nets.iter().flat_map(v6_networks).map(to).collect(),
-        Some(Elements::Ports(ports)) => port_ranges(ports),
-        Some(Elements::Uids(ids)) => ids
-            .iter()
-            .map(|id| format!("-m owner --uid-owner {id} "))
-            .collect(),
-        Some(Elements::Gids(ids)) => ids
-            .iter()
-            .map(|id| format!("-m owner --gid-owner {id} "))
-            .collect(),
-    }
-}
-
-fn to(net: IpNet) -> String {
-    format!("-d {net} ")
-}
-
-fn v4_networks((first, last): (u128, u128)) -> impl Iterator<Item = IpNet> {
-    let address = |number: u128| Ipv4Addr::from(number as u32);
-    Ipv4Subnets::new(address(first), address(last), 0).map(IpNet::V4)
-}
-
-fn v6_networks((first, last): (u128, u128)) -> impl Iterator<Item = IpNet> {
-    Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0).map(IpNet::V6)
-}
-
-fn port_ranges(ports: &Intervals) -> Vec<String> {
-    ports
+    let unconditional = vec![Conditions::default()];
+    rule.matches
         .iter()
-        .map(|(first, last)| {
-            if first == last {
-                format!("-p tcp -m tcp --dport {first} ")
-            } else {
-                format!("-p tcp -m tcp --dport {first}:{last} ")
-            }
+        .fold(unconditional, |so_far, condition| {
+            so_far
+                .into_iter()
+                .flat_map(|before| before.and(condition, table, family))
+                // One more than will be accepted.
+                .take(MAX_RULES + 1)
+                .collect()
         })
+        .iter()
+        .map(|conditions| format!("{conditions}-j {verdict}"))
         .collect()
+}
+
+impl Conditions {
+    /// The alternatives.
+    fn and(self, condition: &Match, table: &Table, family: Family) -> Vec<Self> {
+        match condition {
+            // The jump to the chain has it.
+            Match::PureSyn | Match::FamilyIn(_) => vec![self],
+            Match::Family(of) if *of == family => vec![self],
+            Match::Tcp => vec![Self {
+                is_tcp: true,
+                ..self
+            }],
+            Match::OutLoopback => vec![Self {
+                is_out_loopback: true,
+                ..self
+            }],
+            Match::DestinationLocal => vec![self.extended("addrtype --dst-type LOCAL")],
+            Match::Established => vec![self.extended("conntrack --ctstate ESTABLISHED")],
+            Match::Mark(mark) => vec![self.extended(format!("mark --mark {mark:#x}"))],
+            Match::SocketUid(uid) => vec![self.of_user(*uid)],
+            Match::Port(port) => vec![self.to_port(port.to_string())],
+            Match::Destination(net) if Family::of(net.addr()) == family => vec![self.to(*net)],
+            Match::DestinationIn(of, set) if *of == family => self.in_set(table, set),
+            Match::SocketUidIn(set) | Match::SocketGidIn(set) | Match::PortIn(set) => {
+                self.in_set(table, set)
+            }
+            Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
+            // Of the beats, which are of another make here.
+            Match::UdpPort(_) | Match::Payload(_) => Vec::new(),
+        }
+    }
+
+    fn in_set(self, table: &Table, name: &str) -> Vec<Self> {
+        let set = table.sets.iter().find(|set| set.name == name);
+        let each = |nets: &Intervals, split: fn(u128, u128) -> Vec<IpNet>| {
+            nets.iter()
+                .flat_map(|(first, last)| split(first, last))
+                .map(|net| self.clone().to(net))
+                .collect()
+        };
+        match set.map(|set| &set.elements) {
+            Some(Elements::V4(nets)) => each(nets, v4_networks),
+            Some(Elements::V6(nets)) => each(nets, v6_networks),
+            Some(Elements::Ports(ports)) => ports
+                .iter()
+                .map(|(first, last)| {
+                    self.clone().to_port(if first == last {
+                        first.to_string()
+                    } else {
+                        format!("{first}:{last}")
+                    })
+                })
+                .collect(),
+            Some(Elements::Uids(ids)) => ids.iter().map(|id| self.clone().of_user(*id)).collect(),
+            Some(Elements::Gids(ids)) => ids
+                .iter()
+                .map(|id| self.clone().extended(format!("owner --gid-owner {id}")))
+                .collect(),
+            Some(Elements::Leases) | None => Vec::new(),
+        }
+    }
+
+    fn to(self, net: IpNet) -> Self {
+        Self {
+            destination: Some(net),
+            ..self
+        }
+    }
+
+    fn to_port(self, ports: String) -> Self {
+        Self {
+            is_tcp: true,
+            ..self.extended(format!("tcp --dport {ports}"))
+        }
+    }
+
+    fn of_user(self, uid: u32) -> Self {
+        self.extended(format!("owner --uid-owner {uid}"))
+    }
+
+    fn extended(mut self, extension: impl Into<String>) -> Self {
+        self.extensions.push(extension.into());
+        self
+    }
+}
+
+impl fmt::Display for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(net) = self.destination.filter(|net| net.prefix_len() > 0) {
+            write!(f, "-d {net} ")?;
+        }
+        if self.is_out_loopback {
+            f.write_str("-o lo ")?;
+        }
+        if self.is_tcp {
+            f.write_str("-p tcp ")?;
+        }
+        self.extensions
+            .iter()
+            .try_for_each(|extension| write!(f, "-m {extension} "))
+    }
+}
+
+fn v4_networks(first: u128, last: u128) -> Vec<IpNet> {
+    let address = |number: u128| Ipv4Addr::from(number as u32);
+    let subnets = Ipv4Subnets::new(address(first), address(last), 0);
+    subnets.map(IpNet::V4).collect()
+}
+
+fn v6_networks(first: u128, last: u128) -> Vec<IpNet> {
+    let subnets = Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0);
+    subnets.map(IpNet::V6).collect()
 }
