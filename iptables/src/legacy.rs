@@ -72,6 +72,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     }
     let generation = tether::next_generation(port, &tables, &identity.tethers);
     let mut plan = Plan::new(settings, &host, generation)?;
+    plan.lease.millis = lease::seconds(&plan) * 1000;
     let done = hold(&mut proxy, &mut plan, variant)
         .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
@@ -129,7 +130,8 @@ fn in_force(
     let is_same = held.fingerprint == fingerprint(draft, variant)
         && identity.captured_since.is_some()
         && change.is_done();
-    let is_fresh = |family: &Family| lease::is_renewed(draft, *family);
+    let is_fresh =
+        |family: &Family| lease::is_renewed(draft, *family, &lease::entry(draft, *family));
     (is_same && draft.families.iter().all(is_fresh)).then_some(held.generation)
 }
 
@@ -167,14 +169,19 @@ fn put_into_force(
         Ok(())
     })?;
     change.load_capture()?;
+    let entries: Vec<_> = plan
+        .families
+        .iter()
+        .map(|&family| (family, lease::entry(plan, family)))
+        .collect();
     proxy.tell(
         "telling the proxy that capture is on",
         &Request::Captured {
             generation: plan.generation,
         },
     )?;
-    for &family in &plan.families {
-        if !lease::is_renewed(plan, family) {
+    for (family, before) in entries {
+        if !lease::is_renewed(plan, family, &before) {
             return Err(IptablesError::NoBeat { family }.into());
         }
     }

@@ -19,18 +19,17 @@ pub(super) fn seconds(plan: &Plan) -> u64 {
     plan.lease.millis.div_ceil(1000)
 }
 
-/// Whether a beat renews the lease within the time that it lasts.
-pub(super) fn is_renewed(plan: &Plan, family: Family) -> bool {
-    let path = format!(
-        "/proc/net/xt_recent/{}",
-        rules::lease_name(plan.port, family)
-    );
-    let read = || fs::read_to_string(&path).unwrap_or_default();
+/// The entry of a lease, which tells when it was last seen; empty: never.
+pub(super) fn entry(plan: &Plan, family: Family) -> String {
+    let name = rules::lease_name(plan.port, family);
+    fs::read_to_string(format!("/proc/net/xt_recent/{name}")).unwrap_or_default()
+}
+
+/// Whether a beat comes after `before` was read, within the time that a lease lasts.
+pub(super) fn is_renewed(plan: &Plan, family: Family, before: &str) -> bool {
     let deadline = Instant::now() + Duration::from_secs(seconds(plan));
-    let before = read();
     loop {
-        // The entry tells when it was last seen, and all the times before.
-        let now = read();
+        let now = entry(plan, family);
         if now != before && !now.is_empty() {
             return true;
         }
