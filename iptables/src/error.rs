@@ -55,6 +55,8 @@ pub enum Refusal {
     },
     /// The kernel holds something else than what was sent.
     ReadBack { difference: String },
+    /// The proxy's first beat did not put the rules into force.
+    NoLease,
     /// Capture is still on after the proxy was asked to let go.
     StillThere(Vec<Leftover>),
 }
@@ -111,6 +113,7 @@ impl Refusal {
             Self::Canary { .. } => "canary",
             Self::Loop { .. } => "loop",
             Self::ReadBack { .. } => "read-back",
+            Self::NoLease => "lease",
             Self::StillThere(_) => "leftover",
         }
     }
@@ -157,6 +160,7 @@ impl Refusal {
             Self::Canary { seen, .. } => seen.advice().into(),
             Self::Loop { .. } => "check capture.proxy_uid and capture.proxy_mark against how the proxy really runs".into(),
             Self::ReadBack { .. } => "another program may be changing the rules at the same time; look at `nft monitor` and try again".into(),
+            Self::NoLease => "look for a rule that drops datagrams on the loopback interface (`nft list ruleset`), and at the proxy's log".into(),
             Self::StillThere(leftovers) => leftovers.iter().map(Leftover::advice).collect::<Vec<_>>().join("; "),
         }
     }
@@ -294,6 +298,10 @@ impl fmt::Display for Refusal {
             Self::ReadBack { difference } => write!(
                 f,
                 "the kernel holds something else than was loaded: {difference}"
+            ),
+            Self::NoLease => write!(
+                f,
+                "the proxy says that it beats, but its beat renewed no lease"
             ),
             Self::StillThere(leftovers) => {
                 for (index, leftover) in leftovers.iter().enumerate() {

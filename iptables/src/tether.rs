@@ -161,7 +161,9 @@ fn in_force(
             return Ok(None);
         }
     }
-    Ok(Some(held.generation))
+    // Else the proxy hangs, and captures nothing: it has to prove itself anew.
+    let is_leased = nft::is_leased(reader, &plan.capture, &plan.families)?;
+    Ok(is_leased.then_some(held.generation))
 }
 
 /// A redirect of ours that this proxy does not hold would outlive it, or belongs to another.
@@ -220,7 +222,8 @@ fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         kind,
         table: table.name.clone(),
         generation: plan.generation,
-        fingerprint: plan.fingerprint(),
+        fingerprint: plan.fingerprint().into(),
+        lease: (kind == TetherKind::Capture).then(|| plan.lease.clone()),
     }
 }
 
@@ -241,7 +244,12 @@ fn put_into_force(
         &Request::Captured {
             generation: plan.generation,
         },
-    )
+    )?;
+    if nft::is_leased(reader, &plan.capture, &plan.families)? {
+        Ok(())
+    } else {
+        Err(Refusal::NoLease)
+    }
 }
 
 /// Only now, with the new generation in force, so that there is no gap.

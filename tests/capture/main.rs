@@ -1,5 +1,6 @@
 //! Capture end to end: real commands, a real kernel, private network namespaces.
 
+mod lease;
 mod lifecycle;
 #[path = "../support/netns.rs"]
 mod netns;
