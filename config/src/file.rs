@@ -141,6 +141,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_no_kernel_can_keep_is_refused() {
+        for lease in ["300ms", "450ms", "61s", "1s 1ns"] {
+            let problems = parse(&format!("capture:\n  lease: {lease}\n")).unwrap_err();
+            assert_eq!(problems[0].at, Some((2, 3)), "{lease}: {problems:?}");
+        }
+        for lease in ["400ms", "2s", "1m"] {
+            assert!(parse(&format!("capture:\n  lease: {lease}\n")).is_ok());
+        }
+    }
+
+    #[test]
     fn a_bad_duration_says_what_to_write() {
         let problems = parse("timeouts:\n  drain: 5\n").unwrap_err();
         assert!(problems[0].message.contains("unit"), "{problems:?}");

@@ -6,7 +6,7 @@ mod read_back;
 mod socket;
 
 pub use error::NftError;
-pub use read_back::{TableInfo, tables, verify};
+pub use read_back::{TableInfo, is_leased, tables, verify};
 pub use socket::NetlinkSocket;
 
 use crate::plan::Table;

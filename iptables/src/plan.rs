@@ -9,9 +9,10 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Settings};
+use outrigger_config::{IpNet, Settings, control::Lease};
 use serde::Serialize;
 
+pub(crate) use build::LEASES;
 pub use intervals::Intervals;
 pub(crate) use show::is_host;
 
@@ -21,6 +22,11 @@ use crate::{error::Refusal, host::Host};
 /// always sees the service address, and its own dial is still translated by them.
 const NAT_PRIORITY: i32 = -150;
 const FILTER_PRIORITY: i32 = 0;
+/// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
+const HEARTBEAT_PRIORITY: i32 = -310;
+
+/// Two families live in a set of leases, but dead elements count until they are collected.
+pub(crate) const LEASES_SIZE: u32 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -46,11 +52,13 @@ pub struct Plan {
     /// The families that are captured, never empty.
     pub families: Vec<Family>,
     pub proxy: ProxyIdentity,
+    pub lease: Lease,
     /// Keeps conntrack hooked while live captured connections need their translation.
     pub anchor: Table,
     pub capture: Table,
     /// What a user should know that the rules do not say.
     pub notes: Vec<String>,
+    fingerprint: String,
 }
 
 /// Who the proxy must be, and how its own connections are told from the application's.
@@ -84,6 +92,8 @@ pub enum Elements {
     Ports(Intervals),
     Uids(Vec<u32>),
     Gids(Vec<u32>),
+    /// The families whose lease runs: filled by rules, and emptied by time.
+    Leases,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +139,10 @@ pub enum Match {
     DestinationIn(Family, &'static str),
     Port(u16),
     PortIn(&'static str),
+    UdpPort(u16),
+    /// The first 8 bytes of a datagram.
+    Payload(u64),
+    FamilyIn(&'static str),
     Established,
 }
 
@@ -139,6 +153,11 @@ pub enum Verdict {
     Jump(&'static str),
     RedirectTo(u16),
     RejectWithReset,
+    /// Puts the packet's family into the set, to stay for so long, and drops the packet.
+    RenewAndDrop {
+        set: &'static str,
+        millis: u64,
+    },
 }
 
 impl Plan {
@@ -150,35 +169,24 @@ impl Plan {
         let proxy = build::identify(settings, host)?;
         let (families, notes) = build::captured_families(settings, host)?;
         let port = settings.port();
-        let capture = Table {
-            name: table_name(port, generation),
-            comment: format!(
-                "Outrigger: captured for the proxy on port {port}, gone when it is gone"
-            ),
-            sets: build::sets(settings, &families),
-            chains: vec![
-                build::output_chain(),
-                build::capture_chain(settings, &proxy, &families, port),
-            ],
-        };
+        let lease = build::lease(settings, &families);
+        let capture = |generation| build::capture(settings, &proxy, &families, &lease, generation);
         Ok(Self {
             port,
             generation,
+            anchor: build::anchor(port, generation),
+            capture: capture(generation),
+            fingerprint: format!("{:016x}", fnv1a(capture(0).to_string().as_bytes())),
             families,
             proxy,
-            anchor: build::anchor(port, generation),
-            capture,
+            lease,
             notes,
         })
     }
 
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
-    pub fn fingerprint(&self) -> String {
-        let neutral = Table {
-            name: String::new(),
-            ..self.capture.clone()
-        };
-        format!("{:016x}", fnv1a(neutral.to_string().as_bytes()))
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The probe of the gate: redirects `targets` and nothing else, past the same exclusion of the
@@ -234,6 +242,10 @@ impl Hook {
     const FILTER: Self = Self {
         kind: HookKind::Filter,
         priority: FILTER_PRIORITY,
+    };
+    const HEARTBEAT: Self = Self {
+        kind: HookKind::Filter,
+        priority: HEARTBEAT_PRIORITY,
     };
 }
 

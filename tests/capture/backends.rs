@@ -86,7 +86,7 @@ fn assert_refused(namespace: &Namespace, outcome: Outcome, check: &str, words: &
 fn each_variant_captures_both_families_and_a_removal_leaves_what_others_loaded() {
     for variant in VARIANTS {
         let pair = wire();
-        VARIANTS.map(|of| load_foreign(&pair.app, of));
+        VARIANTS.iter().for_each(|of| load_foreign(&pair.app, of));
         let before = saved(&pair.app);
         let _proxy = serve(&pair.app, "--workers 2");
         let installed = ctl(&pair.app, &install(variant)).expect("captured");
@@ -173,7 +173,7 @@ fn a_stopped_proxys_connections_go_direct_after_the_lease() {
 #[test]
 fn a_dead_proxys_rules_of_both_variants_are_removed_at_once() {
     let pair = wire();
-    VARIANTS.map(|of| load_foreign(&pair.app, of));
+    VARIANTS.iter().for_each(|of| load_foreign(&pair.app, of));
     let before = saved(&pair.app);
     for variant in VARIANTS {
         let mut proxy = serve(&pair.app, "--workers 1");

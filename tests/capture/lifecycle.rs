@@ -186,7 +186,7 @@ fn two_installs_at_once_make_one_capture() {
     results.sort_unstable();
     let already = "already captured";
     assert_eq!(results, [already, already, already, "captured"]);
-    assert_eq!(pair.app.ruleset().matches("redirect").count(), 2);
+    assert_eq!(pair.app.ruleset().matches("jump capture").count(), 1);
 }
 
 /// Killed at whatever message it sends, an install leaves the capture whole or not there at all,

@@ -9,13 +9,15 @@ use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
     Hook as HookAttribute, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey,
     NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage, SetAttribute,
-    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage,
-    TableAttribute, TableFlags, TableMessage, Verdict as Code, VerdictAttribute,
+    SetDescription, SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage,
+    SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage, Verdict as Code,
+    VerdictAttribute,
 };
 
 use super::socket::Step;
 use crate::plan::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, Match, Rule, Set, Table, Verdict, is_host,
+    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Rule, Set, Table,
+    Verdict, is_host,
 };
 
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
@@ -86,20 +88,25 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
         Elements::Ports(_) => (13, 2, SetFlags::Interval, BIG_ENDIAN),
         Elements::Uids(_) => (24, 4, SetFlags::empty(), HOST_ENDIAN),
         Elements::Gids(_) => (25, 4, SetFlags::empty(), HOST_ENDIAN),
+        Elements::Leases => (2, 1, SetFlags::Eval | SetFlags::Timeout, HOST_ENDIAN),
     };
+    let mut attributes = vec![
+        SetAttribute::Table(table.name.clone()),
+        SetAttribute::Name(set.name.into()),
+        SetAttribute::Flags(flags),
+        SetAttribute::KeyType(key_type),
+        SetAttribute::KeyLen(key_length),
+        SetAttribute::Id(id),
+        SetAttribute::UserData(key_order(order)),
+    ];
+    if set.elements == Elements::Leases {
+        attributes.push(SetAttribute::Description(vec![SetDescription::Size(
+            LEASES_SIZE,
+        )]));
+    }
     Step {
         doing: format!("adding set {}", set.name),
-        message: NfTablesMessage::NewSet(SetMessage {
-            attributes: vec![
-                SetAttribute::Table(table.name.clone()),
-                SetAttribute::Name(set.name.into()),
-                SetAttribute::Flags(flags),
-                SetAttribute::KeyType(key_type),
-                SetAttribute::KeyLen(key_length),
-                SetAttribute::Id(id),
-                SetAttribute::UserData(key_order(order)),
-            ],
-        }),
+        message: NfTablesMessage::NewSet(SetMessage { attributes }),
         flags: NLM_F_CREATE,
     }
 }
@@ -129,6 +136,15 @@ fn new_elements(table: &Table, set: &Set, elements: Vec<Element>) -> Step {
     }
 }
 
+/// The key of `family` in a set of leases.
+pub(super) fn lease_key(family: Family) -> Vec<u8> {
+    let number = match family {
+        Family::V4 => libc::NFPROTO_IPV4,
+        Family::V6 => libc::NFPROTO_IPV6,
+    };
+    vec![number as u8]
+}
+
 pub(super) fn elements(elements: &Elements) -> Vec<Element> {
     match elements {
         Elements::V4(intervals) | Elements::V6(intervals) | Elements::Ports(intervals) => {
@@ -139,6 +155,7 @@ pub(super) fn elements(elements: &Elements) -> Vec<Element> {
             .iter()
             .map(|id| element(id.to_ne_bytes().to_vec(), SetElementFlags::empty()))
             .collect(),
+        Elements::Leases => Vec::new(),
     }
 }
 
@@ -232,9 +249,12 @@ fn new_rule(table: &Table, chain: &Chain, rule: &Rule) -> Step {
     }
 }
 
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+const UDP_HEADER: u32 = 8;
+const DYNSET_UPDATE: u32 = 1;
 /// `enum ip_conntrack_info`'s bit for a connection that has seen both directions.
 const CT_STATE_ESTABLISHED: u32 = 2;
 
@@ -311,6 +331,20 @@ impl Expr {
                 self.destination_port();
                 self.is_in(set);
             }
+            Match::UdpPort(port) => {
+                self.meta(MetaKey::L4Proto);
+                self.equals(&[libc::IPPROTO_UDP as u8]);
+                self.load(TRANSPORT_HEADER, 2, 2);
+                self.equals(&port.to_be_bytes());
+            }
+            Match::Payload(number) => {
+                self.load(TRANSPORT_HEADER, UDP_HEADER, 8);
+                self.equals(&number.to_be_bytes());
+            }
+            Match::FamilyIn(set) => {
+                self.meta(MetaKey::Nfproto);
+                self.is_in(set);
+            }
             Match::Established => {
                 self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
                 self.mask(&CT_STATE_ESTABLISHED.to_ne_bytes());
@@ -341,16 +375,17 @@ impl Expr {
                 );
             }
             Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
+            Verdict::RenewAndDrop { set, millis } => {
+                self.meta(MetaKey::Nfproto);
+                self.renew(set, *millis);
+                self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
+            }
         }
     }
 
     fn family(&mut self, family: Family) {
-        let number = match family {
-            Family::V4 => libc::NFPROTO_IPV4,
-            Family::V6 => libc::NFPROTO_IPV6,
-        };
         self.meta(MetaKey::Nfproto);
-        self.equals(&[number as u8]);
+        self.equals(&lease_key(family));
     }
 
     fn tcp(&mut self) {
@@ -425,6 +460,19 @@ impl Expr {
             Immediate::DestinationRegister(register),
             Immediate::Data(data),
         ]));
+    }
+
+    fn renew(&mut self, set: &str, millis: u64) {
+        let number = |kind, number: u32| DefaultNla::new(kind, number.to_be_bytes().to_vec());
+        self.0.push(Expressions::Other {
+            expression_type: "dynset".into(),
+            attributes: vec![
+                DefaultNla::new(1, [set.as_bytes(), &[0]].concat()),
+                number(3, DYNSET_UPDATE),
+                number(4, Register::Reg1.into()),
+                DefaultNla::new(6, millis.to_be_bytes().to_vec()),
+            ],
+        });
     }
 
     /// An expression that the netlink crate has no type for, all of whose attributes are numbers.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, Match, Plan, Rule, Set, Table,
-    Verdict,
+    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, LEASES_SIZE, Match, Plan, Rule, Set,
+    Table, Verdict,
 };
 
 /// Elements on one line, above which each gets its own.
@@ -39,12 +39,20 @@ impl Display for Table {
 
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.elements == Elements::Leases {
+            return writeln!(
+                f,
+                "\tset {} {{\n\t\ttype nf_proto\n\t\tsize {LEASES_SIZE}\n\t\tflags dynamic,timeout\n\t}}",
+                self.name
+            );
+        }
         let (kind, is_interval) = match &self.elements {
             Elements::V4(_) => ("ipv4_addr", true),
             Elements::V6(_) => ("ipv6_addr", true),
             Elements::Ports(_) => ("inet_service", true),
             Elements::Uids(_) => ("uid", false),
             Elements::Gids(_) => ("gid", false),
+            Elements::Leases => ("nf_proto", false),
         };
         writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
         if is_interval {
@@ -76,6 +84,7 @@ impl Elements {
                 })
                 .collect(),
             Self::Uids(ids) | Self::Gids(ids) => ids.iter().map(ToString::to_string).collect(),
+            Self::Leases => Vec::new(),
         }
     }
 }
@@ -150,6 +159,9 @@ impl Display for Match {
             Self::DestinationIn(family, set) => write!(f, "{} daddr @{set}", family.word()),
             Self::Port(port) => write!(f, "tcp dport {port}"),
             Self::PortIn(set) => write!(f, "tcp dport @{set}"),
+            Self::UdpPort(port) => write!(f, "udp dport {port}"),
+            Self::Payload(number) => write!(f, "@th,64,64 {number:#x}"),
+            Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),
         }
     }
@@ -163,6 +175,12 @@ impl Display for Verdict {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::RedirectTo(port) => write!(f, "redirect to :{port}"),
             Self::RejectWithReset => f.write_str("reject with tcp reset"),
+            Self::RenewAndDrop { set, millis } => {
+                write!(
+                    f,
+                    "update @{set} {{ meta nfproto timeout {millis}ms }} drop"
+                )
+            }
         }
     }
 }

@@ -70,7 +70,7 @@ impl Session {
                 self.state.canary.expect(self.id, targets, nonce)
             }
             Request::Hold { table } => self.hold(table, line.descriptors),
-            Request::Captured { generation } => self.state.captured(generation),
+            Request::Captured { generation } => self.state.captured(generation).await,
             Request::Release { generation } => {
                 self.state.release(generation);
                 Ok(())
