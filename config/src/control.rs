@@ -56,6 +56,9 @@ pub struct Tether {
     /// Without one the table works for as long as it is there.
     #[serde(default)]
     pub lease: Option<Lease>,
+    /// The descriptor owns no rules: once it is closed they work until the lease has run out.
+    #[serde(default)]
+    pub outlives: bool,
 }
 
 /// What keeps a capture at work: the redirect applies only for `millis` after the proxy's last beat,

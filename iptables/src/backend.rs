@@ -25,7 +25,7 @@ pub enum Backend {
 
 /// A backend that was chosen, and why.
 enum Choice {
-    Nft,
+    Nft(Option<String>),
     Iptables(Variant, Option<String>),
 }
 
@@ -34,14 +34,12 @@ enum Choice {
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
 pub fn install(settings: &Settings, backend: Backend) -> Result<Installed, Refusal> {
-    match choose(settings, backend)? {
-        Choice::Nft => tether::install(settings),
-        Choice::Iptables(variant, why) => {
-            let mut installed = legacy::install(settings, variant)?;
-            installed.notes.splice(0..0, why);
-            Ok(installed)
-        }
-    }
+    let (mut installed, why) = match choose(settings, backend)? {
+        Choice::Nft(why) => (tether::install(settings)?, why),
+        Choice::Iptables(variant, why) => (legacy::install(settings, variant)?, why),
+    };
+    installed.notes.splice(0..0, why);
+    Ok(installed)
 }
 
 /// What [`install`] would load, without looking at the proxy and without changing anything.
@@ -51,7 +49,7 @@ pub fn install(settings: &Settings, backend: Backend) -> Result<Installed, Refus
 pub fn dry_run(settings: &Settings, backend: Backend) -> Result<String, Refusal> {
     let plan = tether::dry_run(settings)?;
     match choose(settings, backend)? {
-        Choice::Nft => Ok(plan.to_string()),
+        Choice::Nft(_) => Ok(plan.to_string()),
         Choice::Iptables(variant, why) => {
             let why = why.map(|why| format!("# {why}\n")).unwrap_or_default();
             Ok(why + &legacy::dry_run(&plan, variant)?)
@@ -61,11 +59,13 @@ pub fn dry_run(settings: &Settings, backend: Backend) -> Result<String, Refusal>
 
 fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
     match backend {
-        Backend::Nft => Ok(Choice::Nft),
+        Backend::Nft => Ok(Choice::Nft(None)),
         Backend::Variant(variant) => Ok(Choice::Iptables(variant, None)),
         Backend::Iptables => Ok(Choice::Iptables(Variant::of_host()?, None)),
         Backend::Auto => match try_nft(settings) {
-            Ok(()) => Ok(Choice::Nft),
+            Ok(()) => Ok(Choice::Nft(Some(
+                "nft was chosen: it works here, and its rules end with the proxy".into(),
+            ))),
             Err(Refusal::Kernel(error)) if !error.is_lack_of_privilege() => {
                 let Some(variant) = first_that_works() else {
                     return Err(Refusal::Kernel(error));

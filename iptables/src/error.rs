@@ -4,7 +4,9 @@ use std::{fmt, io, net::SocketAddr};
 
 use outrigger_config::control::LoopOutcome;
 
-use crate::{legacy::IptablesError, listeners::Listener, nft::NftError, plan::Family, process::Process};
+use crate::{
+    legacy::IptablesError, listeners::Listener, nft::NftError, plan::Family, process::Process,
+};
 
 /// The first check that failed. The rules are as they were before.
 #[derive(Debug)]

@@ -94,7 +94,10 @@ pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
     if lease::is_any_listed(port) {
         let note = match change::remove_all(port) {
             Ok(gone) => format!("removed: {}", gone.join(", ")),
-            Err(error) => format!("older rules are left, without effect: {error}; {}", error.advice()),
+            Err(error) => format!(
+                "older rules are left, without effect: {error}; {}",
+                error.advice()
+            ),
         };
         installed.notes.push(note);
     }
@@ -114,12 +117,7 @@ pub(crate) fn remove(port: u16) -> Result<Vec<String>, Refusal> {
 }
 
 /// The generation under which exactly this capture is in force, whole and alone.
-fn in_force(
-    change: &Change,
-    draft: &Plan,
-    identity: &Identity,
-    variant: Variant,
-) -> Option<u64> {
+fn in_force(change: &Change, draft: &Plan, identity: &Identity, variant: Variant) -> Option<u64> {
     let mut captures = identity
         .tethers
         .iter()
@@ -139,8 +137,8 @@ fn in_force(
 /// for the beat's sake, and so that an install and `remove-rules` treat both backends alike.
 fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refusal> {
     let mut anchor = NetlinkSocket::open()?;
-    let anchored = nft::create(&mut anchor, &plan.anchor)
-        .and_then(|()| nft::widen(&mut anchor, &plan.anchor));
+    let anchored =
+        nft::create(&mut anchor, &plan.anchor).and_then(|()| nft::widen(&mut anchor, &plan.anchor));
     match anchored {
         Ok(()) => proxy.hold(tether::tether(plan, TetherKind::Anchor), &anchor)?,
         Err(error) => plan.notes.push(format!(
@@ -150,6 +148,7 @@ fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refu
     let capture = Tether {
         table: chain(plan.port, variant),
         fingerprint: fingerprint(plan, variant),
+        outlives: true,
         ..tether::tether(plan, TetherKind::Capture)
     };
     proxy.hold(capture, &NetlinkSocket::open()?)

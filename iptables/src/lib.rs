@@ -2,8 +2,8 @@
 //! the rules are bound to its life ([`install`], [`remove`]). Rules are loaded over netlink
 //! ([`nft`]) without any program, or where that is asked for by the iptables programs (`legacy`).
 
-mod control;
 mod backend;
+mod control;
 mod error;
 mod gate;
 mod host;

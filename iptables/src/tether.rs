@@ -176,7 +176,11 @@ fn in_force(
 }
 
 /// A redirect of ours that this proxy does not hold would outlive it, or belongs to another.
-pub(crate) fn refuse_strangers(port: u16, tables: &[TableInfo], identity: &Identity) -> Result<(), Refusal> {
+pub(crate) fn refuse_strangers(
+    port: u16,
+    tables: &[TableInfo],
+    identity: &Identity,
+) -> Result<(), Refusal> {
     let strangers: Vec<_> = tables
         .iter()
         .filter(|table| is_capture(&table.name, port))
@@ -233,6 +237,7 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         generation: plan.generation,
         fingerprint: plan.fingerprint().into(),
         lease: (kind == TetherKind::Capture).then(|| plan.lease.clone()),
+        outlives: false,
     }
 }
 

@@ -166,7 +166,11 @@ async fn obey(
     shared.readiness.start_draining();
     // Capture ends before anything is turned away; from here on new connections go direct.
     shared.control.start_draining();
-    shared.control.release_capture();
+    let lasting = shared.control.release_capture();
+    tokio::select! {
+        () = tokio::time::sleep(lasting) => {}
+        () = stop_ordered(&mut signals, shared) => {}
+    }
     phase.send_replace(Phase::Draining);
     tokio::select! {
         () = phase.closed() => tracing::info!("drained"),

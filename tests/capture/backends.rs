@@ -2,8 +2,11 @@
 
 use std::{
     fmt::Write,
+    fs::{self, Permissions},
     io::ErrorKind,
-    process::{Command, Stdio},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Command,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -54,13 +57,18 @@ fn saved(namespace: &Namespace) -> String {
 /// Rules of other people, in every table that ours go to, before and after them, and a chain whose
 /// name begins like ours.
 fn load_foreign(namespace: &Namespace, variant: &str) {
-    for (command, host) in [("iptables", "192.0.2.1/32"), ("ip6tables", "2001:db8::1/128")] {
+    for (command, host) in [
+        ("iptables", "192.0.2.1/32"),
+        ("ip6tables", "2001:db8::1/128"),
+    ] {
         let program = variant.replacen("iptables", command, 1);
         namespace.enter(|| {
             for rule in [
                 "-t nat -N OUTRIGGER_150010".to_owned(),
                 format!("-t nat -A OUTPUT -d {host} -p tcp -j OUTRIGGER_150010"),
-                format!("-t nat -A OUTPUT -d {host} -m comment --comment OUTRIGGER_15001 -j ACCEPT"),
+                format!(
+                    "-t nat -A OUTPUT -d {host} -m comment --comment OUTRIGGER_15001 -j ACCEPT"
+                ),
                 "-t nat -A OUTRIGGER_150010 -p tcp -j REDIRECT --to-ports 9".to_owned(),
                 format!("-t mangle -A OUTPUT -d {host} -j MARK --set-mark 0x1"),
                 format!("-t filter -A OUTPUT -d {host} -j DROP"),
@@ -72,9 +80,19 @@ fn load_foreign(namespace: &Namespace, variant: &str) {
 }
 
 #[track_caller]
-fn assert_refused(namespace: &Namespace, outcome: Outcome, check: &str, words: &[&str], before: &str) {
+fn assert_refused(
+    namespace: &Namespace,
+    outcome: Outcome,
+    check: &str,
+    words: &[&str],
+    before: &str,
+) {
     let outcome = outcome.expect("refused");
-    assert_eq!((outcome.code, outcome.text("check")), (1, check), "{outcome:?}");
+    assert_eq!(
+        (outcome.code, outcome.text("check")),
+        (1, check),
+        "{outcome:?}"
+    );
     let said = format!("{} {}", outcome.text("message"), outcome.text("advice"));
     for word in words {
         assert!(said.contains(word), "{word:?} is missing: {said}");
@@ -91,7 +109,10 @@ fn each_variant_captures_both_families_and_a_removal_leaves_what_others_loaded()
         let _proxy = serve(&pair.app, "--workers 2");
         let installed = ctl(&pair.app, &install(variant)).expect("captured");
         assert_eq!(installed.text("backend"), variant);
-        assert!(installed.stdout.contains("refused for up to 2 s"), "{installed:?}");
+        assert!(
+            installed.stdout.contains("refused for up to 2 s"),
+            "{installed:?}"
+        );
         assert_captured(&pair, true);
         let with_ours = saved(&pair.app);
         let others = |text: &str| {
@@ -308,7 +329,13 @@ fn a_gate_that_is_not_passed_leaves_everything_as_it_was() {
         let _looping = proxy(&pair.app, 0, "");
         let file = config("capture: { proxy_uid: 0, proxy_mark: 7 }");
         let refused = ctl(&pair.app, &format!("{} --config {file}", install(variant)));
-        assert_refused(&pair.app, refused, "loop", &["redirected to itself"], &before);
+        assert_refused(
+            &pair.app,
+            refused,
+            "loop",
+            &["redirected to itself"],
+            &before,
+        );
         assert_captured(&pair, false);
     }
 }
@@ -319,7 +346,9 @@ fn what_a_backend_cannot_do_is_refused_with_what_to_install() {
     let _proxy = serve(&pair.app, "--workers 1");
     let before = saved(&pair.app);
     for variant in VARIANTS {
-        let long: Vec<_> = (0..600).map(|n| format!("'10.{}.{}.0/30'", n / 200, n % 200)).collect();
+        let long: Vec<_> = (0..600)
+            .map(|n| format!("'10.{}.{}.0/30'", n / 200, n % 200))
+            .collect();
         let file = config(&format!(
             "capture: {{ include: {{ ports: [80, 90] }}, exclude: {{ cidrs: [{}] }} }}",
             [long.as_slice(), long.as_slice()].concat().join(", ")
@@ -337,7 +366,9 @@ fn what_a_backend_cannot_do_is_refused_with_what_to_install() {
 
         let without = |name: &str, value: &str| {
             let mut command = Command::new("env");
-            command.arg(format!("{name}={value}")).arg(proxyctl::proxyctl());
+            command
+                .arg(format!("{name}={value}"))
+                .arg(proxyctl::proxyctl());
             proxyctl::finish(&pair.app, command, &install(variant))
         };
         let refused = without("XTABLES_LIBDIR", "/nonexistent");
@@ -382,6 +413,7 @@ fn auto_takes_nft_and_says_why_where_it_cannot() {
     let _proxy = serve(&pair.app, "--workers 1");
     let installed = ctl(&pair.app, &install("auto")).expect("captured");
     assert_eq!(installed.text("backend"), "nft");
+    assert!(installed.stdout.contains("nft was chosen"), "{installed:?}");
     ctl(&pair.app, REMOVE).expect("removed");
 
     // The second message to the kernel is the first of the trial.
@@ -398,7 +430,10 @@ fn auto_takes_nft_and_says_why_where_it_cannot() {
     };
     assert_eq!(installed.text("backend"), expected);
     let note = installed.json["notes"][0].as_str().unwrap().to_owned();
-    assert!(note.contains("nft does not work here") && note.contains("not supported"), "{note}");
+    assert!(
+        note.contains("nft does not work here") && note.contains("not supported"),
+        "{note}"
+    );
     assert_captured(&pair, true);
 }
 
@@ -429,101 +464,197 @@ fn a_graceful_stop_refuses_nothing_while_the_lease_runs_out() {
         let pair = wire();
         let mut proxy = serve(&pair.app, "--workers 2");
         ctl(&pair.app, &install(variant)).expect("captured");
-        let mut live = Client::connect(&pair.app, V4);
         proxy.signal("TERM");
         until("direct connections", || {
             [V4, V6].map(|address| !Client::connect(&pair.app, address).is_captured) == [true; 2]
         });
-        live.check();
-        drop(live);
         assert!(proxy.wait().success());
         assert_captured(&pair, false);
     }
 }
 
-/// Killed or failing at whatever it does to the rules, an install loses no connection, and its
-/// repetition puts things right; one that fails leaves the rules as they were.
+/// Whatever happens to an install at whichever program it runs and at whichever message it sends to
+/// the proxy: no connection is lost, its repetition puts things right, and one that failed left the
+/// rules as they were.
 #[test]
-fn an_install_that_is_killed_or_fails_loses_no_connection() {
-    for (variant, calls) in [
-        // What the programs themselves change rules with, and how they are run.
-        ("iptables-legacy", ["setsockopt", "execve"]),
-        ("iptables-nft", ["sendmsg", "execve"]),
+fn an_install_by_iptables_nft_that_is_killed_or_fails_loses_no_connection() {
+    install_with_faults("iptables-nft");
+}
+
+#[test]
+fn an_install_by_iptables_legacy_that_is_killed_or_fails_loses_no_connection() {
+    install_with_faults("iptables-legacy");
+}
+
+fn install_with_faults(variant: &str) {
+    let pair = wire();
+    load_foreign(&pair.app, variant);
+    let _proxy = serve(&pair.app, "--workers 1");
+    for (fault, older_in_force) in [
+        ("fail", false),
+        ("kill-parent-after", false),
+        ("fail", true),
+        ("kill", true),
+        ("kill-parent-before", true),
+        ("kill-parent-after", true),
     ] {
-        let pair = wire();
-        load_foreign(&pair.app, variant);
-        let before = saved(&pair.app);
-        let _proxy = serve(&pair.app, "--workers 1");
-        for call in calls {
-            for fault in ["signal=KILL", "error=ENOMEM"] {
-                sweep(&pair, variant, call, fault, &before, &install(variant), true);
-            }
-        }
-        // This process itself, at each start of a program and each wait for one.
-        for call in ["pipe2", "wait4"] {
-            sweep(&pair, variant, call, "signal=KILL", &before, &install(variant), false);
-        }
+        let programs = faulty_programs();
+        sweep(5, |point| {
+            let command = programs.at(point, fault);
+            installs_around(&pair, variant, older_in_force, command, fault == "fail")
+        });
+    }
+    for fault in ["signal=KILL", "error=ENOBUFS"] {
+        sweep(5, |point| {
+            let command = traced(&format!("inject=sendmsg:{fault}:when={point}"));
+            installs_around(&pair, variant, true, command, fault.starts_with("error"))
+        });
     }
 }
 
 #[test]
-fn a_removal_that_is_killed_loses_no_connection() {
-    for (variant, call) in [("iptables-legacy", "setsockopt"), ("iptables-nft", "sendmsg")] {
+fn a_removal_that_is_killed_or_fails_loses_no_connection() {
+    for variant in VARIANTS {
         let pair = wire();
         load_foreign(&pair.app, variant);
         let before = saved(&pair.app);
         let _proxy = serve(&pair.app, "--workers 1");
-        for (call, follows) in [(call, true), ("wait4", false)] {
-            sweep(&pair, variant, call, "signal=KILL", &before, REMOVE, follows);
+        for fault in FAULTS {
+            let programs = faulty_programs();
+            sweep(3, |point| {
+                ctl(&pair.app, &install(variant)).expect("captured");
+                let outcome = proxyctl::finish(&pair.app, programs.at(point, fault), REMOVE);
+                connect_to_both(&pair);
+                ctl(&pair.app, REMOVE).expect_one_of(&["removed", "nothing to remove"]);
+                assert_eq!(saved(&pair.app), before, "{fault} at {point}");
+                assert_captured(&pair, false);
+                outcome.code != 0
+            });
         }
     }
 }
 
-/// Lets `fault` happen at each `call` of `command` (and, if `follows`, of the programs that it
-/// runs) until it makes no more.
-fn sweep(
+/// Whether `faulty` fails to install a changed capture; its repetition must not.
+fn installs_around(
     pair: &Pair,
     variant: &str,
-    call: &str,
-    fault: &str,
-    before: &str,
-    command: &str,
-    follows: bool,
-) {
+    older_in_force: bool,
+    faulty: Command,
+    leaves_all: bool,
+) -> bool {
+    if older_in_force {
+        ctl(&pair.app, &install(variant)).expect("captured");
+    }
+    let before = saved(&pair.app);
+    let changed = config("capture: { exclude: { ports: [23] } }");
+    let arguments = format!("{} --config {changed}", install(variant));
+    let outcome = proxyctl::finish(&pair.app, faulty, &arguments);
+    let failed = outcome.code != 0;
+    if failed && leaves_all {
+        assert_eq!(saved(&pair.app), before, "{outcome:?}");
+    }
+    if older_in_force {
+        assert_captured(pair, true);
+    } else {
+        connect_to_both(pair);
+    }
+    ctl(&pair.app, &arguments).expect_one_of(&["captured", "already captured"]);
+    assert_captured(pair, true);
+    ctl(&pair.app, REMOVE).expect("removed");
+    assert!(
+        !saved(&pair.app).contains("OUTRIGGER_15001_"),
+        "{outcome:?}"
+    );
+    assert_captured(pair, false);
+    failed
+}
+
+/// Through the proxy or directly, but through.
+fn connect_to_both(pair: &Pair) {
+    for address in [V4, V6] {
+        Client::connect(&pair.app, address).check();
+    }
+}
+
+/// Moves a fault from point to point until it is met no more: three harmless ones in a row.
+fn sweep(least: usize, mut fails_at: impl FnMut(usize) -> bool) {
     let (mut failures, mut harmless) = (0, 0);
     for point in 1.. {
-        let is_removal = command == REMOVE;
-        if is_removal {
-            ctl(&pair.app, &install(variant)).expect("captured");
+        if fails_at(point) {
+            (failures, harmless) = (failures + 1, 0);
+        } else {
+            harmless += 1;
         }
-        let at_start = saved(&pair.app);
-        let inject = format!("inject={call}:{fault}:when={point}");
-        let mut traced = Command::new("strace");
-        traced.args(follows.then_some("-f"));
-        traced.args(["-qq", "-o", "/dev/null", "-e", &inject]);
-        traced.arg(proxyctl::proxyctl()).args(command.split(' '));
-        let failed = pair.app.enter(|| {
-            let status = traced.stdout(Stdio::null()).stderr(Stdio::null()).status();
-            !status.expect("this test needs the program `strace`").success()
-        });
-        for address in [V4, V6] {
-            Client::connect(&pair.app, address).check();
-        }
-        // A rule that the fault kept it from taking back is as good as a kill.
-        if failed && follows && fault.starts_with("error") && !is_removal && call == "execve" {
-            assert_eq!(saved(&pair.app), at_start, "{inject}");
-        }
-        if !is_removal {
-            ctl(&pair.app, &install(variant)).expect_one_of(&["captured", "already captured"]);
-            assert_captured(pair, true);
-        }
-        ctl(&pair.app, REMOVE).expect_one_of(&["removed", "nothing to remove"]);
-        assert_eq!(saved(&pair.app), before, "{inject}");
-        assert_captured(pair, false);
-        (failures, harmless) = if failed { (failures + 1, 0) } else { (failures, harmless + 1) };
         if harmless == 3 {
             break;
         }
     }
-    assert!(failures > 1, "{variant}: only {failures} calls of {call} mattered");
+    assert!(failures >= least, "only {failures} points mattered");
+}
+
+fn traced(inject: &str) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-o", "/dev/null", "-e", inject]);
+    command.arg(proxyctl::proxyctl());
+    command
+}
+
+/// What may happen at a run of a program: it fails; it is killed; whoever runs it is killed before
+/// or after it has done its work.
+const FAULTS: [&str; 4] = ["fail", "kill", "kill-parent-before", "kill-parent-after"];
+
+/// A directory for PATH, of programs that do as the real ones but for one fault.
+struct FaultyPrograms(PathBuf);
+
+fn faulty_programs() -> FaultyPrograms {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("faulty-{}-{number}", std::process::id());
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    for variant in ["nft", "legacy"] {
+        for command in ["iptables", "ip6tables"] {
+            for job in ["save", "restore"] {
+                let path = directory.join(format!("{command}-{variant}-{job}"));
+                fs::write(&path, FAULTY_PROGRAM).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+            }
+        }
+    }
+    FaultyPrograms(directory)
+}
+
+const FAULTY_PROGRAM: &str = r#"#!/bin/sh
+here=${0%/*} name=${0##*/} PATH=${PATH#*:}
+count=$(($(cat "$here/count") + 1))
+echo $count > "$here/count"
+if [ $count = "$FAULT_AT" ]; then
+  case $FAULT in
+    fail) exit 1 ;;
+    kill) kill -9 $$ ;;
+    kill-parent-before) kill -9 $PPID; exit 1 ;;
+    kill-parent-after) cat > "$here/input"; "$name" "$@" < "$here/input"; kill -9 $PPID; exit ;;
+  esac
+fi
+exec "$name" "$@"
+"#;
+
+impl FaultyPrograms {
+    /// `proxyctl`, with `fault` at the run of that number.
+    fn at(&self, point: usize, fault: &str) -> Command {
+        fs::write(self.0.join("count"), "0").unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let mut command = Command::new(proxyctl::proxyctl());
+        command
+            .env("PATH", format!("{}:{path}", self.0.display()))
+            .env("FAULT", fault)
+            .env("FAULT_AT", point.to_string());
+        command
+    }
+}
+
+impl Drop for FaultyPrograms {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }

@@ -231,12 +231,10 @@ fn settings_that_capture_nothing() {
 #[test]
 fn backends_and_scopes_that_are_not_there() {
     let pair = wire();
-    for arguments in [
-        "--backend iptables",
-        "--backend auto",
-        "--scope cgroup:/x",
-        "--scope uid",
-    ] {
+    let outcome = ctl(&pair.app, "install-rules --backend ipchains");
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("iptables-legacy"), "{outcome:?}");
+    for arguments in ["--scope cgroup:/x", "--scope uid"] {
         let outcome = ctl(&pair.app, &format!("install-rules {arguments}"));
         assert_eq!(outcome.code, 2, "{outcome:?}");
         assert!(

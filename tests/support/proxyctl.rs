@@ -154,7 +154,8 @@ pub(crate) fn finish(namespace: &Namespace, mut command: Command, arguments: &st
     let output = namespace.enter(|| command.output().unwrap());
     let stdout = String::from_utf8(output.stdout).unwrap();
     Outcome {
-        code: output.status.code().unwrap(),
+        // None: a signal ended it.
+        code: output.status.code().unwrap_or(-1),
         json: serde_json::from_str(&stdout).unwrap_or_default(),
         stdout,
         stderr: String::from_utf8(output.stderr).unwrap(),

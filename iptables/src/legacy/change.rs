@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 use super::{
-    IptablesError, Variant,
+    IptablesError, Variant, lease,
     programs::Programs,
     rules::{self, probe_name},
     ruleset::State,
@@ -134,27 +134,30 @@ impl Change {
         Ok(())
     }
 
-    /// Loads the capture, which waits for its lease. What another variant has in force has its
-    /// lease for a moment longer, but the next beat must come here.
+    /// Loads the capture, which waits for its lease. Where another variant takes the beats of the same
+    /// family, it must leave the next one to this: its lease runs on for a moment, so that there is no
+    /// gap.
     pub(super) fn load_capture(&mut self) -> Result<(), IptablesError> {
+        let mut families = Vec::new();
         for site in self.sites.iter_mut().filter(|site| site.is_chosen) {
             let wanted = site.wanted.clone();
             site.load(MANGLE, wanted.mangle)?;
             site.load(NAT, wanted.nat)?;
             site.verify(self.port)?;
+            families.push(site.programs.family);
         }
         self.sites
             .iter_mut()
-            .filter(|site| !site.is_chosen)
+            .filter(|site| !site.is_chosen && families.contains(&site.programs.family))
             .try_for_each(|site| site.load(MANGLE, State::default()))
     }
 
     /// Takes away what else there is of ours.
     pub(super) fn finish(&mut self) -> Result<(), IptablesError> {
-        self.sites
-            .iter_mut()
-            .filter(|site| !site.is_chosen)
-            .try_for_each(|site| site.load(NAT, State::default()))?;
+        for site in self.sites.iter_mut().filter(|site| !site.is_chosen) {
+            site.load(NAT, State::default())?;
+            site.load(MANGLE, State::default())?;
+        }
         self.is_over = true;
         Ok(())
     }
@@ -223,6 +226,7 @@ impl Site {
 /// Everything of ours, in every variant and family; names what is gone.
 pub(super) fn remove_all(port: u16) -> Result<Vec<String>, IptablesError> {
     let mut gone = Vec::new();
+    let mut unreadable = None;
     for (variant, family) in everywhere() {
         let Ok(programs) = Programs::find(variant, family) else {
             continue;
@@ -230,9 +234,8 @@ pub(super) fn remove_all(port: u16) -> Result<Vec<String>, IptablesError> {
         let now = match Tables::read(&programs, port) {
             Ok(now) => now,
             Err(error @ IptablesError::Entangled { .. }) => return Err(error),
-            // Such as iptables-nft on a kernel without nf_tables, which holds nothing.
             Err(error) => {
-                tracing::debug!(%error, "not looked at");
+                unreadable = unreadable.or(Some(error));
                 continue;
             }
         };
@@ -256,7 +259,11 @@ pub(super) fn remove_all(port: u16) -> Result<Vec<String>, IptablesError> {
             family.name()
         ));
     }
-    Ok(gone)
+    match unreadable {
+        // Such as iptables-nft on a kernel without nf_tables, which holds nothing of ours.
+        Some(error) if lease::is_any_listed(port) => Err(error),
+        _ => Ok(gone),
+    }
 }
 
 fn everywhere() -> impl Iterator<Item = (Variant, Family)> {

@@ -70,9 +70,13 @@ impl IptablesError {
 /// The programs tell a missing extension in many ways, according to which half of it is missing.
 fn advice_on_failure(reason: &str) -> String {
     let modules = MATCHES.map(|name| format!("xt_{name}")).join(", ");
-    let is_missing = ["Couldn't load", "missing kernel module", "No chain/target/match"]
-        .iter()
-        .any(|words| reason.contains(words));
+    let is_missing = [
+        "Couldn't load",
+        "missing kernel module",
+        "No chain/target/match",
+    ]
+    .iter()
+    .any(|words| reason.contains(words));
     if reason.contains("Permission denied") || reason.contains("must be root") {
         "run it as root, or with CAP_NET_ADMIN in the network namespace's own user namespace".into()
     } else if is_missing {
@@ -81,7 +85,8 @@ fn advice_on_failure(reason: &str) -> String {
         )
     } else if reason.contains("does the table exist") || reason.contains("do you need to insmod") {
         "the kernel lacks these tables: `modprobe ip_tables ip6_tables iptable_nat ip6table_nat iptable_mangle ip6table_mangle`; or use `--backend iptables-nft` or `nft`".into()
-    } else if reason.contains("Protocol not supported") || reason.contains("Failed to initialize nft")
+    } else if reason.contains("Protocol not supported")
+        || reason.contains("Failed to initialize nft")
     {
         "the kernel lacks nf_tables: `modprobe nf_tables nft_compat`; or use `--backend iptables-legacy`".into()
     } else if reason.contains("incompatible") {

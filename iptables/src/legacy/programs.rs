@@ -82,12 +82,11 @@ impl Programs {
             Ok((save, find(&format!("{stem}-restore"))?))
         };
         // Some systems ship one variant only, under the plain name.
-        let (save, restore) = pair(&format!("{command}-{suffix}")).or_else(|missing| {
-            match Variant::of_host() {
+        let (save, restore) =
+            pair(&format!("{command}-{suffix}")).or_else(|missing| match Variant::of_host() {
                 Ok(host) if host == variant => pair(command),
                 _ => Err(missing),
-            }
-        })?;
+            })?;
         Ok(Self {
             variant,
             family,
@@ -133,8 +132,7 @@ fn find(program: &str) -> Result<PathBuf, IptablesError> {
 }
 
 fn is_executable(path: &Path) -> bool {
-    fs::metadata(path)
-        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Output, IptablesError> {
@@ -180,12 +178,19 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let error = find("iptables-of-nobody-save").unwrap_err();
-        assert!(matches!(error, IptablesError::NoProgram(name) if name == "iptables-of-nobody-save"));
+        assert!(
+            matches!(error, IptablesError::NoProgram(name) if name == "iptables-of-nobody-save")
+        );
     }
 
     #[test]
     fn what_a_failing_program_said_is_kept() {
-        let error = run("/bin/sh".as_ref(), &["-c", "echo why >&2; exit 3"], "unread").unwrap_err();
+        let error = run(
+            "/bin/sh".as_ref(),
+            &["-c", "echo why >&2; exit 3"],
+            "unread",
+        )
+        .unwrap_err();
         let text = error.to_string();
         assert!(text.contains("why") && text.contains("sh"), "{text}");
     }

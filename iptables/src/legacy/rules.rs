@@ -53,7 +53,9 @@ fn number(family: Family) -> u8 {
 pub(super) fn capture(plan: &Plan, family: Family) -> Result<State, IptablesError> {
     let of_chain = |name| {
         let chains = plan.capture.chains.iter();
-        let rules = chains.filter(move |c| c.name == name).flat_map(|c| &c.rules);
+        let rules = chains
+            .filter(move |c| c.name == name)
+            .flat_map(|c| &c.rules);
         rules
             .filter(|rule| !matches!(rule.verdict, Verdict::Jump(_)))
             .flat_map(|rule| encode(rule, &plan.capture, family))
@@ -207,7 +209,7 @@ impl Conditions {
             Match::Established => vec![self.extended("conntrack --ctstate ESTABLISHED")],
             Match::Mark(mark) => vec![self.extended(format!("mark --mark {mark:#x}"))],
             Match::SocketUid(uid) => vec![self.of_user(*uid)],
-            Match::Port(port) => vec![self.to_port(port.to_string())],
+            Match::Port(port) => vec![self.at_port(port.to_string())],
             Match::Destination(net) if Family::of(net.addr()) == family => vec![self.to(*net)],
             Match::DestinationIn(of, set) if *of == family => self.in_set(table, set),
             Match::SocketUidIn(set) | Match::SocketGidIn(set) | Match::PortIn(set) => {
@@ -233,7 +235,7 @@ impl Conditions {
             Some(Elements::Ports(ports)) => ports
                 .iter()
                 .map(|(first, last)| {
-                    self.clone().to_port(if first == last {
+                    self.clone().at_port(if first == last {
                         first.to_string()
                     } else {
                         format!("{first}:{last}")
@@ -256,7 +258,7 @@ impl Conditions {
         }
     }
 
-    fn to_port(self, ports: String) -> Self {
+    fn at_port(self, ports: String) -> Self {
         Self {
             is_tcp: true,
             ..self.extended(format!("tcp --dport {ports}"))

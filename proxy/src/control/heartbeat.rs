@@ -22,7 +22,7 @@ use super::ControlState;
 use crate::pulse::Pulse;
 
 /// Beats in the time of one lease: it takes four in a row to fail before it runs out.
-const BEATS_A_LEASE: u32 = 4;
+pub(super) const BEATS_A_LEASE: u32 = 4;
 
 /// One capture's lease.
 #[derive(Clone, Debug)]

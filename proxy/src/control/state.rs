@@ -121,9 +121,13 @@ impl ControlState {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Ends capture and keeps live connections translated: the first step of a graceful stop.
-    pub fn release_capture(&self) {
-        self.tethers().release(None);
+    /// Ends capture and keeps live connections translated: the first step of a graceful stop. Returns
+    /// for how long rules may redirect nevertheless.
+    pub fn release_capture(&self) -> Duration {
+        let mut tethers = self.tethers();
+        let lasting = tethers.outliving();
+        tethers.release(None);
+        lasting
     }
 
     /// Lets go of everything, once the last connection has ended.

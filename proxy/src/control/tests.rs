@@ -123,6 +123,7 @@ fn tether(kind: TetherKind, generation: u64) -> Tether {
         generation,
         fingerprint: "f".into(),
         lease: None,
+        outlives: false,
     }
 }
 

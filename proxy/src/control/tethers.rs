@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io,
     os::fd::{OwnedFd, RawFd},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use outrigger_config::control::{Lease, Tether, TetherKind};
@@ -140,6 +140,21 @@ impl Tethers {
         let another_stays = self.anchors().any(|anchor| !is_meant(anchor));
         let kept = self.anchors().max().filter(|_| !another_stays);
         self.close_anchors(|anchor| is_meant(anchor) && Some(anchor) != kept);
+    }
+
+    /// For how long the rules of captures that own none work on once they are released: a lease, and
+    /// the round of beats that may be under way.
+    pub(super) fn outliving(&self) -> Duration {
+        let leases = self.leases(None).into_iter();
+        let outlives = |generation| {
+            let of = |held: &&Held| held.tether.generation == generation;
+            self.held.iter().filter(of).any(|held| held.tether.outlives)
+        };
+        leases
+            .filter(|held| outlives(held.generation))
+            .map(|held| held.length() + held.length() / heartbeat::BEATS_A_LEASE)
+            .max()
+            .unwrap_or_default()
     }
 
     pub(super) fn release_all(&mut self) {
