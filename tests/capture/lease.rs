@@ -13,7 +13,7 @@ use crate::{
     INSTALL, REMOVE,
     netns::{Namespace, Pair, run},
     proxyctl::{Running, ctl, proxyctl, start, until},
-    wire::{Client, V4, V6, assert_captured, wire},
+    wire::{Client, V4, assert_captured, until_captured, wire},
 };
 
 /// The default of `capture.lease`.
@@ -158,15 +158,6 @@ fn until_lapsed(pair: &Pair) {
     until("the end of the lease", || {
         metrics(&pair.app).of("outrigger_capture_active") == 0.0
     });
-}
-
-#[track_caller]
-fn until_captured(pair: &Pair) {
-    for address in [V4, V6] {
-        until("the capture's return", || {
-            Client::try_connect(&pair.app, address).is_ok_and(|client| client.is_captured)
-        });
-    }
 }
 
 /// Whether a connection is taken and then left without a word.

@@ -11,7 +11,7 @@ use crate::{
     INSTALL, REMOVE, config,
     netns::{Namespace, run},
     proxyctl::{self, PROXY_UID, ctl, ctl_as, proxy, start, until},
-    wire::{assert_captured, wire},
+    wire::{assert_captured, until_captured, wire},
 };
 
 /// An install that must be refused by `check`, in words that contain each of `words`, and leave the
@@ -255,5 +255,5 @@ fn a_refused_change_leaves_the_capture_in_force() {
     proxy.signal("STOP");
     assert_refused(&pair.app, &arguments, "control", &["stopped"]);
     proxy.signal("CONT");
-    assert_captured(&pair, true);
+    until_captured(&pair);
 }

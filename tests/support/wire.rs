@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use crate::netns::{Namespace, Pair};
+use crate::{
+    netns::{Namespace, Pair},
+    proxyctl::until,
+};
 
 pub(crate) const V4: &str = "10.77.0.2:8080";
 pub(crate) const V6: &str = "[fd77::2]:8080";
@@ -90,5 +93,15 @@ pub(crate) fn assert_captured(pair: &Pair, expected: bool) {
     for address in [V4, V6] {
         let client = Client::connect(&pair.app, address);
         assert_eq!(client.is_captured, expected, "{address}");
+    }
+}
+
+/// After a lapse: until the next beat connections go direct.
+#[track_caller]
+pub(crate) fn until_captured(pair: &Pair) {
+    for address in [V4, V6] {
+        until("the capture's return", || {
+            Client::try_connect(&pair.app, address).is_ok_and(|client| client.is_captured)
+        });
     }
 }

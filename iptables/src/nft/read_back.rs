@@ -114,7 +114,7 @@ fn held_elements(
     socket: &mut NetlinkSocket,
     table: &Table,
     set: &str,
-) -> Result<Option<Vec<(Vec<u8>, u32)>>, NftError> {
+) -> Result<Option<Vec<Key>>, NftError> {
     let request = NfTablesMessage::GetSetElement(SetElementMessage {
         attributes: vec![
             SetElementList::Table(table.name.clone()),
@@ -143,7 +143,9 @@ fn held_elements(
 }
 
 /// An element's key and flags, which are all that ours have besides the time of a lease.
-fn key(element: encode::Element) -> Option<(Vec<u8>, u32)> {
+type Key = (Vec<u8>, u32);
+
+fn key(element: encode::Element) -> Option<Key> {
     let ListAttribute::Element(attributes) = element else {
         return None;
     };
