@@ -302,3 +302,93 @@ fn v6_networks(first: u128, last: u128) -> Vec<IpNet> {
     let subnets = Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0);
     subnets.map(IpNet::V6).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use outrigger_config::parse;
+
+    use super::*;
+    use crate::{host::Host, legacy::change::Tables};
+
+    fn plan(settings: &str) -> Plan {
+        let host = Host {
+            uid: 0,
+            only_uid: None,
+            ipv6_on_loopback: true,
+        };
+        Plan::new(&parse(settings).unwrap(), &host, 1).unwrap()
+    }
+
+    fn script(settings: &str, family: Family) -> String {
+        let tables = Tables::planned(&plan(settings), family).unwrap();
+        tables.to_string()
+    }
+
+    #[test]
+    fn the_defaults_capture_while_the_lease_is_fresh() {
+        assert_eq!(
+            script("", Family::V4),
+            "\
+*mangle
+:OUTRIGGER_15001_BEAT - [0:0]
+-A OUTRIGGER_15001_BEAT -m recent --set --name outrigger_15001_4 --mask 0.0.0.0 --rdest -j DROP
+-I OUTPUT 1 -d 127.0.0.1/32 -o lo -p udp -m udp --dport 15001 -m owner --uid-owner 1337 -j OUTRIGGER_15001_BEAT
+COMMIT
+*nat
+:OUTRIGGER_15001 - [0:0]
+-A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 9 -j REDIRECT --to-ports 15001
+-A OUTRIGGER_15001 -m recent ! --rcheck --seconds 2 --name outrigger_15001_4 --mask 0.0.0.0 --rdest -j RETURN
+-A OUTRIGGER_15001 -m owner --uid-owner 1337 -j RETURN
+-A OUTRIGGER_15001 -o lo -j RETURN
+-A OUTRIGGER_15001 -m addrtype --dst-type LOCAL -j RETURN
+-A OUTRIGGER_15001 -p tcp -m tcp --dport 22 -j RETURN
+-A OUTRIGGER_15001 -p tcp -j REDIRECT --to-ports 15001
+-I OUTPUT 1 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j OUTRIGGER_15001
+COMMIT
+"
+        );
+    }
+
+    #[test]
+    fn a_set_becomes_a_rule_for_each_of_its_elements() {
+        let settings = r#"
+capture:
+  proxy_mark: 7
+  lease: 1500ms
+  include: { cidrs: ["10.0.0.0/9", "fd00::/8"], ports: [80, 8000-8100] }
+  exclude: { cidrs: ["10.9.0.0/31", "10.9.0.2/32"], uids: [5, 33], gids: [6], ports: [] }
+"#;
+        let v4 = script(settings, Family::V4);
+        for rule in [
+            "-m recent ! --rcheck --seconds 2 ",
+            "-m owner --uid-owner 1337 -j RETURN",
+            "-m mark --mark 0x7 -j RETURN",
+            "-m owner --uid-owner 5 -j RETURN",
+            "-m owner --uid-owner 33 -j RETURN",
+            "-m owner --gid-owner 6 -j RETURN",
+            "-d 10.9.0.0/31 -j RETURN",
+            "-d 10.9.0.2/32 -j RETURN",
+            "-d 10.0.0.0/9 -p tcp -m tcp --dport 80 -j REDIRECT",
+            "-d 10.0.0.0/9 -p tcp -m tcp --dport 8000:8100 -j REDIRECT",
+        ] {
+            assert_eq!(v4.matches(rule).count(), 1, "{rule}: {v4}");
+        }
+        assert!(!v4.contains("fd00") && !v4.contains("fe80"), "{v4}");
+        let v6 = script(settings, Family::V6);
+        assert!(v6.contains("-d fe80::/10 -j RETURN"), "{v6}");
+        assert!(!v6.contains("10."), "{v6}");
+    }
+
+    #[test]
+    fn lists_that_multiply_beyond_reason_are_refused_before_they_are_written_out() {
+        let nets: Vec<_> = (0..500).map(|n| format!("'10.0.{}.{}/32'", n / 100, n % 100 * 2)).collect();
+        let ports: Vec<_> = (1..2000).map(|n| (2 * n).to_string()).collect();
+        let settings = format!(
+            "capture: {{ include: {{ cidrs: [{}], ports: [{}] }} }}",
+            nets.join(", "),
+            ports.join(", ")
+        );
+        let refused = capture(&plan(&settings), Family::V4);
+        assert!(matches!(refused, Err(IptablesError::TooManyRules { family: Family::V4 })));
+    }
+}
