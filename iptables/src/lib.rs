@@ -2,6 +2,7 @@
 //! the rules are bound to its life ([`install`], [`remove`]). Rules are loaded over netlink
 //! ([`nft`]); no other program runs.
 
+mod conntrack;
 mod control;
 mod error;
 mod gate;

@@ -10,6 +10,7 @@ use outrigger_config::{
 use serde::Serialize;
 
 use crate::{
+    conntrack,
     control::Proxy,
     error::{Leftover, Refusal},
     gate,
@@ -81,7 +82,14 @@ pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
     let plan = Plan::new(settings, &host, generation)?;
     gate::probe(&mut proxy, &identity, &plan)?;
     capture(&mut reader, &mut proxy, &identity, &plan)?;
-    Ok(report(&plan, &identity, true))
+    let mut installed = report(&plan, &identity, true);
+    // Only now: what ends from here on has been captured. The capture works without it too.
+    if let Err(refusal) = conntrack::forget_ended(&mut reader, &plan.families) {
+        installed.notes.push(format!(
+            "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
+        ));
+    }
+    Ok(installed)
 }
 
 /// Asks the proxy to let go of everything; idempotent.
