@@ -1,8 +1,159 @@
-use std::process::ExitCode;
+//! `proxyctl install-rules`: gate, capture, tether.
 
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use outrigger_iptables::{Installed, Refusal};
+use serde_json::{Value, json};
+
+use crate::settings;
+
+/// Redirect this network namespace's outbound TCP connections to the running proxy
+///
+/// First the proxy must prove itself: the control socket answers, every listening socket on the
+/// port is its own, probe connections come back from every worker over IPv4 and IPv6 with the right
+/// original destination, and the proxy's own connections do not come back to it. Then the rules are
+/// loaded in one transaction and handed to the proxy: the kernel removes them when it ends, however
+/// it ends. On any failure the rules stay exactly as they were.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Configuration file, the same as the proxy's [default: all defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the proxy listens, instead of what the file says (repeatable)
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<SocketAddr>,
+    /// How rules are loaded: `nft` (over netlink; no program is needed)
+    #[arg(long, value_name = "BACKEND", default_value = "nft", value_parser = backend)]
+    backend: &'static str,
+    /// Whose connections are captured: `netns`, everybody's in this network namespace
+    #[arg(long, value_name = "SCOPE", default_value = "netns", value_parser = scope)]
+    scope: &'static str,
+    /// Print what would be loaded, in nft syntax, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::FAILURE
+const EXAMPLES: &str = "\
+Examples:
+  proxyctl serve &                               start the proxy (as user 1337)
+  sudo proxyctl install-rules                    capture
+  sudo proxyctl install-rules --config out.yaml  the same with a configuration, or change it
+  proxyctl install-rules --dry-run | less        look first
+  sudo proxyctl remove-rules                     end the capture
+
+Exit codes:
+  0  captured, or captured already in exactly this way
+  1  a check failed; nothing was changed
+  2  the command line or the configuration is wrong";
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let mut settings = match settings::load(args.config.as_deref()) {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    if !args.listen.is_empty() {
+        settings.listen = args.listen;
+    }
+    if args.dry_run {
+        return finish(
+            outrigger_iptables::dry_run(&settings),
+            args.json,
+            |plan| println!("{}", plan.to_string().trim_end()),
+            |plan| json!({ "result": "dry run", "rules": plan.to_string() }),
+        );
+    }
+    finish(
+        outrigger_iptables::install(&settings),
+        args.json,
+        describe,
+        |installed| {
+            let mut value = json!(installed);
+            value["result"] = json!(result_word(installed));
+            value
+        },
+    )
+}
+
+/// Prints what a command came to; shared with `remove-rules`.
+pub(crate) fn finish<T>(
+    outcome: Result<T, Refusal>,
+    as_json: bool,
+    describe: impl Fn(&T),
+    to_json: impl Fn(&T) -> Value,
+) -> ExitCode {
+    match outcome {
+        Ok(done) => {
+            if as_json {
+                println!("{}", to_json(&done));
+            } else {
+                describe(&done);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(refusal) => {
+            if as_json {
+                println!(
+                    "{}",
+                    json!({
+                        "result": "refused",
+                        "check": refusal.check(),
+                        "message": refusal.to_string(),
+                        "advice": refusal.advice(),
+                    })
+                );
+            } else {
+                eprintln!("proxyctl: {refusal}");
+                eprintln!("  failed check: {}", refusal.check());
+                eprintln!("  what to do: {}", refusal.advice());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn describe(installed: &Installed) {
+    let families: Vec<_> = installed.families.iter().map(|f| f.name()).collect();
+    println!(
+        "{}: new {} connections go to the proxy (pid {}, user {}); table {}",
+        result_word(installed),
+        families.join(" and "),
+        installed.proxy_pid,
+        installed.proxy_uid,
+        installed.table,
+    );
+    for note in &installed.notes {
+        println!("note: {note}");
+    }
+}
+
+fn result_word(installed: &Installed) -> &'static str {
+    if installed.changed {
+        "captured"
+    } else {
+        "already captured"
+    }
+}
+
+fn backend(text: &str) -> Result<&'static str, String> {
+    match text {
+        "nft" => Ok("nft"),
+        "auto" | "iptables" | "iptables-legacy" | "iptables-nft" => Err(format!(
+            "the backend `{text}` is not in this version; use `nft`, which needs no program but Linux 5.12 or newer"
+        )),
+        _ => Err("no such backend; use `nft`".into()),
+    }
+}
+
+fn scope(text: &str) -> Result<&'static str, String> {
+    match text.split_once(':').map_or(text, |(kind, _)| kind) {
+        "netns" if text == "netns" => Ok("netns"),
+        kind @ ("cgroup" | "uid" | "gid" | "user" | "group") => Err(format!(
+            "the scope `{kind}` is not in this version; use `netns`, with capture.exclude.uids and gids for exceptions"
+        )),
+        _ => Err("no such scope; use `netns`".into()),
+    }
 }

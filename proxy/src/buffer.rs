@@ -1,7 +1,7 @@
 //! Byte buffers of one size, taken from a worker's pool while bytes are under way and given back
 //! while a connection is idle, so that an idle connection costs no buffer.
 
-use std::{cell::RefCell, io};
+use std::{cell::RefCell, io, ops::Range};
 
 use tokio::{io::Interest, net::TcpStream};
 
@@ -97,6 +97,29 @@ impl Buffer {
         }
         self.space()[..bytes.len()].copy_from_slice(bytes);
         self.fill(bytes.len());
+    }
+
+    /// Replaces the filled bytes at `at`, moving whichever side costs less room.
+    pub fn replace(&mut self, at: Range<usize>, with: &[u8]) {
+        let (from, to) = (self.start + at.start, self.start + at.end);
+        let shrink = at.len().checked_sub(with.len());
+        let grow = with.len().saturating_sub(at.len());
+        let place = if let Some(shrink) = shrink {
+            self.bytes
+                .copy_within(self.start..from, self.start + shrink);
+            self.start += shrink;
+            from + shrink
+        } else if self.start >= grow {
+            self.bytes.copy_within(self.start..from, self.start - grow);
+            self.start -= grow;
+            from - grow
+        } else {
+            self.grow(self.end + grow);
+            self.bytes.copy_within(to..self.end, to + grow);
+            self.end += grow;
+            from
+        };
+        self.bytes[place..place + with.len()].copy_from_slice(with);
     }
 
     /// Reads once, without waiting, into the free space. A read that leaves space has emptied the
@@ -198,6 +221,23 @@ mod tests {
         buffer.consume(1);
         buffer.extend(b"defgh");
         assert_eq!(buffer.filled(), b"bcdefgh");
+    }
+
+    #[test]
+    fn replacing_keeps_what_is_around() {
+        for consumed in [0, 1, 8] {
+            let mut buffer = Buffer::with_capacity(16);
+            buffer.extend(&b"........"[..consumed]);
+            buffer.extend(b"abcdefgh");
+            buffer.consume(consumed);
+            buffer.replace(2..4, b"");
+            assert_eq!(buffer.filled(), b"abefgh");
+            buffer.replace(2..2, b"12345678");
+            assert_eq!(buffer.filled(), b"ab12345678efgh");
+            buffer.replace(0..2, b"AB");
+            buffer.replace(14..14, b"end");
+            assert_eq!(buffer.filled(), b"AB12345678efghend");
+        }
     }
 
     #[test]

@@ -6,19 +6,25 @@
 
 pub mod accept;
 pub mod address;
+pub mod admin;
 pub mod app;
 pub mod buffer;
 pub mod cluster;
 pub mod connection;
+pub mod control;
 pub mod deadline;
 pub mod detect;
 pub mod drain;
 pub mod failure;
 pub mod forward;
 pub mod observe;
+pub mod readiness;
 pub mod shared;
+mod signals;
 mod sys;
 #[cfg(test)]
 mod testing;
 pub mod upstream;
 pub mod worker;
+
+pub use sys::take_inherited;

@@ -15,10 +15,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     address::{ClientAddr, OriginalDst},
-    cluster::Registry,
     connection::Connection,
-    observe::Metrics,
-    shared::{ConnectionLimit, OwnConnections, Shared},
+    shared::Shared,
     worker::Worker,
 };
 
@@ -29,12 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
     Arc::new(Shared {
         settings,
-        listeners: Vec::new(),
-        registry: Registry::default(),
-        metrics: Metrics::default(),
-        own: OwnConnections::default(),
-        connections: ConnectionLimit::new(usize::MAX),
-        started: Instant::now(),
+        ..Shared::for_tests(1)
     })
 }
 

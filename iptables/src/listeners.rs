@@ -1,0 +1,159 @@
+//! Who listens on a TCP port, from the kernel's own list (sock_diag).
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags},
+};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
+
+use crate::process::{Process, holders};
+
+/// A listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub inode: u64,
+    /// Its owner in the kernel's eyes: who made it, or to whom it was given since.
+    pub uid: u32,
+    /// The processes that hold it, once [`name_owners`](Self::name_owners) looked.
+    pub owners: Vec<Process>,
+}
+
+impl Listener {
+    /// Looks through `/proc`, which is too slow to do for every listener of a host.
+    pub fn name_owners(mut self) -> Self {
+        self.owners = holders(&HashSet::from([self.inode]));
+        self
+    }
+
+    /// Whether a connection redirected on this host could arrive here: REDIRECT in OUTPUT leads to
+    /// the loopback address, which wildcard listeners also serve.
+    pub fn takes_redirected(&self) -> bool {
+        let ip = self.address.ip();
+        ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
+    }
+
+    pub(crate) fn who(&self) -> String {
+        match self.owners.first() {
+            Some(owner) => owner.to_string(),
+            None => format!(
+                "a program of user {} that is not visible from here",
+                self.uid
+            ),
+        }
+    }
+}
+
+/// Every TCP socket that listens on `port`, at whatever address.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn on_port(port: u16) -> io::Result<Vec<Listener>> {
+    let mut found = dump(AF_INET, port)?;
+    found.extend(dump(AF_INET6, port)?);
+    Ok(found)
+}
+
+fn dump(family: u8, port: u16) -> io::Result<Vec<Listener>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+    socket.send(&request(family), 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    found.extend(listener(&response).filter(|l| l.address.port() == port));
+                }
+                NetlinkPayload::Done(_) => return Ok(found),
+                // A kernel without IPv6 has no such sockets.
+                NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => {
+                    return Ok(found);
+                }
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(16)..).unwrap_or_default();
+        }
+    }
+}
+
+fn request(family: u8) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id: if family == AF_INET {
+            SocketId::new_v4()
+        } else {
+            SocketId::new_v6()
+        },
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn listener(response: &InetResponse) -> Option<Listener> {
+    let header = &response.header;
+    Some(Listener {
+        address: SocketAddr::new(
+            header.socket_id.source_address,
+            header.socket_id.source_port,
+        ),
+        inode: header.inode.into(),
+        uid: header.uid,
+        owners: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn finds_a_listener_with_its_process() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let found = on_port(address.port()).unwrap();
+        let [listener] = found.as_slice() else {
+            panic!("one listener expected: {found:?}")
+        };
+        assert_eq!(listener.address, address);
+        let named = listener.clone().name_owners();
+        let own_pid = i32::try_from(std::process::id()).unwrap();
+        assert!(named.owners.iter().any(|p| p.pid == own_pid), "{named:?}");
+    }
+
+    #[test]
+    fn sees_v6_wildcards_and_not_other_ports() {
+        let socket = TcpListener::bind("[::]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let found = on_port(port).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].takes_redirected());
+    }
+}

@@ -1,0 +1,98 @@
+//! One change of a port's rules at a time, in one network namespace.
+
+use std::{
+    io::{self, Read},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use crate::{
+    control::{connect_abstract, is_timeout},
+    error::Refusal,
+    process::Process,
+    sys::peer_credentials,
+};
+
+/// Longer than the slowest install (its probes are bounded below that).
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Held until dropped, or until the process ends in whatever way.
+pub(crate) struct InstallLock {
+    _listener: UnixListener,
+}
+
+impl InstallLock {
+    pub(crate) fn acquire(port: u16) -> Result<Self, Refusal> {
+        let name = format!("outrigger/{port}/install");
+        let deadline = Instant::now() + PATIENCE;
+        let mut holder = None;
+        while Instant::now() < deadline {
+            match bind(&name) {
+                Ok(listener) => {
+                    return Ok(Self {
+                        _listener: listener,
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(cause) => {
+                    return Err(Refusal::Host {
+                        doing: "taking the install lock".into(),
+                        cause,
+                    });
+                }
+            }
+            holder = wait_for_holder(&name, deadline);
+        }
+        Err(Refusal::Locked { holder })
+    }
+}
+
+fn bind(name: &str) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+}
+
+/// A connection to the lock is never accepted; it breaks when the holder ends.
+fn wait_for_holder(name: &str, deadline: Instant) -> Option<Process> {
+    let mut stream = connect_abstract(name).ok()?;
+    let pid = peer_credentials(&stream).ok()?.pid;
+    let left = deadline.saturating_duration_since(Instant::now());
+    set_socket_timeout(
+        &stream,
+        Timeout::Recv,
+        Some(left.max(Duration::from_millis(1))),
+    )
+    .ok()?;
+    match stream.read(&mut [0]) {
+        Err(error) if is_timeout(&error) && pid > 0 => Process::of(pid),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_second_holder_waits_for_the_first() {
+        // A port of its own, which no other test locks.
+        let first = InstallLock::acquire(4).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let second = thread::spawn(move || {
+            let lock = InstallLock::acquire(4);
+            sender.send(()).unwrap();
+            lock
+        });
+        let early = receiver.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "two held the lock at once");
+        drop(first);
+        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(second.join().unwrap().is_ok());
+    }
+}

@@ -1,0 +1,181 @@
+//! A plan in the syntax of the `nft` program: what `--dry-run` prints.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use super::{
+    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, Match, Plan, Rule, Set, Table,
+    Verdict,
+};
+
+/// Elements on one line, above which each gets its own.
+const SHORT_SET: usize = 8;
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for note in &self.notes {
+            writeln!(f, "# {note}")?;
+        }
+        write!(f, "{}\n{}", self.anchor, self.capture)
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table inet {} {{", self.name)?;
+        writeln!(f, "\tcomment \"{}\"", self.comment)?;
+        writeln!(f, "\tflags owner")?;
+        for set in &self.sets {
+            write!(f, "\n{set}")?;
+        }
+        for chain in &self.chains {
+            write!(f, "\n{chain}")?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl Display for Set {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (kind, is_interval) = match &self.elements {
+            Elements::V4(_) => ("ipv4_addr", true),
+            Elements::V6(_) => ("ipv6_addr", true),
+            Elements::Ports(_) => ("inet_service", true),
+            Elements::Uids(_) => ("uid", false),
+            Elements::Gids(_) => ("gid", false),
+        };
+        writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
+        if is_interval {
+            writeln!(f, "\t\tflags interval")?;
+        }
+        let elements = self.elements.words();
+        let separator = if elements.len() > SHORT_SET {
+            ",\n\t\t\t"
+        } else {
+            ", "
+        };
+        writeln!(f, "\t\telements = {{ {} }}\n\t}}", elements.join(separator))
+    }
+}
+
+impl Elements {
+    fn words(&self) -> Vec<String> {
+        match self {
+            Self::V4(nets) => ranges(nets, |n| Ipv4Addr::from(n as u32).to_string()),
+            Self::V6(nets) => ranges(nets, |n| Ipv6Addr::from(n).to_string()),
+            Self::Ports(ports) => ports
+                .iter()
+                .map(|(first, last)| {
+                    if first == last {
+                        first.to_string()
+                    } else {
+                        format!("{first}-{last}")
+                    }
+                })
+                .collect(),
+            Self::Uids(ids) | Self::Gids(ids) => ids.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn ranges(nets: &Intervals, address: impl Fn(u128) -> String) -> Vec<String> {
+    nets.iter()
+        .map(|(first, last)| match nets.prefix(first, last) {
+            Some(length) if length == nets.bits() => address(first),
+            Some(length) => format!("{}/{length}", address(first)),
+            None => format!("{}-{}", address(first), address(last)),
+        })
+        .collect()
+}
+
+impl Display for Chain {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\tchain {} {{", self.name)?;
+        if let Some(hook) = self.hook {
+            writeln!(f, "\t\t{hook}")?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "\t\t{rule}")?;
+        }
+        writeln!(f, "\t}}")
+    }
+}
+
+impl Display for Hook {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            HookKind::Nat => "nat",
+            HookKind::Filter => "filter",
+        };
+        write!(
+            f,
+            "type {kind} hook output priority {}; policy accept;",
+            self.priority
+        )
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
+        }
+        write!(f, "{}", self.verdict)
+    }
+}
+
+impl Display for Match {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Family(Family::V4) => f.write_str("meta nfproto ipv4"),
+            Self::Family(Family::V6) => f.write_str("meta nfproto ipv6"),
+            Self::Tcp => f.write_str("meta l4proto tcp"),
+            Self::PureSyn => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
+            Self::SocketUid(uid) => write!(f, "meta skuid {uid}"),
+            Self::SocketUidIn(set) => write!(f, "meta skuid @{set}"),
+            Self::SocketGidIn(set) => write!(f, "meta skgid @{set}"),
+            Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
+            Self::OutLoopback => f.write_str("oif \"lo\""),
+            Self::DestinationLocal => f.write_str("fib daddr type local"),
+            Self::Destination(net) => {
+                write!(f, "{} daddr ", Family::of(net.addr()).word())?;
+                if is_host(net) {
+                    write!(f, "{}", net.addr())
+                } else {
+                    write!(f, "{net}")
+                }
+            }
+            Self::DestinationIn(family, set) => write!(f, "{} daddr @{set}", family.word()),
+            Self::Port(port) => write!(f, "tcp dport {port}"),
+            Self::PortIn(set) => write!(f, "tcp dport @{set}"),
+            Self::Established => f.write_str("ct state established"),
+        }
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Return => f.write_str("return"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::RedirectTo(port) => write!(f, "redirect to :{port}"),
+            Self::RejectWithReset => f.write_str("reject with tcp reset"),
+        }
+    }
+}
+
+impl Family {
+    fn word(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+}
+
+pub(crate) fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}

@@ -1,0 +1,52 @@
+//! The one system call that no crate wraps safely.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+/// Who made (for a client: listens on) the other end of a UNIX socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerCredentials {
+    /// 0 for a process of a pid namespace that this one does not see; rustix' type has no room for
+    /// that zero, which is why this is not rustix'.
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+}
+
+pub(crate) fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `credentials`, a plain C struct of
+    // exactly that size that outlives the call, and the descriptor is borrowed for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(PeerCredentials {
+        pid: credentials.pid,
+        uid: credentials.uid,
+    })
+}
+
+/// Moves the calling thread, and what it starts from now on, to an empty network namespace.
+#[cfg(test)]
+pub(crate) fn enter_new_network_namespace() -> io::Result<()> {
+    // SAFETY: of all the flags only FILES is a hazard to Rust's ownership of descriptors, and it
+    // is not used here.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    Ok(())
+}

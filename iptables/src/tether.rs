@@ -1,0 +1,319 @@
+//! Binds capture to the life of the proxy: the order in which tables are made, handed over, put
+//! into force and let go.
+
+use std::collections::BTreeSet;
+
+use outrigger_config::{
+    Settings,
+    control::{Identity, Request, Tether, TetherKind},
+};
+use serde::Serialize;
+
+use crate::{
+    control::Proxy,
+    error::{Leftover, Refusal},
+    gate,
+    host::Host,
+    lock::InstallLock,
+    nft::{self, NetlinkSocket, TableInfo},
+    plan::{Family, Plan, generation_of, is_ours, table_name},
+    process::netlink_holders,
+};
+
+/// What an install came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Installed {
+    /// False: the same capture was in force already, and nothing was changed.
+    pub changed: bool,
+    pub table: String,
+    pub generation: u64,
+    pub families: Vec<Family>,
+    pub proxy_pid: u32,
+    pub proxy_uid: u32,
+    pub notes: Vec<String>,
+}
+
+/// What a removal came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The capture tables that are gone now; empty: there was nothing to remove.
+    pub tables: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+/// What [`install`] would load, without looking at the proxy and without changing anything.
+///
+/// # Errors
+/// When the settings cannot be planned on this host.
+pub fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
+    let host = look()?;
+    // Without the privilege to list tables this is taken for the first generation.
+    let tables = NetlinkSocket::open()
+        .and_then(|mut socket| nft::tables(&mut socket))
+        .unwrap_or_default();
+    let generation = next_generation(settings.port(), &tables, &[]);
+    Plan::new(settings, &host, generation)
+}
+
+/// Passes the gate, captures, and leaves the capture to the proxy.
+///
+/// # Errors
+/// The first check that failed; the rules are then as they were before.
+pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
+    let port = settings.port();
+    let host = look()?;
+    let mut reader = NetlinkSocket::open()?;
+    // First of all, because it shows the lack of privilege before anything else can.
+    nft::tables(&mut reader)?;
+    let _lock = InstallLock::acquire(port)?;
+    let tables = nft::tables(&mut reader)?;
+
+    let draft = Plan::new(settings, &host, 0)?;
+    let (mut proxy, identity) = gate::identify(&draft)?;
+    refuse_strangers(port, &tables, &identity)?;
+    if let Some(generation) = in_force(&mut reader, settings, &host, &identity)? {
+        let plan = Plan::new(settings, &host, generation)?;
+        // An install that was killed just before its end leaves an older anchor behind.
+        let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
+        return Ok(report(&plan, &identity, false));
+    }
+    let generation = next_generation(port, &tables, &identity.tethers);
+    let plan = Plan::new(settings, &host, generation)?;
+    gate::probe(&mut proxy, &identity, &plan)?;
+    capture(&mut reader, &mut proxy, &identity, &plan)?;
+    Ok(report(&plan, &identity, true))
+}
+
+/// Asks the proxy to let go of everything; idempotent.
+///
+/// # Errors
+/// When a table of ours is still there: whose it is and how to end it.
+pub fn remove(port: u16) -> Result<Removed, Refusal> {
+    let mut reader = NetlinkSocket::open()?;
+    nft::tables(&mut reader)?;
+    let _lock = InstallLock::acquire(port)?;
+    let before = captures(&mut reader, port)?;
+    let mut notes = Vec::new();
+    let asked = ask_to_release(port);
+    let after = captures(&mut reader, port)?;
+    if !after.is_empty() {
+        // With the capture still on, the proxy's own reason says more than the table's name.
+        return match asked {
+            Err(refusal @ (Refusal::ProxySilent { .. } | Refusal::Declined { .. })) => Err(refusal),
+            _ => Err(Refusal::StillThere(after.iter().map(leftover).collect())),
+        };
+    }
+    if nft::tables(&mut reader)?
+        .iter()
+        .any(|t| is_ours(&t.name, port))
+    {
+        notes.push(
+            "a table that redirects nothing stays until the proxy's live connections have ended"
+                .into(),
+        );
+    }
+    Ok(Removed {
+        tables: before.into_iter().map(|table| table.name).collect(),
+        notes,
+    })
+}
+
+fn look() -> Result<Host, Refusal> {
+    Host::look().map_err(|cause| Refusal::Host {
+        doing: "looking at the host".into(),
+        cause,
+    })
+}
+
+fn report(plan: &Plan, identity: &Identity, changed: bool) -> Installed {
+    Installed {
+        changed,
+        table: plan.capture.name.clone(),
+        generation: plan.generation,
+        families: plan.families.clone(),
+        proxy_pid: identity.pid,
+        proxy_uid: plan.proxy.uid,
+        notes: plan.notes.clone(),
+    }
+}
+
+/// The generation under which exactly this capture is in force, whole and alone.
+fn in_force(
+    reader: &mut NetlinkSocket,
+    settings: &Settings,
+    host: &Host,
+    identity: &Identity,
+) -> Result<Option<u64>, Refusal> {
+    let mut captures = identity
+        .tethers
+        .iter()
+        .filter(|tether| tether.kind == TetherKind::Capture);
+    let (Some(held), None) = (captures.next(), captures.next()) else {
+        return Ok(None);
+    };
+    let plan = Plan::new(settings, host, held.generation)?;
+    let is_same = held.fingerprint == plan.fingerprint() && identity.captured_since.is_some();
+    if !is_same {
+        return Ok(None);
+    }
+    for table in [&plan.capture, &plan.anchor] {
+        if nft::verify(reader, table)?.is_some() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(held.generation))
+}
+
+/// A redirect of ours that this proxy does not hold would outlive it, or belongs to another.
+fn refuse_strangers(port: u16, tables: &[TableInfo], identity: &Identity) -> Result<(), Refusal> {
+    let strangers: Vec<_> = tables
+        .iter()
+        .filter(|table| is_capture(&table.name, port))
+        .filter(|table| !identity.tethers.iter().any(|t| t.table == table.name))
+        .map(leftover)
+        .collect();
+    if strangers.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::StillThere(strangers))
+    }
+}
+
+fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether]) -> u64 {
+    let named = tables.iter().filter_map(|t| generation_of(&t.name, port));
+    let held = tethers.iter().map(|tether| tether.generation);
+    // Saturating: the number comes from names that others may have given.
+    named.chain(held).max().unwrap_or(0).saturating_add(1)
+}
+
+/// Hands over before it widens: from the first redirected packet on, the kernel ends the capture
+/// with the proxy. This process' copies of the sockets close on return, which is last.
+fn capture(
+    reader: &mut NetlinkSocket,
+    proxy: &mut Proxy,
+    identity: &Identity,
+    plan: &Plan,
+) -> Result<(), Refusal> {
+    let mut anchor = NetlinkSocket::open()?;
+    nft::create(&mut anchor, &plan.anchor)?;
+    nft::widen(&mut anchor, &plan.anchor)?;
+    let mut capture = NetlinkSocket::open()?;
+    nft::create(&mut capture, &plan.capture)?;
+
+    let done = proxy
+        .hold(tether(plan, TetherKind::Anchor), &anchor)
+        .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
+        .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
+        .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
+    if done.is_err() {
+        withdraw(proxy, &mut capture, plan);
+    }
+    done
+}
+
+fn tether(plan: &Plan, kind: TetherKind) -> Tether {
+    let table = match kind {
+        TetherKind::Capture => &plan.capture,
+        TetherKind::Anchor => &plan.anchor,
+    };
+    Tether {
+        kind,
+        table: table.name.clone(),
+        generation: plan.generation,
+        fingerprint: plan.fingerprint(),
+    }
+}
+
+fn put_into_force(
+    reader: &mut NetlinkSocket,
+    proxy: &mut Proxy,
+    capture: &mut NetlinkSocket,
+    plan: &Plan,
+) -> Result<(), Refusal> {
+    nft::widen(capture, &plan.capture)?;
+    for table in [&plan.capture, &plan.anchor] {
+        if let Some(difference) = nft::verify(reader, table)? {
+            return Err(Refusal::ReadBack { difference });
+        }
+    }
+    proxy.tell(
+        "telling the proxy that capture is on",
+        &Request::Captured {
+            generation: plan.generation,
+        },
+    )
+}
+
+/// Only now, with the new generation in force, so that there is no gap.
+fn let_go_of_others(
+    reader: &mut NetlinkSocket,
+    proxy: &mut Proxy,
+    identity: &Identity,
+    plan: &Plan,
+) -> Result<(), Refusal> {
+    let mut others: BTreeSet<_> = identity.tethers.iter().map(|t| t.generation).collect();
+    others.remove(&plan.generation);
+    for generation in others {
+        proxy.tell(
+            "asking the proxy to let an older capture go",
+            &Request::Release {
+                generation: Some(generation),
+            },
+        )?;
+    }
+    // The others are gone by the proxy's word; that they cannot be listed just now is no reason to
+    // give up the new one too.
+    let left: Vec<_> = captures(reader, plan.port)
+        .unwrap_or_default()
+        .iter()
+        .filter(|table| table.name != plan.capture.name)
+        .map(leftover)
+        .collect();
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::StillThere(left))
+    }
+}
+
+/// Back to before. The redirect goes at once and by our own hand, whatever the proxy does; the
+/// anchor is the proxy's to drop, since a connection may have been captured meanwhile.
+fn withdraw(proxy: &mut Proxy, capture: &mut NetlinkSocket, plan: &Plan) {
+    let _ = nft::delete(capture, &plan.capture.name);
+    let _ = proxy.tell(
+        "asking the proxy to let the new capture go",
+        &Request::Release {
+            generation: Some(plan.generation),
+        },
+    );
+}
+
+/// `Ok` also when there is nobody to ask.
+fn ask_to_release(port: u16) -> Result<(), Refusal> {
+    match Proxy::connect(port)? {
+        Some(mut proxy) => proxy.tell(
+            "asking the proxy to let go",
+            &Request::Release { generation: None },
+        ),
+        None => Ok(()),
+    }
+}
+
+fn captures(reader: &mut NetlinkSocket, port: u16) -> Result<Vec<TableInfo>, Refusal> {
+    let mut tables = nft::tables(reader)?;
+    tables.retain(|table| is_capture(&table.name, port));
+    Ok(tables)
+}
+
+/// Ours, and more than an anchor, which redirects nothing.
+fn is_capture(table: &str, port: u16) -> bool {
+    generation_of(table, port).is_some_and(|generation| table == table_name(port, generation))
+}
+
+fn leftover(table: &TableInfo) -> Leftover {
+    Leftover {
+        table: table.name.clone(),
+        owned: table.owner.is_some(),
+        holders: table.owner.map(netlink_holders).unwrap_or_default(),
+    }
+}

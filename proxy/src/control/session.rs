@@ -1,0 +1,118 @@
+//! One control connection: requests in, replies out, until it closes or falls silent.
+
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use outrigger_config::control::{LoopOutcome, Reply, Request, Tether};
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::failure::Failure;
+
+use super::{
+    ControlState, Hooks,
+    lines::{Line, Lines},
+};
+
+/// Longer than any step of an install between two requests: its probes are bounded to 15 s a
+/// family.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Within the time that the installer waits for a reply.
+const LOOP_PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+pub(super) struct Session {
+    id: u64,
+    lines: Lines,
+    state: Arc<ControlState>,
+    hooks: Arc<Hooks>,
+}
+
+impl Session {
+    pub(super) fn new(stream: UnixStream, state: Arc<ControlState>, hooks: Arc<Hooks>) -> Self {
+        Self {
+            id: state.next_session(),
+            lines: Lines::new(stream),
+            state,
+            hooks,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            let line = match timeout(IDLE_LIMIT, self.lines.next()).await {
+                Ok(Ok(Some(line))) => line,
+                Ok(Ok(None)) | Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "control connection broken off");
+                    return;
+                }
+            };
+            let reply = self.reply(line).await;
+            let Ok(mut text) = serde_json::to_vec(&reply) else {
+                return;
+            };
+            text.push(b'\n');
+            match timeout(IDLE_LIMIT, self.lines.write(&text)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    }
+
+    async fn reply(&self, line: Line) -> Reply {
+        let request = match serde_json::from_slice(&line.text) {
+            Ok(request) => request,
+            Err(error) => return Reply::Refused(format!("not understood: {error}")),
+        };
+        tracing::debug!(?request, "control request");
+        let done = match request {
+            Request::Hello => return Reply::Hello(self.state.identity()),
+            Request::LoopProbe { target } => return self.probe_loop(target).await,
+            Request::ExpectCanary { targets, nonce } => {
+                self.state.canary.expect(self.id, targets, nonce)
+            }
+            Request::Hold { table } => self.hold(table, line.descriptors),
+            Request::Captured { generation } => self.state.captured(generation),
+            Request::Release { generation } => {
+                self.state.release(generation);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => Reply::Done,
+            Err(reason) => Reply::Refused(reason),
+        }
+    }
+
+    fn hold(&self, tether: Tether, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|many| format!("one descriptor was expected, {} came", many.len()))?;
+        self.state.hold(self.id, tether, descriptor)
+    }
+
+    async fn probe_loop(&self, target: SocketAddr) -> Reply {
+        // Not a way to make the proxy dial whatever one likes.
+        if !self.state.canary.is_expected(target) {
+            return Reply::Refused(format!("{target} was not announced as a probe"));
+        }
+        match timeout(LOOP_PROBE_LIMIT, (self.hooks.dial)(target)).await {
+            Ok(Ok(())) => Reply::LoopProbe(LoopOutcome::Captured),
+            Ok(Err(failure)) if is_refusal(failure) => Reply::LoopProbe(LoopOutcome::NotCaptured),
+            Ok(Err(failure)) => {
+                Reply::Refused(format!("dialling {target} failed: {}", failure.details()))
+            }
+            Err(_) => Reply::LoopProbe(LoopOutcome::Silent),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.state.end_session(self.id);
+    }
+}
+
+fn is_refusal(failure: Failure) -> bool {
+    matches!(
+        failure,
+        Failure::ConnectRefused | Failure::ConnectUnreachable | Failure::UpstreamClosed
+    )
+}

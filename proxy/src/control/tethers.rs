@@ -1,0 +1,227 @@
+//! The netlink sockets that own the tables: closing one is what removes its table.
+//!
+//! When a process ends, the kernel closes its descriptors highest first (observed, not promised).
+//! So a capture's lies above the listeners, to end before anything can be refused, and an anchor's
+//! lies below every socket, to keep live connections translated until their own end.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{OwnedFd, RawFd},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use outrigger_config::control::{Tether, TetherKind};
+use rustix::{
+    io::{DupFlags, dup3, fcntl_dupfd_cloexec},
+    net::{AddressFamily, netlink, sockopt},
+};
+
+/// Looks, a second apart, that must find no live connection before an anchor goes: the last
+/// segments of a connection follow its sockets' close.
+const QUIET_LOOKS: u32 = 2;
+/// Captures held at once; an install adds one and releases the others.
+const MAX_CAPTURES: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Tethers {
+    held: Vec<Held>,
+    /// Low descriptors that an anchor may take.
+    slots: Vec<OwnedFd>,
+    /// What a free slot points to.
+    nothing: OwnedFd,
+    highest_listener: RawFd,
+    captured_since: Option<u64>,
+    quiet_looks: u32,
+}
+
+#[derive(Debug)]
+struct Held {
+    tether: Tether,
+    descriptor: OwnedFd,
+    /// The control connection that brought it: if that breaks before it says that the capture is
+    /// in force, the capture goes with it.
+    session: u64,
+    in_force: bool,
+}
+
+impl Tethers {
+    pub(super) fn new(slots: Vec<OwnedFd>, highest_listener: RawFd) -> io::Result<Self> {
+        Ok(Self {
+            held: Vec::new(),
+            slots,
+            nothing: File::open("/dev/null")?.into(),
+            highest_listener,
+            captured_since: None,
+            quiet_looks: 0,
+        })
+    }
+
+    pub(super) fn list(&self) -> Vec<Tether> {
+        self.held.iter().map(|held| held.tether.clone()).collect()
+    }
+
+    pub(super) fn captured_since(&self) -> Option<u64> {
+        self.captured_since
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        session: u64,
+        tether: Tether,
+        descriptor: OwnedFd,
+    ) -> Result<(), String> {
+        if !is_netfilter_socket(&descriptor) {
+            return Err("the descriptor is not a netfilter netlink socket".into());
+        }
+        let moved = match tether.kind {
+            TetherKind::Capture => self.move_above_listeners(&descriptor),
+            TetherKind::Anchor => self.move_to_slot(&descriptor),
+        };
+        let descriptor = moved?;
+        self.quiet_looks = 0;
+        tracing::info!(
+            table = tether.table,
+            "holding a table for as long as this process lives"
+        );
+        self.held.push(Held {
+            tether,
+            descriptor,
+            session,
+            in_force: false,
+        });
+        Ok(())
+    }
+
+    pub(super) fn captured(&mut self, generation: u64) -> Result<(), String> {
+        let mut found = false;
+        for held in &mut self.held {
+            if held.tether.generation == generation {
+                held.in_force = true;
+                found |= held.tether.kind == TetherKind::Capture;
+            }
+        }
+        if !found {
+            return Err(format!(
+                "no capture of generation {generation} is held here"
+            ));
+        }
+        self.captured_since.get_or_insert_with(unix_now);
+        tracing::info!(generation, "capture is on");
+        Ok(())
+    }
+
+    /// Closes the captures of `generation` (`None`: all). Their anchors go too, but
+    /// never the last: without any, live connections would lose their translation.
+    pub(super) fn release(&mut self, generation: Option<u64>) {
+        let is_meant = |of: u64| generation.is_none_or(|wanted| of == wanted);
+        self.close_captures("released", |held| is_meant(held.tether.generation));
+        let another_stays = self.anchors().any(|anchor| !is_meant(anchor));
+        let kept = self.anchors().max().filter(|_| !another_stays);
+        self.close_anchors(|anchor| is_meant(anchor) && Some(anchor) != kept);
+    }
+
+    pub(super) fn release_all(&mut self) {
+        self.close_captures("released", |_| true);
+        self.close_anchors(|_| true);
+    }
+
+    /// The install ended: what it did not put into force is not captured.
+    pub(super) fn end_session(&mut self, session: u64) {
+        self.close_captures("its install broke off", |held| {
+            held.session == session && !held.in_force
+        });
+    }
+
+    /// An anchor is for the live connections of a capture; to be called every second or so.
+    pub(super) fn drop_idle_anchors(&mut self, live_connections: usize) {
+        let is_needed = live_connections > 0 || self.has_capture();
+        if is_needed || self.held.is_empty() {
+            self.quiet_looks = 0;
+            return;
+        }
+        self.quiet_looks += 1;
+        if self.quiet_looks >= QUIET_LOOKS {
+            self.close_anchors(|_| true);
+        }
+    }
+
+    fn has_capture(&self) -> bool {
+        self.held
+            .iter()
+            .any(|held| held.tether.kind == TetherKind::Capture)
+    }
+
+    fn anchors(&self) -> impl Iterator<Item = u64> {
+        self.held
+            .iter()
+            .filter(|held| held.tether.kind == TetherKind::Anchor)
+            .map(|held| held.tether.generation)
+    }
+
+    fn move_above_listeners(&self, descriptor: &OwnedFd) -> Result<OwnedFd, String> {
+        let captures = self.held.len() - self.anchors().count();
+        if captures >= MAX_CAPTURES {
+            return Err("too many captures are held already; run remove-rules first".into());
+        }
+        fcntl_dupfd_cloexec(descriptor, self.highest_listener + 1)
+            .map_err(|error| format!("no descriptor above the listeners: {error}"))
+    }
+
+    fn move_to_slot(&mut self, descriptor: &OwnedFd) -> Result<OwnedFd, String> {
+        let mut slot = self
+            .slots
+            .pop()
+            .ok_or("too many anchors are held already; wait until connections have ended")?;
+        match dup3(descriptor, &mut slot, DupFlags::CLOEXEC) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                self.slots.push(slot);
+                Err(format!("the descriptor cannot be moved: {error}"))
+            }
+        }
+    }
+
+    fn close_captures(&mut self, why: &str, is_meant: impl Fn(&Held) -> bool) {
+        let closed = self
+            .held
+            .extract_if(.., |held| {
+                held.tether.kind == TetherKind::Capture && is_meant(held)
+            })
+            .collect::<Vec<_>>();
+        for held in &closed {
+            tracing::info!(table = held.tether.table, "capture ends: {why}");
+        }
+        drop(closed);
+        if !self.has_capture() {
+            self.captured_since = None;
+        }
+    }
+
+    fn close_anchors(&mut self, is_meant: impl Fn(u64) -> bool) {
+        let closed = self
+            .held
+            .extract_if(.., |held| {
+                held.tether.kind == TetherKind::Anchor && is_meant(held.tether.generation)
+            })
+            .collect::<Vec<_>>();
+        for mut held in closed {
+            // Closes the netlink socket and keeps the low number. Should that fail, the number is
+            // given up with the socket.
+            if dup3(&self.nothing, &mut held.descriptor, DupFlags::CLOEXEC).is_ok() {
+                self.slots.push(held.descriptor);
+            }
+        }
+    }
+}
+
+fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {
+    sockopt::socket_domain(descriptor) == Ok(AddressFamily::NETLINK)
+        && sockopt::socket_protocol(descriptor) == Ok(Some(netlink::NETFILTER))
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,26 @@
+//! Settings as a command line asks for them.
+
+use std::{path::Path, process::ExitCode};
+
+use outrigger_config::Settings;
+
+/// What the command line could not be understood with, as for clap's own errors.
+pub(crate) const USAGE_ERROR: u8 = 2;
+
+/// Reads `path`, or takes the defaults without one; problems are printed, all of them.
+pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
+    let Some(path) = path else {
+        return Ok(Settings::default());
+    };
+    outrigger_config::read(path).map_err(|problems| {
+        for problem in problems {
+            let name = path.display();
+            match problem.at {
+                // As compilers do, so that editors and terminals lead there.
+                Some((line, column)) => eprintln!("{name}:{line}:{column}: {}", problem.message),
+                None => eprintln!("{name}: {}", problem.message),
+            }
+        }
+        ExitCode::from(USAGE_ERROR)
+    })
+}
