@@ -102,7 +102,7 @@ pub fn reset_when_dropped(stream: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::ErrorKind, rc::Rc, sync::atomic::Ordering::Relaxed};
+    use std::{io::ErrorKind, rc::Rc};
 
     use outrigger_config::Settings;
     use tokio::{
@@ -171,7 +171,8 @@ mod tests {
                     assert_eq!(read.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
                 }
             }
-            assert_eq!(shared.metrics.connections_refused.load(Relaxed), 1);
+            let refused: Vec<_> = shared.metrics.refused().filter(|(_, n)| *n > 0).collect();
+            assert_eq!(refused, [(Failure::OutOfResources.label(), 1)]);
             // Room for the two ends of another.
             taken.truncate(taken.len() - 2);
             let _second = TcpStream::connect(address).await.expect("connected");

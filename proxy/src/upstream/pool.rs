@@ -237,10 +237,16 @@ pub fn poll_disturbed(cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
     Poll::Pending
 }
 
-/// Closes what is idle for too long or was closed by its server, for as long as any is idle.
+/// Closes what is idle for too long or was closed by its server, for as long as any is idle; and
+/// tells the metrics how many are, which once a request would cost more than the rest of the pool.
 async fn sweep(worker: Rc<Worker>) {
     let pool = &worker.http1_pool;
+    let mut told = IdleTold {
+        worker: &worker,
+        count: 0,
+    };
     while pool.idle_count() > 0 {
+        told.tell(pool.idle_count());
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => pool.sweep(Instant::now()),
             () = worker.drain.started() => {
@@ -252,6 +258,27 @@ async fn sweep(worker: Rc<Worker>) {
         .borrow_mut()
         .retain(|_, destination| Rc::strong_count(destination) > 1);
     pool.is_swept.set(false);
+}
+
+/// What the metrics have been told; nothing when it is over.
+struct IdleTold<'a> {
+    worker: &'a Worker,
+    count: usize,
+}
+
+impl IdleTold<'_> {
+    fn tell(&mut self, count: usize) {
+        let change = count as i64 - self.count as i64;
+        self.count = count;
+        let metrics = &self.worker.shared.metrics;
+        metrics.add_idle_upstream(self.worker.id, change);
+    }
+}
+
+impl Drop for IdleTold<'_> {
+    fn drop(&mut self) {
+        self.tell(0);
+    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,12 @@ impl Metrics {
             .filter(move |(label, count)| *count > 0 || accepting.contains(label))
     }
 
+    /// For a pool that counts its own and tells of changes once in a while.
+    pub(crate) fn add_idle_upstream(&self, worker: usize, change: i64) {
+        let cell = &self.of_worker[worker].idle_upstream;
+        cell.fetch_add(change, Ordering::Relaxed);
+    }
+
     pub(crate) fn idle_upstream(&self) -> u64 {
         let idle = |w: &WorkerMetrics| w.idle_upstream.load(Ordering::Relaxed);
         self.of_worker.iter().map(idle).sum::<i64>().max(0) as u64
