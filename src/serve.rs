@@ -10,10 +10,8 @@ use outrigger_config::Settings;
 use crate::{
     logging::{self, LogFormat},
     privileges,
+    settings::{self, USAGE_ERROR},
 };
-
-/// Nothing is wrong with the machine, only with what was asked for.
-const BAD_INPUT: u8 = 2;
 
 const AFTER_HELP: &str = "\
 Started as root it becomes the user capture.proxy_uid before it binds anything. Sockets passed by a
@@ -84,14 +82,13 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ));
         }
     };
-    let (settings, filter) = match (settings(&args), logging::filter(args.log_level.as_deref())) {
-        (Ok(settings), Ok(filter)) => (settings, filter),
-        (settings, filter) => {
-            for problem in settings.err().into_iter().flatten().chain(filter.err()) {
-                eprintln!("{problem}");
-            }
-            return ExitCode::from(BAD_INPUT);
-        }
+    let settings = match settings(&args) {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    let filter = match logging::filter(args.log_level.as_deref()) {
+        Ok(filter) => filter,
+        Err(problem) => return usage_error([problem]),
     };
     if let Err(error) = privileges::drop_all_but_needed(&settings.capture, &inherited) {
         return fail(error);
@@ -115,19 +112,12 @@ fn serve(settings: Settings, inherited: Vec<OwnedFd>) -> Result<(), String> {
     bound.serve().map_err(|e| e.to_string())
 }
 
-/// What the file says, with the command line over it; or everything wrong with it, a line each.
-fn settings(args: &Args) -> Result<Settings, Vec<String>> {
-    let mut settings = match &args.config {
-        None => Settings::default(),
-        Some(path) => outrigger_config::read(path).map_err(|problems| {
-            let name = path.display();
-            let line = |problem: &outrigger_config::Problem| match problem.at {
-                Some((line, column)) => format!("{name}:{line}:{column}: {}", problem.message),
-                None => format!("{name}: {}", problem.message),
-            };
-            problems.iter().map(line).collect::<Vec<_>>()
-        })?,
-    };
+/// What the file says, with the command line over it.
+///
+/// # Errors
+/// Once everything that is wrong with it has been printed.
+fn settings(args: &Args) -> Result<Settings, ExitCode> {
+    let mut settings = settings::load(args.config.as_deref())?;
     if !args.listen.is_empty() {
         settings.listen.clone_from(&args.listen);
     }
@@ -142,8 +132,8 @@ fn settings(args: &Args) -> Result<Settings, Vec<String>> {
     if problems.is_empty() {
         Ok(settings)
     } else {
-        let line = |(key, message)| format!("proxyctl serve: --{key}: {message}");
-        Err(problems.into_iter().map(line).collect())
+        let line = |(key, message)| format!("--{key}: {message}");
+        Err(usage_error(problems.into_iter().map(line)))
     }
 }
 
@@ -157,6 +147,13 @@ fn warn_of_other_user(settings: &Settings) {
             capture.proxy_uid
         );
     }
+}
+
+fn usage_error(problems: impl IntoIterator<Item = String>) -> ExitCode {
+    for problem in problems {
+        eprintln!("proxyctl serve: {problem}");
+    }
+    ExitCode::from(USAGE_ERROR)
 }
 
 fn fail(error: impl fmt::Display) -> ExitCode {

@@ -8,20 +8,33 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, Write},
     os::unix::{fs::symlink, process::CommandExt},
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
 };
 
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use serde::Serialize;
 
-/// What this program is called: a symbolic link of [`link_myself`]. The kernel would otherwise call
-/// the children `exe`, in `ps` and in what `install-rules` says of them.
-const MYSELF: &str = "/tmp/proxyctl";
+use super::sandbox::DIRECTORY;
 
-/// Gives this program its name within the demo's own file system. The link leads to whatever file
-/// the process that starts a child was started from, hidden or replaced as that may be.
-pub(super) fn link_myself() -> io::Result<()> {
-    symlink("/proc/self/exe", MYSELF)
+/// What a child that is a command of this program is called.
+const PROXYCTL: &str = "proxyctl";
+/// The roles with a conversation, which are called as they are.
+pub(super) const APPLICATION: &str = "application";
+pub(super) const UPSTREAM: &str = "upstream";
+pub(super) const STRANGER: &str = "stranger";
+
+/// Gives this program its names within the demo's own file system, for `ps` and for what
+/// `install-rules` says of the processes that it finds. Each is a link to whatever file the process
+/// that starts a child was started from, hidden or replaced as that may be.
+pub(super) fn name_the_parts() -> io::Result<()> {
+    [PROXYCTL, APPLICATION, UPSTREAM, STRANGER]
+        .iter()
+        .try_for_each(|name| symlink("/proc/self/exe", path(name)))
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
 }
 
 /// A child under way. Dropping it kills and reaps it.
@@ -87,7 +100,7 @@ impl Conversation {
 
 /// Starts one of the demo's own roles and talks with it.
 pub(super) fn converse(role: &str) -> io::Result<Conversation> {
-    let mut child = role_command(role)
+    let mut child = role_command(role, role)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -127,13 +140,13 @@ pub(super) fn run(arguments: &[&str]) -> io::Result<(Option<i32>, String)> {
 }
 
 fn tied(arguments: &[&str]) -> Command {
-    let mut command = role_command("command");
+    let mut command = role_command(PROXYCTL, "command");
     command.arg("--command").args(arguments);
     command
 }
 
-fn role_command(role: &str) -> Command {
-    let mut command = Command::new(MYSELF);
+fn role_command(name: &str, role: &str) -> Command {
+    let mut command = Command::new(path(name));
     command.args([
         "demo",
         "--parent",
@@ -157,5 +170,5 @@ pub(super) fn tie_to(parent: i32) -> io::Result<()> {
 
 /// Becomes `proxyctl ARGUMENTS`.
 pub(super) fn become_command(arguments: &[String]) -> io::Result<Infallible> {
-    Err(Command::new(MYSELF).args(arguments).exec())
+    Err(Command::new(path(PROXYCTL)).args(arguments).exec())
 }

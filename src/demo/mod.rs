@@ -69,15 +69,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn direct(args: &Args) -> ExitCode {
-    let privilege = match sandbox::enter() {
-        Ok(privilege) => privilege,
+    let users = match sandbox::enter(scene::PROXY_UID) {
+        Ok(users) => users,
         Err(forbidden) => {
             eprintln!("proxyctl demo: {forbidden}");
             return ExitCode::from(3);
         }
     };
     let mut narrator = Narrator::new(args.json, args.no_pause);
-    match story::tell(&mut narrator, privilege) {
+    match story::tell(&mut narrator, users) {
         Ok(()) => {
             narrator.end(true);
             ExitCode::SUCCESS

@@ -14,30 +14,42 @@ use crate::sys;
 /// Where the demo keeps its files: a file system in memory that only its own processes see.
 pub(super) const DIRECTORY: &str = "/tmp";
 
-/// Which way this process came to its privileges.
+/// Which users there are in the namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Privilege {
-    /// Root already: the proxy runs as a user of its own, as in production.
-    Root,
-    /// A user namespace: root within it, the same plain user outside, and no second user.
-    UserNamespace,
+pub(super) enum Users {
+    /// As on the host: the proxy can have a user of its own, as in production.
+    Many,
+    /// Root alone, who is a plain user outside.
+    One,
 }
 
 /// Moves this process into namespaces of its own (network, mounts, and users unless it is root).
 ///
 /// # Errors
 /// What the kernel forbids, and how to allow it.
-pub(super) fn enter() -> Result<Privilege, Forbidden> {
+pub(super) fn enter(proxy_uid: u32) -> Result<Users, Forbidden> {
     let private = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
-    let privilege = if geteuid().is_root() && sys::enter_new_namespaces(private).is_ok() {
-        Privilege::Root
-    } else {
+    if !geteuid().is_root() || sys::enter_new_namespaces(private).is_err() {
         enter_user_namespace(private)?;
-        Privilege::UserNamespace
-    };
+    }
     mount_private_directory()
         .map_err(|error| Forbidden::new("mounting a private file system in memory", error))?;
-    Ok(privilege)
+    let uid_map = fs::read_to_string("/proc/self/uid_map")
+        .map_err(|error| Forbidden::new("reading /proc/self/uid_map", error))?;
+    Ok(if has_user(&uid_map, proxy_uid) {
+        Users::Many
+    } else {
+        Users::One
+    })
+}
+
+/// `uid_map` has a line per range: first uid inside, first uid outside, count.
+fn has_user(uid_map: &str, uid: u32) -> bool {
+    uid_map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map_while(|word| word.parse().ok());
+        let (first, count) = (numbers.next(), numbers.nth(1));
+        matches!((first, count), (Some(first), Some(count)) if (first..first + count).contains(&u64::from(uid)))
+    })
 }
 
 fn enter_user_namespace(private: UnshareFlags) -> Result<(), Forbidden> {
@@ -156,6 +168,14 @@ mod tests {
             "{found:?}"
         );
         assert!(found[1].contains("as root"), "{found:?}");
+    }
+
+    #[test]
+    fn root_of_a_rootless_namespace_is_not_taken_for_the_hosts() {
+        assert!(has_user("         0          0 4294967295\n", 1337));
+        assert!(!has_user("         0       1000          1\n", 1337));
+        assert!(has_user("0 1000 1\n1 100000 65536\n", 1337));
+        assert!(!has_user("", 1337));
     }
 
     #[test]

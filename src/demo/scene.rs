@@ -14,7 +14,7 @@ use super::{
     child::{self, Conversation, Running},
     narrator::Narrator,
     network::{self, APPLICATION, UPSTREAM},
-    sandbox::{DIRECTORY, Privilege},
+    sandbox::{DIRECTORY, Users},
     server::{self, Arrival},
     trouble::{Trouble, While},
 };
@@ -24,7 +24,7 @@ pub(super) const PROXY_PORT: u16 = 15001;
 /// The default of `admin`.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 /// The default of `capture.proxy_uid`.
-const PROXY_UID: u32 = 1337;
+pub(super) const PROXY_UID: u32 = 1337;
 /// Far more than anything here takes; reaching it is a failure to be told.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at a condition.
@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(5);
 /// Who and what takes part.
 pub(super) struct Scene<'a> {
     pub(super) narrator: &'a mut Narrator,
-    pub(super) privilege: Privilege,
+    pub(super) users: Users,
     pub(super) application: Conversation,
     _upstream: Conversation,
     pub(super) has_v6: bool,
@@ -52,9 +52,9 @@ pub(super) struct Call {
 
 impl<'a> Scene<'a> {
     /// Lays the wire and starts application and upstream.
-    pub(super) fn set(narrator: &'a mut Narrator, privilege: Privilege) -> Result<Self, Trouble> {
-        child::link_myself().when("preparing the stage")?;
-        let mut upstream = child::converse("upstream").when("starting the server")?;
+    pub(super) fn set(narrator: &'a mut Narrator, users: Users) -> Result<Self, Trouble> {
+        child::name_the_parts().when("preparing the stage")?;
+        let mut upstream = child::converse(child::UPSTREAM).when("starting the server")?;
         let wire = "laying the wire between the two networks";
         expect(&mut upstream, &[server::IN_NAMESPACE]).when("starting the server")?;
         network::lay_wire(upstream.running.pid()).when(wire)?;
@@ -63,10 +63,10 @@ impl<'a> Scene<'a> {
         let listening = [server::LISTENING, server::LISTENING_WITHOUT_V6];
         let heard = expect(&mut upstream, &listening).when("starting the server")?;
         network::await_carrier(APPLICATION).when(wire)?;
-        let application = child::converse("application").when("starting the application")?;
+        let application = child::converse(child::APPLICATION).when("starting the application")?;
         Ok(Self {
             narrator,
-            privilege,
+            users,
             application,
             _upstream: upstream,
             has_v6: has_v6 && heard == server::LISTENING,
@@ -138,7 +138,7 @@ impl<'a> Scene<'a> {
     pub(super) fn launch_proxy(&self) -> io::Result<Running> {
         child::start(
             &["serve", "--config", &self.config],
-            (self.privilege == Privilege::Root).then_some(PROXY_UID),
+            (self.users == Users::Many).then_some(PROXY_UID),
             File::create(&self.access_log)?,
             File::create(&self.proxy_log)?,
         )
@@ -167,10 +167,10 @@ impl<'a> Scene<'a> {
 workers: 1                                 # one event loop, so one pool of connections
 access_log: { to: stdout, format: json }   # a line for each call
 ";
-        match self.privilege {
-            Privilege::Root => for_the_show.into(),
+        match self.users {
+            Users::Many => for_the_show.into(),
             // The one user there is runs the application too: only a mark tells them apart.
-            Privilege::UserNamespace => format!(
+            Users::One => format!(
                 "{for_the_show}capture:\n  \
                  proxy_mark: 1337                         # tells the proxy's own connections from the\n                                           \
                  # application's, where both run as one user\n"

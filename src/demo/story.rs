@@ -11,7 +11,7 @@ use super::{
     narrator::Narrator,
     network::{APPLICATION, UPSTREAM},
     ruleset::Ruleset,
-    sandbox::Privilege,
+    sandbox::Users,
     scene::{Call, PATIENCE, PROXY_PORT, Scene, expect, is_ready, wait_until},
     server,
     trouble::{Trouble, While},
@@ -24,8 +24,8 @@ const RECOVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// That claim, or what the host did not let the demo do.
-pub(super) fn tell(narrator: &mut Narrator, privilege: Privilege) -> Result<(), Trouble> {
-    let mut scene = Scene::set(narrator, privilege)?;
+pub(super) fn tell(narrator: &mut Narrator, users: Users) -> Result<(), Trouble> {
+    let mut scene = Scene::set(narrator, users)?;
     scene.introduce();
     scene.call_directly()?;
     scene.meet_a_stranger()?;
@@ -38,11 +38,11 @@ pub(super) fn tell(narrator: &mut Narrator, privilege: Privilege) -> Result<(), 
 
 impl Scene<'_> {
     fn introduce(&self) {
-        let privilege = match self.privilege {
-            Privilege::Root => {
+        let privilege = match self.users {
+            Users::Many => {
                 "You are root; the proxy will run as a user of its own, without privileges."
             }
-            Privilege::UserNamespace => {
+            Users::One => {
                 "You need not be root: the kernel lends its powers within these networks only."
             }
         };
@@ -87,7 +87,7 @@ impl Scene<'_> {
         self.narrator
             .step("The accident: redirect rules, but no proxy behind them");
         let before = Ruleset::read().when("listing the rules")?;
-        let mut stranger = child::converse("stranger").when("starting the other server")?;
+        let mut stranger = child::converse(child::STRANGER).when("starting the other server")?;
         expect(&mut stranger, &[server::LISTENING]).when("starting the other server")?;
         let pid = stranger.running.pid();
         self.narrator.say(&format!(
@@ -130,7 +130,8 @@ impl Scene<'_> {
     fn start_the_proxy(&mut self) -> Result<Running, Trouble> {
         self.narrator.step("The proxy starts");
         self.narrator
-            .say("The other server has gone. The proxy needs no configuration; this one is for the show:");
+            .say("The other server has gone. With a user of its own, the proxy needs no configuration; this\n\
+             one is for the show:");
         self.narrator.command(&format!("cat {}", self.config));
         self.narrator.output(&self.settings());
         self.narrator
@@ -144,9 +145,9 @@ impl Scene<'_> {
             &format!(
                 "process {} is ready on port {PROXY_PORT}{}",
                 proxy.pid(),
-                match self.privilege {
-                    Privilege::Root => ", as a user of its own, without privileges",
-                    Privilege::UserNamespace => "",
+                match self.users {
+                    Users::Many => ", as a user of its own, without privileges",
+                    Users::One => "",
                 }
             ),
             is_up,

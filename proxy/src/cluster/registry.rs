@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -32,6 +32,7 @@ pub struct Destination {
     speaks_first_until: AtomicU64,
     /// Milliseconds since `born` of the last look-up.
     last_used: AtomicU64,
+    offers_extended_connect: AtomicBool,
 }
 
 impl Destination {
@@ -42,6 +43,7 @@ impl Destination {
             born: now,
             speaks_first_until: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
+            offers_extended_connect: AtomicBool::new(false),
         }
     }
 
@@ -65,6 +67,15 @@ impl Destination {
 
     fn last_used(&self) -> Instant {
         self.born + Duration::from_millis(self.last_used.load(Ordering::Relaxed))
+    }
+
+    /// Whether the destination's HTTP/2 settings have offered extended CONNECT (RFC 8441).
+    pub fn offers_extended_connect(&self) -> bool {
+        self.offers_extended_connect.load(Ordering::Relaxed)
+    }
+
+    pub fn note_extended_connect(&self) {
+        self.offers_extended_connect.store(true, Ordering::Relaxed);
     }
 
     fn millis(&self, now: Instant) -> u64 {

@@ -18,7 +18,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, task};
 
 use super::{Upstream, connect_for};
-use crate::{failure::Failure, sys, worker::Worker};
+use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
 
 /// How often idle connections are looked through. A server that closed one holds its end half-open
 /// for as long.
@@ -47,6 +47,7 @@ pub struct IdleConnections {
 struct Idle {
     lease: Lease,
     until: Instant,
+    _counted: IdleUpstream,
 }
 
 /// An upstream connection in use by one request.
@@ -166,9 +167,11 @@ impl IdleConnections {
             return;
         }
         let until = now + keeps_for;
-        self.connections
-            .borrow_mut()
-            .push_back(Idle { lease, until });
+        self.connections.borrow_mut().push_back(Idle {
+            lease,
+            until,
+            _counted: worker.shared.metrics.idle_upstream(worker.id),
+        });
         self.idle.set(self.idle.get() + 1);
         if !worker.http1_pool.is_swept.replace(true) {
             task::spawn_local(sweep(worker.clone()));
@@ -237,16 +240,10 @@ pub fn poll_disturbed(cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
     Poll::Pending
 }
 
-/// Closes what is idle for too long or was closed by its server, for as long as any is idle; and
-/// tells the metrics how many are, which once a request would cost more than the rest of the pool.
+/// Closes what is idle for too long or was closed by its server, for as long as any is idle.
 async fn sweep(worker: Rc<Worker>) {
     let pool = &worker.http1_pool;
-    let mut told = IdleTold {
-        worker: &worker,
-        count: 0,
-    };
     while pool.idle_count() > 0 {
-        told.tell(pool.idle_count());
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => pool.sweep(Instant::now()),
             () = worker.drain.started() => {
@@ -258,27 +255,6 @@ async fn sweep(worker: Rc<Worker>) {
         .borrow_mut()
         .retain(|_, destination| Rc::strong_count(destination) > 1);
     pool.is_swept.set(false);
-}
-
-/// What the metrics have been told; nothing when it is over.
-struct IdleTold<'a> {
-    worker: &'a Worker,
-    count: usize,
-}
-
-impl IdleTold<'_> {
-    fn tell(&mut self, count: usize) {
-        let change = count as i64 - self.count as i64;
-        self.count = count;
-        let metrics = &self.worker.shared.metrics;
-        metrics.add_idle_upstream(self.worker.id, change);
-    }
-}
-
-impl Drop for IdleTold<'_> {
-    fn drop(&mut self) {
-        self.tell(0);
-    }
 }
 
 #[cfg(test)]

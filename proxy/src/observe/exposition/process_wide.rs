@@ -23,7 +23,7 @@ pub(super) struct ProcessWide {
     active_upstream: u64,
     destinations: u64,
     workers_accepting: u64,
-    is_captured: bool,
+    captured_since: Option<u64>,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -33,7 +33,7 @@ pub(super) struct ProcessWide {
 impl ProcessWide {
     pub(super) fn of(shared: &Shared, format: Format) -> Self {
         let metrics = &shared.metrics;
-        let idle_upstream = metrics.idle_upstream();
+        let idle_upstream = metrics.idle_upstreams();
         Self {
             format,
             accepted: metrics.accepted(),
@@ -43,7 +43,7 @@ impl ProcessWide {
             active_upstream: (shared.own.count() as u64).saturating_sub(idle_upstream),
             destinations: shared.registry.count() as u64,
             workers_accepting: shared.readiness.accepting() as u64,
-            is_captured: shared.control.captured_since().is_some(),
+            captured_since: shared.control.captured_since(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -195,8 +195,16 @@ impl Collector for ProcessWide {
             encoder,
             "outrigger_capture_active",
             "1 while this process holds the rules that redirect connections to it",
-            self.is_captured.into(),
+            self.captured_since.is_some().into(),
         )?;
+        if let Some(since) = self.captured_since {
+            gauge(
+                encoder,
+                "outrigger_capture_start_time_seconds",
+                "Unix time since which it holds them",
+                since,
+            )?;
+        }
         if let Some(dropped) = self.access_log_dropped {
             self.counter(
                 encoder,

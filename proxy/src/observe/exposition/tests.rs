@@ -9,7 +9,7 @@ use std::{
 use super::*;
 use crate::{
     failure::Failure,
-    observe::{IdleUpstream, Protocol, Record, record::tests::record},
+    observe::{Protocol, Record, record::tests::record},
 };
 
 /// A proxy that has served a little of everything.
@@ -55,7 +55,7 @@ fn text(shared: &Shared, format: Format) -> String {
 #[test]
 fn tells_what_was_counted() {
     let shared = shared();
-    let _idle = IdleUpstream::begin(&shared, 1);
+    let _idle = shared.metrics.idle_upstream(1);
     let text = text(&shared, Format::Prometheus);
     for line in [
         "outrigger_connections_accepted_total 1",
@@ -72,6 +72,7 @@ fn tells_what_was_counted() {
         "outrigger_upstream_requests_total{destination=\"203.0.113.7:80\",connection=\"new\"} 3",
         "outrigger_upstream_connections{state=\"idle\"} 1",
         "outrigger_destinations 1",
+        "outrigger_capture_active 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
     }

@@ -3,18 +3,18 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
 use super::reason;
-use crate::{failure::Failure, shared::Shared};
+use crate::failure::Failure;
 
 #[derive(Debug)]
 pub struct Metrics {
     refused: [AtomicU64; reason::COUNT],
-    of_worker: Box<[WorkerMetrics]>,
+    of_worker: Box<[Arc<WorkerMetrics>]>,
     pub(crate) started: SystemTime,
 }
 
@@ -23,7 +23,7 @@ pub struct Metrics {
 #[repr(align(128))]
 struct WorkerMetrics {
     accepted: AtomicU64,
-    idle_upstream: AtomicI64,
+    idle_upstream: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -37,7 +37,7 @@ impl Metrics {
     pub fn new(workers: usize) -> Self {
         Self {
             refused: Default::default(),
-            of_worker: (0..workers).map(|_| WorkerMetrics::default()).collect(),
+            of_worker: (0..workers).map(|_| Arc::default()).collect(),
             started: SystemTime::now(),
         }
     }
@@ -59,7 +59,7 @@ impl Metrics {
     }
 
     pub(crate) fn accepted(&self) -> u64 {
-        let accepted = |w: &WorkerMetrics| w.accepted.load(Ordering::Relaxed);
+        let accepted = |w: &Arc<WorkerMetrics>| w.accepted.load(Ordering::Relaxed);
         self.of_worker.iter().map(accepted).sum()
     }
 
@@ -80,42 +80,26 @@ impl Metrics {
             .filter(move |(label, count)| *count > 0 || accepting.contains(label))
     }
 
-    /// For a pool that counts its own and tells of changes once in a while.
-    pub(crate) fn add_idle_upstream(&self, worker: usize, change: i64) {
-        let cell = &self.of_worker[worker].idle_upstream;
-        cell.fetch_add(change, Ordering::Relaxed);
+    /// Counts an upstream connection of `worker` as idle in a pool for as long as the result lives.
+    pub fn idle_upstream(&self, worker: usize) -> IdleUpstream {
+        let cells = self.of_worker[worker].clone();
+        cells.idle_upstream.fetch_add(1, Ordering::Relaxed);
+        IdleUpstream(cells)
     }
 
-    pub(crate) fn idle_upstream(&self) -> u64 {
-        let idle = |w: &WorkerMetrics| w.idle_upstream.load(Ordering::Relaxed);
-        self.of_worker.iter().map(idle).sum::<i64>().max(0) as u64
+    pub(crate) fn idle_upstreams(&self) -> u64 {
+        let idle = |w: &Arc<WorkerMetrics>| w.idle_upstream.load(Ordering::Relaxed);
+        self.of_worker.iter().map(idle).sum()
     }
 }
 
-/// Counts an upstream connection as idle in a pool until dropped.
+/// An upstream connection that is idle in a pool. Counted in its worker's own cells, whose count of
+/// users no other worker touches either.
 #[derive(Debug)]
-pub struct IdleUpstream {
-    shared: Arc<Shared>,
-    worker: usize,
-}
-
-impl IdleUpstream {
-    pub fn begin(shared: &Arc<Shared>, worker: usize) -> Self {
-        let idle = Self {
-            shared: shared.clone(),
-            worker,
-        };
-        idle.cell().fetch_add(1, Ordering::Relaxed);
-        idle
-    }
-
-    fn cell(&self) -> &AtomicI64 {
-        &self.shared.metrics.of_worker[self.worker].idle_upstream
-    }
-}
+pub struct IdleUpstream(Arc<WorkerMetrics>);
 
 impl Drop for IdleUpstream {
     fn drop(&mut self) {
-        self.cell().fetch_sub(1, Ordering::Relaxed);
+        self.0.idle_upstream.fetch_sub(1, Ordering::Relaxed);
     }
 }

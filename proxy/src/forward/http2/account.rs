@@ -1,0 +1,115 @@
+//! What is told of one request when it is over, however it ends.
+
+use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
+
+use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+
+use super::sessions::{Place, Sessions};
+use crate::{
+    failure::Failure,
+    observe::{Protocol, Record, RequestLine},
+};
+
+/// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) sessions: Rc<Sessions>,
+    pub(super) head: request::Parts,
+    started: Instant,
+    /// Kept where `:authority` is missing.
+    host: Option<HeaderValue>,
+    upstream: Option<SocketAddr>,
+    is_reused: bool,
+    status: Option<u16>,
+    failure: Option<Failure>,
+    received: u64,
+    sent: u64,
+}
+
+impl Account {
+    pub(super) fn open(sessions: Rc<Sessions>, head: request::Parts) -> Self {
+        let host = match head.uri.authority() {
+            Some(_) => None,
+            None => head.headers.get(HOST).cloned(),
+        };
+        Self {
+            sessions,
+            started: Instant::now(),
+            host,
+            upstream: None,
+            is_reused: false,
+            status: None,
+            failure: Some(Failure::Drained),
+            received: size(&head.headers),
+            sent: 0,
+            head,
+        }
+    }
+
+    /// The request goes out at `place`.
+    pub(super) fn sent_at(&mut self, place: &Place) {
+        self.upstream = Some(place.session.peer);
+        self.is_reused = place.is_reused;
+    }
+
+    /// The request will not be sent again.
+    pub(super) fn forget_headers(&mut self) {
+        drop(mem::take(&mut self.head.headers));
+    }
+
+    /// The client is answered with `head`.
+    pub(super) fn answered(&mut self, head: &response::Parts) {
+        self.status = Some(head.status.as_u16());
+        self.sent += size(&head.headers);
+    }
+
+    pub(super) fn add_received(&mut self, bytes: u64) {
+        self.received += bytes;
+    }
+
+    pub(super) fn add_sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+    }
+
+    pub(super) fn close(mut self, failure: Option<Failure>) {
+        self.failure = failure;
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let connection = &self.sessions.connection;
+        let uri = &self.head.uri;
+        let authority = uri.authority().map(|a| a.as_str().as_bytes());
+        let target = match uri.path_and_query() {
+            Some(path) => path.as_str().as_bytes(),
+            None => authority.unwrap_or_default(),
+        };
+        connection.record(&Record {
+            protocol: Protocol::Http2,
+            client: connection.client,
+            original: connection.original,
+            upstream: self.upstream,
+            upstream_reused: self.is_reused,
+            request: Some(RequestLine {
+                method: self.head.method.as_str(),
+                target,
+                host: authority.or(self.host.as_ref().map(HeaderValue::as_bytes)),
+            }),
+            sni: None,
+            status: self.status,
+            failure: self.failure,
+            bytes_received: self.received,
+            bytes_sent: self.sent,
+            duration: self.started.elapsed(),
+        });
+    }
+}
+
+/// Bytes of a header list before compression, names and values only.
+fn size(headers: &HeaderMap) -> u64 {
+    headers
+        .iter()
+        .map(|(name, value)| (name.as_str().len() + value.len()) as u64)
+        .sum()
+}

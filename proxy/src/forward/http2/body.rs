@@ -1,0 +1,235 @@
+//! One direction of a stream: DATA frames, then the end or trailers, from one connection to the
+//! other, under the flow control of both.
+//!
+//! What is read is acknowledged to its sender when the other side has taken it, so that a slow reader
+//! slows the writer and nobody else. While the other side takes nothing, reading goes on until the
+//! sender's stream window is used up: frames left in h2 would count against its limit of small
+//! frames, and small ones can be joined here.
+
+use std::{
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+
+use super::{held::Held, settings::SEND_BUFFER, window::ReceiveWindow};
+
+/// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
+/// process it. Most gRPC messages fit.
+const KEPT_FOR_REPLAY: usize = 64 * 1024;
+
+/// A direction under way.
+#[derive(Debug)]
+pub(super) struct Body {
+    source: RecvStream,
+    /// The account of the connection of `source`.
+    window: Rc<ReceiveWindow>,
+    held: Held,
+    /// How many of the held bytes, the first ones, were acknowledged when they were sent before.
+    acknowledged: usize,
+    /// Set once the source has been read to its end.
+    end: Option<End>,
+    kept: Option<Kept>,
+    has_sent: bool,
+    received: u64,
+}
+
+#[derive(Clone, Debug)]
+enum End {
+    Data,
+    Trailers(HeaderMap),
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    chunks: Vec<Bytes>,
+    len: usize,
+}
+
+/// How a direction ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Complete,
+    /// The source was reset or its connection is gone.
+    SourceFailed(h2::Error),
+    /// The sink takes no more: it was reset or its connection is gone.
+    SinkClosed,
+}
+
+impl Body {
+    pub(super) fn new(source: RecvStream, window: Rc<ReceiveWindow>) -> Self {
+        Self {
+            source,
+            window,
+            held: Held::default(),
+            acknowledged: 0,
+            end: None,
+            kept: None,
+            has_sent: false,
+            received: 0,
+        }
+    }
+
+    /// Keeps what is sent, within a limit, until [`Self::forget`].
+    pub(super) fn replayable(mut self) -> Self {
+        self.kept = Some(Kept::default());
+        self
+    }
+
+    /// Bytes read from the source.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// Starts again from the first byte, for another sink. False when that is no longer possible.
+    pub(super) fn rewind(&mut self) -> bool {
+        let Some(kept) = self.kept.replace(Kept::default()) else {
+            return false;
+        };
+        self.acknowledged += kept.len;
+        self.held.push_front(kept.chunks);
+        self.has_sent = false;
+        true
+    }
+
+    /// Relays as far as both sides let it; after [`Ended`] only [`Self::rewind`] makes sense.
+    pub(super) fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut SendStream<Bytes>,
+    ) -> Poll<Ended> {
+        loop {
+            let is_blocked = match self.poll_send_held(cx, sink) {
+                Poll::Ready(Ok(())) => false,
+                Poll::Ready(Err(SinkClosed)) => return Poll::Ready(Ended::SinkClosed),
+                Poll::Pending => true,
+            };
+            if self.end.is_some() {
+                return if is_blocked {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(self.send_end(sink))
+                };
+            }
+            match ready!(self.source.poll_data(cx)) {
+                Some(Ok(chunk)) => {
+                    self.received += chunk.len() as u64;
+                    if self.source.is_end_stream() {
+                        self.end = Some(End::Data);
+                    }
+                    if is_blocked || !self.has_room(chunk.len(), sink) {
+                        self.window.hold(chunk.len());
+                        self.held.push(chunk);
+                        continue;
+                    }
+                    let is_last = self.end.is_some();
+                    if self.send(chunk, is_last, sink).is_err() {
+                        return Poll::Ready(Ended::SinkClosed);
+                    }
+                    if is_last {
+                        return Poll::Ready(Ended::Complete);
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
+                None => match ready!(self.source.poll_trailers(cx)) {
+                    Ok(Some(trailers)) => self.end = Some(End::Trailers(trailers)),
+                    Ok(None) => self.end = Some(End::Data),
+                    Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
+                },
+            }
+        }
+    }
+
+    /// Whether `sink` takes `len` bytes now. The first chunk of a body, at most one frame, always
+    /// goes: most bodies are no longer, and h2 keeps it until it may leave.
+    fn has_room(&self, len: usize, sink: &mut SendStream<Bytes>) -> bool {
+        if !self.has_sent {
+            return true;
+        }
+        sink.reserve_capacity(len);
+        sink.capacity() >= len
+    }
+
+    /// Sends what is held; pending when the sink does not take all of it now.
+    fn poll_send_held(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut SendStream<Bytes>,
+    ) -> Poll<Result<(), SinkClosed>> {
+        while !self.held.is_empty() {
+            // No more than can be sent at once: what is reserved is kept from other streams.
+            sink.reserve_capacity(self.held.len().min(SEND_BUFFER));
+            let mut room = sink.capacity();
+            if room == 0 {
+                match ready!(sink.poll_capacity(cx)) {
+                    Some(Ok(capacity)) => room = capacity,
+                    Some(Err(_)) | None => return Poll::Ready(Err(SinkClosed)),
+                }
+            }
+            let chunk = self.held.pop(room);
+            let before = self.acknowledged.min(chunk.len());
+            self.window.let_go(chunk.len() - before);
+            self.send(chunk, false, sink)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn send(
+        &mut self,
+        chunk: Bytes,
+        is_last: bool,
+        sink: &mut SendStream<Bytes>,
+    ) -> Result<(), SinkClosed> {
+        let len = chunk.len();
+        if let Some(kept) = &mut self.kept {
+            kept.len += len;
+            if kept.len <= KEPT_FOR_REPLAY {
+                kept.chunks.push(chunk.clone());
+            } else {
+                self.kept = None;
+            }
+        }
+        self.has_sent = true;
+        sink.send_data(chunk, is_last).map_err(|_| SinkClosed)?;
+        let before = self.acknowledged.min(len);
+        self.acknowledged -= before;
+        if !is_last {
+            // Fails only for more bytes than were received.
+            let _ = self.source.flow_control().release_capacity(len - before);
+        }
+        Ok(())
+    }
+
+    fn send_end(&mut self, sink: &mut SendStream<Bytes>) -> Ended {
+        let end = if self.kept.is_some() {
+            self.end.clone()
+        } else {
+            self.end.take()
+        };
+        let sent = match end {
+            Some(End::Trailers(trailers)) => sink.send_trailers(trailers),
+            Some(End::Data) | None => sink.send_data(Bytes::new(), true),
+        };
+        match sent {
+            Ok(()) => Ended::Complete,
+            Err(_) => Ended::SinkClosed,
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.window
+            .let_go(self.held.len() - self.acknowledged.min(self.held.len()));
+    }
+}
+
+#[derive(Debug)]
+struct SinkClosed;

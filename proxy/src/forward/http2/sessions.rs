@@ -1,0 +1,279 @@
+//! The sessions that carry one client connection's streams.
+//!
+//! A session carries the streams of one client at a time, and goes back to the worker's pool when the
+//! last of them is over. HTTP/2 could carry the streams of many clients, but then they would share
+//! what nobody can divide: the send window that the server grants per connection (one upload that a
+//! server does not read would stand in the way of all), the compression tables, a GOAWAY, and the
+//! backend that a layer-4 balancer chose for the connection. So there are as many connections to a
+//! destination as there would be without the proxy, or fewer.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use tokio::{sync::Notify, task};
+
+use super::{pool::Idle, session::Session, window::ReceiveWindow};
+use crate::{
+    connection::Connection,
+    failure::Failure,
+    upstream::{self, Upstream},
+};
+
+/// What the streams of one client connection share.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    pub(super) connection: Connection,
+    /// The account for what the client sends.
+    pub(super) window: Rc<ReceiveWindow>,
+    idle: Rc<Idle>,
+    sessions: RefCell<Vec<Rc<Session>>>,
+    /// Sessions being made.
+    dialling: Cell<usize>,
+    /// Streams waiting for one.
+    waiting: Cell<usize>,
+    /// Told when there may be room, or an attempt has failed.
+    changed: Rc<Notify>,
+    failures: Cell<usize>,
+    last_failure: Cell<Failure>,
+    offers_connect: Cell<bool>,
+    exchanges: Cell<usize>,
+    exchange_ended: Notify,
+    /// Whether the client is gone.
+    is_over: Cell<bool>,
+    over: Notify,
+}
+
+/// A place for a stream on a session, until dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) session: Rc<Session>,
+    /// Whether the session has carried streams before.
+    pub(super) is_reused: bool,
+    sessions: Rc<Sessions>,
+}
+
+impl Sessions {
+    pub(super) fn new(connection: Connection) -> Rc<Self> {
+        let pool = &connection.worker.http2_pool;
+        Rc::new(Self {
+            window: Rc::new(ReceiveWindow::new(pool.budget())),
+            idle: pool.destination(connection.original.0),
+            sessions: RefCell::default(),
+            dialling: Cell::new(0),
+            waiting: Cell::new(0),
+            changed: Rc::default(),
+            failures: Cell::new(0),
+            last_failure: Cell::new(Failure::Internal),
+            offers_connect: Cell::new(connection.destination.offers_extended_connect()),
+            exchanges: Cell::new(0),
+            exchange_ended: Notify::new(),
+            is_over: Cell::new(false),
+            over: Notify::new(),
+            connection,
+        })
+    }
+
+    /// A place on a session that has room now, other than `avoid`.
+    pub(super) fn place(self: &Rc<Self>, avoid: Option<&Rc<Session>>) -> Option<Place> {
+        let mut sessions = self.sessions.borrow_mut();
+        sessions.retain(|s| !s.is_over());
+        let is_avoided = |s: &Rc<Session>| avoid.is_some_and(|a| Rc::ptr_eq(a, s));
+        let session = match sessions.iter().find(|s| s.has_room() && !is_avoided(s)) {
+            Some(session) => session.clone(),
+            None => {
+                let session = self.idle.take(&self.changed)?;
+                sessions.push(session.clone());
+                session
+            }
+        };
+        drop(sessions);
+        self.learn(&session);
+        Some(Place {
+            is_reused: session.begin_stream(),
+            session,
+            sessions: self.clone(),
+        })
+    }
+
+    /// A place, waiting for one or connecting as needed.
+    ///
+    /// # Errors
+    /// Why no session could be had.
+    pub(super) async fn wait_for_place(
+        self: &Rc<Self>,
+        avoid: Option<&Rc<Session>>,
+    ) -> Result<Place, Failure> {
+        let _waiting = Counted::new(&self.waiting);
+        let failures = self.failures.get();
+        loop {
+            if let Some(place) = self.place(avoid) {
+                return Ok(place);
+            }
+            if self.failures.get() != failures {
+                return Err(self.last_failure.get());
+            }
+            if self.waiting.get() > self.expected_places() && !self.is_held_off() {
+                self.connect(None);
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Makes a session, of `upstream` if that is given.
+    pub(super) fn connect(self: &Rc<Self>, upstream: Option<Upstream>) {
+        self.dialling.set(self.dialling.get() + 1);
+        let this = self.clone();
+        task::spawn_local(async move {
+            let made = tokio::select! {
+                made = this.make(upstream) => made,
+                // Nobody is left to use it.
+                () = this.client_gone() => return,
+            };
+            this.dialling.set(this.dialling.get() - 1);
+            match made {
+                Ok(session) if this.waiting.get() == 0 => {
+                    this.idle.put(&this.connection.worker, session);
+                }
+                Ok(session) => this.sessions.borrow_mut().push(session),
+                Err(failure) => {
+                    this.failures.set(this.failures.get() + 1);
+                    this.last_failure.set(failure);
+                }
+            }
+            this.changed.notify_waiters();
+        });
+    }
+
+    /// Counts a stream of the client until dropped.
+    pub(super) fn begin_exchange(self: &Rc<Self>) -> RunningExchange {
+        self.exchanges.set(self.exchanges.get() + 1);
+        RunningExchange(self.clone())
+    }
+
+    /// The client is gone: waits until its streams have noticed.
+    pub(super) async fn end(&self) {
+        self.is_over.set(true);
+        self.over.notify_waiters();
+        while self.exchanges.get() > 0 {
+            self.exchange_ended.notified().await;
+        }
+    }
+
+    /// Whether the destination is known to offer extended CONNECT.
+    pub(super) fn offers_connect(&self) -> bool {
+        self.offers_connect.get()
+    }
+
+    /// Stops using a session for new streams.
+    pub(super) fn retire(&self, session: &Rc<Session>) {
+        let mut sessions = self.sessions.borrow_mut();
+        sessions.retain(|s| !Rc::ptr_eq(s, session));
+    }
+
+    async fn client_gone(&self) {
+        let told = self.over.notified();
+        if !self.is_over.get() {
+            told.await;
+        }
+    }
+
+    async fn make(&self, upstream: Option<Upstream>) -> Result<Rc<Session>, Failure> {
+        let worker = &self.connection.worker;
+        let upstream = match upstream {
+            Some(upstream) => upstream,
+            None => upstream::connect(&worker.shared, self.connection.original.0).await?,
+        };
+        Session::start(upstream, worker, self.changed.clone()).await
+    }
+
+    /// Places that will come without another connection. A session whose server has not said yet how
+    /// many streams it allows will probably allow as many as the last one did.
+    fn expected_places(&self) -> usize {
+        let sessions = self.sessions.borrow();
+        let new = sessions.iter().filter(|s| !s.has_settings()).count();
+        (self.dialling.get() + new).saturating_mul(self.idle.usual_streams())
+    }
+
+    /// Whether the server wants no streams at all for now: more connections would not help.
+    fn is_held_off(&self) -> bool {
+        let sessions = self.sessions.borrow();
+        sessions.iter().any(|s| s.max_streams() == 0)
+    }
+
+    fn stream_ended(&self, session: &Rc<Session>) {
+        self.learn(session);
+        if session.end_stream() == 0 {
+            let mut sessions = self.sessions.borrow_mut();
+            // One that was retired is not found, and ends here.
+            if let Some(index) = sessions.iter().position(|s| Rc::ptr_eq(s, session)) {
+                let session = sessions.swap_remove(index);
+                self.idle.put(&self.connection.worker, session);
+            }
+        }
+        if self.waiting.get() > 0 {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes note of what a session's server has said.
+    fn learn(&self, session: &Session) {
+        if session.has_settings() {
+            self.idle.note_streams(session.max_streams());
+        }
+        if session.newly_offers_connect() {
+            self.connection.destination.note_extended_connect();
+            self.offers_connect.set(true);
+            self.window.wake();
+        }
+    }
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        let pool = &self.connection.worker.http2_pool;
+        pool.forget(self.connection.original.0, &self.idle);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.sessions.stream_ended(&self.session);
+    }
+}
+
+/// A stream of the client, until dropped.
+#[derive(Debug)]
+pub(super) struct RunningExchange(Rc<Sessions>);
+
+impl RunningExchange {
+    pub(super) fn sessions(&self) -> &Rc<Sessions> {
+        &self.0
+    }
+}
+
+impl Drop for RunningExchange {
+    fn drop(&mut self) {
+        let left = self.0.exchanges.get() - 1;
+        self.0.exchanges.set(left);
+        if left == 0 {
+            self.0.exchange_ended.notify_one();
+        }
+    }
+}
+
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
