@@ -37,6 +37,6 @@ fn main() -> ExitCode {
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Completions(args) => completions::run(args, Cli::command()),
+        Command::Completions(args) => completions::run(args, &Cli::command()),
     }
 }
