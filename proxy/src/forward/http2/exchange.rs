@@ -32,8 +32,8 @@ pub(super) async fn run(
 ) {
     let (head, body) = request.into_parts();
     let sessions = running.sessions();
-    let upload =
-        (!body.is_end_stream()).then(|| Body::new(body, sessions.window.clone()).replayable());
+    let upload = (!body.is_end_stream())
+        .then(|| Box::new(Body::new(body, sessions.window.clone()).replayable()));
     let mut account = Account::open(sessions.clone(), head);
     let failure = forward(&mut Upload::new(upload), &mut client, &mut account)
         .await
@@ -108,8 +108,8 @@ struct UpstreamStream {
 
 /// The request's body.
 struct Upload {
-    /// None if there is none, or nobody wants it any more.
-    body: Option<Body>,
+    /// None if there is none, or nobody wants it any more. Apart, since most requests have none.
+    body: Option<Box<Body>>,
     progress: Progress,
 }
 
@@ -123,7 +123,7 @@ enum Progress {
 }
 
 impl Upload {
-    fn new(body: Option<Body>) -> Self {
+    fn new(body: Option<Box<Body>>) -> Self {
         let progress = match body {
             Some(_) => Progress::UnderWay,
             None => Progress::Sent,
