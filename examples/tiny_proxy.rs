@@ -14,7 +14,10 @@ use std::{
 };
 
 use clap::Parser;
-use outrigger_proxy::control::{Control, ControlState, Hooks, Listening};
+use outrigger_proxy::{
+    control::{Control, ControlState, Hooks, Listening},
+    failure::Failure,
+};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
     io::copy_bidirectional,
@@ -51,7 +54,12 @@ fn main() -> io::Result<()> {
         groups.push([Ok(v4), v6].into_iter().flatten().collect());
     }
     let listening = Listening::of(groups.iter().flatten())?;
-    let state = control.state(listening, count, args.mark)?;
+    let state = control.state(
+        listening,
+        format!("tiny-{}", std::process::id()),
+        count,
+        args.mark,
+    )?;
     let mark = args.mark;
     let hung = groups.split_off(args.workers);
     for (id, listeners) in groups.into_iter().enumerate() {
@@ -67,7 +75,12 @@ fn main() -> io::Result<()> {
         .block_on(async {
             let hooks = Hooks {
                 dial: Box::new(move |target| {
-                    Box::pin(async move { dial(target, mark).await.map(drop) })
+                    Box::pin(async move {
+                        dial(target, mark)
+                            .await
+                            .map(drop)
+                            .map_err(|e| Failure::of_connect(&e))
+                    })
                 }),
                 live_connections: Box::new(|| LIVE.load(Ordering::Relaxed)),
             };

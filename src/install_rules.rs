@@ -107,8 +107,8 @@ pub(crate) fn finish<T>(
                 );
             } else {
                 eprintln!("proxyctl: {refusal}");
-                eprintln!("  failed check: {}; nothing was changed", refusal.check());
-                eprintln!("  what to do:   {}", refusal.advice());
+                eprintln!("  failed check: {}", refusal.check());
+                eprintln!("  what to do: {}", refusal.advice());
             }
             ExitCode::FAILURE
         }

@@ -1,13 +1,18 @@
 //! `proxyctl`: a transparent outbound sidecar proxy, its capture rules and its diagnosis.
 
+mod completions;
+mod demo;
 mod install_rules;
+mod logging;
+mod privileges;
 mod remove_rules;
 mod serve;
 mod settings;
+mod sys;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A transparent outbound sidecar proxy that can never take its application's traffic down with it.
 #[derive(Debug, Parser)]
@@ -22,6 +27,8 @@ enum Command {
     Serve(serve::Args),
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
+    Demo(demo::Args),
+    Completions(completions::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,5 +36,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Completions(args) => completions::run(args, &Cli::command()),
     }
 }

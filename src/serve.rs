@@ -1,58 +1,162 @@
 //! `proxyctl serve`: the data plane.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode};
+use std::{
+    fmt, net::SocketAddr, num::NonZeroUsize, os::fd::OwnedFd, path::PathBuf, process::ExitCode,
+    str::FromStr,
+};
 
 use outrigger_config::Settings;
 
+use crate::{
+    logging::{self, LogFormat},
+    privileges,
+    settings::{self, USAGE_ERROR},
+};
+
+const AFTER_HELP: &str = "\
+Started as root it becomes the user capture.proxy_uid before it binds anything. Sockets passed by a
+service manager (LISTEN_FDS) take the place of --listen.
+
+Examples:
+  proxyctl serve
+  proxyctl serve --config /etc/outrigger.yaml
+  proxyctl serve --listen 127.0.0.1:15001 --admin off --log-level debug
+
+Signals: SIGTERM or SIGINT drains and ends, a second one cuts; SIGUSR1 reopens the access log.
+
+Exit codes:
+  0  stopped by a signal, after the drain
+  1  could not start, or could not go on
+  2  the command line or the configuration is wrong";
+
 /// Serve captured connections (unprivileged)
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Configuration file; without one everything passes through to its original destination
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Listen here instead of what the file says (repeatable; loopback only)
+    /// Listen here instead of what the file says (loopback only; once per address family)
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
-    /// Admin address instead of what the file says
+    /// Admin address instead of what the file says, or `off`
     #[arg(long, value_name = "ADDRESS")]
-    admin: Option<SocketAddr>,
+    admin: Option<Admin>,
     /// Number of event loops [default: CPUs allowed to the process]
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
+    /// What to log: error, warn, info, debug, trace, or by module as in RUST_LOG [default: RUST_LOG or info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// How to log, on stderr
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Admin {
+    Off,
+    At(SocketAddr),
+}
+
+impl FromStr for Admin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| "write an address and port, such as 127.0.0.1:15000, or `off`".into())
+    }
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let mut settings = match &args.config {
-        None => Settings::default(),
-        Some(path) => match outrigger_config::read(path) {
-            Ok(settings) => settings,
-            Err(problems) => {
-                for problem in problems {
-                    eprintln!("{}: {problem}", path.display());
-                }
-                return ExitCode::from(2);
-            }
-        },
-    };
-    if !args.listen.is_empty() {
-        settings.listen = args.listen;
-    }
-    settings.admin = args.admin.or(settings.admin);
-    settings.workers = args.workers.or(settings.workers);
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .init();
-    match outrigger_proxy::app::bind(settings, Vec::new()) {
-        Ok(bound) => match bound.serve() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("proxyctl serve: {error}");
-                ExitCode::FAILURE
-            }
-        },
+    // First of all, while no thread can be reading the environment.
+    let inherited = match outrigger_proxy::take_inherited() {
+        Ok(inherited) => inherited,
         Err(error) => {
-            eprintln!("proxyctl serve: {error}");
-            ExitCode::FAILURE
+            return fail(format_args!(
+                "the sockets passed to this process (LISTEN_FDS) are not usable: {error}"
+            ));
         }
+    };
+    let settings = match settings(&args) {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    let filter = match logging::filter(args.log_level.as_deref()) {
+        Ok(filter) => filter,
+        Err(problem) => return usage_error([problem]),
+    };
+    if let Err(error) = privileges::drop_all_but_needed(&settings.capture, &inherited) {
+        return fail(error);
     }
+    match logging::start(filter, args.log_format) {
+        Ok(log) => {
+            let served = serve(settings, inherited);
+            log.close();
+            served.map_or_else(fail, |()| ExitCode::SUCCESS)
+        }
+        Err(error) => fail(format_args!("cannot start to log: {error}")),
+    }
+}
+
+fn serve(settings: Settings, inherited: Vec<OwnedFd>) -> Result<(), String> {
+    if let Err(error) = privileges::raise_descriptor_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    warn_of_other_user(&settings);
+    let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
+    bound.serve().map_err(|e| e.to_string())
+}
+
+/// What the file says, with the command line over it.
+///
+/// # Errors
+/// Once everything that is wrong with it has been printed.
+fn settings(args: &Args) -> Result<Settings, ExitCode> {
+    let mut settings = settings::load(args.config.as_deref())?;
+    if !args.listen.is_empty() {
+        settings.listen.clone_from(&args.listen);
+    }
+    match args.admin {
+        Some(Admin::Off) => settings.admin = None,
+        Some(Admin::At(address)) => settings.admin = Some(address),
+        None => {}
+    }
+    settings.workers = args.workers.or(settings.workers);
+    // The file alone was without a problem: what there is comes from the command line.
+    let problems = settings.problems();
+    if problems.is_empty() {
+        Ok(settings)
+    } else {
+        let line = |(key, message)| format!("--{key}: {message}");
+        Err(usage_error(problems.into_iter().map(line)))
+    }
+}
+
+/// Another user than the settings name serves well enough, but is captured itself.
+fn warn_of_other_user(settings: &Settings) {
+    let uid = rustix::process::geteuid().as_raw();
+    let capture = &settings.capture;
+    if uid != capture.proxy_uid && capture.proxy_mark.is_none() {
+        tracing::warn!(
+            "running as uid {uid}, but capture.proxy_uid is {}: `proxyctl install-rules` will refuse to capture for this process; start it as that user (or as root), or set capture.proxy_uid to {uid} if nothing else runs as that user",
+            capture.proxy_uid
+        );
+    }
+}
+
+fn usage_error(problems: impl IntoIterator<Item = String>) -> ExitCode {
+    for problem in problems {
+        eprintln!("proxyctl serve: {problem}");
+    }
+    ExitCode::from(USAGE_ERROR)
+}
+
+fn fail(error: impl fmt::Display) -> ExitCode {
+    eprintln!("proxyctl serve: {error}");
+    ExitCode::FAILURE
 }

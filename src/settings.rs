@@ -14,7 +14,12 @@ pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
     };
     outrigger_config::read(path).map_err(|problems| {
         for problem in problems {
-            eprintln!("{}: {problem}", path.display());
+            let name = path.display();
+            match problem.at {
+                // As compilers do, so that editors and terminals lead there.
+                Some((line, column)) => eprintln!("{name}:{line}:{column}: {}", problem.message),
+                None => eprintln!("{name}: {}", problem.message),
+            }
         }
         ExitCode::from(USAGE_ERROR)
     })

@@ -258,7 +258,7 @@ impl Settings {
     }
 
     /// Everything wrong with the values that types alone cannot refuse, as (key path, message).
-    pub(crate) fn problems(&self) -> Vec<(&'static str, String)> {
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         if self.listen.is_empty() {
             problems.push((

@@ -113,17 +113,14 @@ impl Proxy {
     ) -> Result<Reply, Refusal> {
         let mut line = serde_json::to_vec(request).expect("requests are plain data");
         line.push(b'\n');
-        // A proxy that declines at the door has closed by now; its reason is still to be read.
-        let sent = self.send(&line, descriptor);
-        let answer = match (self.read_line(), sent) {
-            (Ok(answer), _) => answer,
-            (Err(_), Err(error)) | (Err(error), Ok(())) if is_timeout(&error) => {
-                return Err(Refusal::ProxySilent {
-                    peer: self.process(),
-                });
-            }
-            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(broken(doing, error)),
-        };
+        match self.send(&line, descriptor) {
+            // A proxy that declines at the door has closed by now; its reason is still to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent.map_err(|error| self.failed(doing, error))?,
+        }
+        let answer = self
+            .read_line()
+            .map_err(|error| self.failed(doing, error))?;
         match serde_json::from_slice(&answer) {
             Ok(Reply::Refused(reason)) => Err(Refusal::Declined {
                 doing: doing.into(),
@@ -134,6 +131,16 @@ impl Proxy {
                 doing,
                 io::Error::new(io::ErrorKind::InvalidData, error),
             )),
+        }
+    }
+
+    fn failed(&self, doing: &str, error: io::Error) -> Refusal {
+        if is_timeout(&error) {
+            Refusal::ProxySilent {
+                peer: self.process(),
+            }
+        } else {
+            broken(doing, error)
         }
     }
 

@@ -73,6 +73,8 @@ pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
     refuse_strangers(port, &tables, &identity)?;
     if let Some(generation) = in_force(&mut reader, settings, &host, &identity)? {
         let plan = Plan::new(settings, &host, generation)?;
+        // An install that was killed just before its end leaves an older anchor behind.
+        let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
         return Ok(report(&plan, &identity, false));
     }
     let generation = next_generation(port, &tables, &identity.tethers);
@@ -202,7 +204,7 @@ fn capture(
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
-        .and_then(|()| let_go_of_older(reader, proxy, identity, plan));
+        .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
     if done.is_err() {
         withdraw(proxy, &mut capture, plan);
     }
@@ -243,22 +245,26 @@ fn put_into_force(
 }
 
 /// Only now, with the new generation in force, so that there is no gap.
-fn let_go_of_older(
+fn let_go_of_others(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
 ) -> Result<(), Refusal> {
-    let older: BTreeSet<_> = identity.tethers.iter().map(|t| t.generation).collect();
-    for generation in older {
+    let mut others: BTreeSet<_> = identity.tethers.iter().map(|t| t.generation).collect();
+    others.remove(&plan.generation);
+    for generation in others {
         proxy.tell(
-            "asking the proxy to let the older capture go",
+            "asking the proxy to let an older capture go",
             &Request::Release {
                 generation: Some(generation),
             },
         )?;
     }
-    let left: Vec<_> = captures(reader, plan.port)?
+    // The others are gone by the proxy's word; that they cannot be listed just now is no reason to
+    // give up the new one too.
+    let left: Vec<_> = captures(reader, plan.port)
+        .unwrap_or_default()
         .iter()
         .filter(|table| table.name != plan.capture.name)
         .map(leftover)

@@ -1,62 +1,94 @@
 //! The composition root: binds everything first, tells the real addresses, then serves.
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
+    path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use outrigger_config::Settings;
+use outrigger_config::{AccessLogTarget, Settings, control::socket_name};
+use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
 use crate::{
-    accept::{self, BindError},
+    accept::{self, BindError, Listeners},
     address::ListenerAddr,
+    admin,
     cluster::Registry,
-    observe::Metrics,
+    control::{Control, Hooks, Listening},
+    observe::{AccessLog, Metrics},
+    readiness::Readiness,
     shared::{ConnectionLimit, OwnConnections, Shared},
+    signals::{Order, Signals},
+    sys, upstream,
     worker::{self, Phase, Worker},
 };
 
 /// Descriptors kept for what is no captured connection: listeners, admin, logs, control.
-const RESERVED_DESCRIPTORS: u64 = 64;
+const RESERVED_DESCRIPTORS: u64 = 128;
+
+/// How long the end waits for the access log; a stuck pipe does not keep the process.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A proxy whose sockets are bound and which does not serve yet.
-#[derive(Debug)]
 pub struct Bound {
     shared: Arc<Shared>,
     listeners: Vec<Vec<StdListener>>,
+    admin: Option<StdListener>,
+    control: Control,
 }
 
-/// Binds everything that `settings` ask for; `inherited` sockets take the place of `listen`.
+/// Binds everything that `settings` ask for; `inherited` sockets take the place of `listen`. To be
+/// called before any other thread is there.
 ///
 /// # Errors
-/// The first listener that could not be had.
-pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, BindError> {
+/// The first thing that could not be had.
+pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartError> {
     let workers = settings.workers.map_or_else(default_workers, usize::from);
-    let listeners = if inherited.is_empty() {
-        accept::bind(&settings.listen, workers)?
-    } else {
-        accept::inherited(inherited, workers)?
-    };
+    sys::limit_malloc_arenas(workers + 1);
+    let (mut control, listeners) = bind_as_one_instance(&settings, inherited, workers)?;
+    let admin = settings.admin.map(bind_admin).transpose()?;
+    let instance = random_id()?;
+    let control_state = Listening::of(listeners.per_worker.iter().flatten())
+        .and_then(|l| {
+            control.state(
+                l,
+                instance.to_string(),
+                workers,
+                settings.capture.proxy_mark,
+            )
+        })
+        .map_err(StartError::Control)?;
+    let access_log =
+        AccessLog::open(&settings, workers, &instance).map_err(|source| StartError::AccessLog {
+            path: match &settings.access_log.to {
+                AccessLogTarget::File(path) => path.clone(),
+                AccessLogTarget::Stdout | AccessLogTarget::Off => "stdout".into(),
+            },
+            source,
+        })?;
     let max_connections = settings
         .limits
         .max_connections
         .map_or_else(connections_allowed, usize::from);
     let shared = Arc::new(Shared {
         settings,
+        instance,
         listeners: listeners.addresses,
-        registry: Registry::default(),
-        metrics: Metrics::default(),
+        registry: Registry::new(workers),
+        metrics: Metrics::new(workers),
+        access_log,
+        control: control_state,
+        readiness: Readiness::default(),
         own: OwnConnections::default(),
         connections: ConnectionLimit::new(max_connections),
         started: Instant::now(),
@@ -64,6 +96,8 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, BindEr
     Ok(Bound {
         shared,
         listeners: listeners.per_worker,
+        admin,
+        control,
     })
 }
 
@@ -73,94 +107,221 @@ impl Bound {
         self.shared.listeners.iter().map(|ListenerAddr(a)| *a)
     }
 
+    /// The admin listener's real address.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|a| a.local_addr().ok())
+    }
+
     /// Serves until SIGTERM or SIGINT and the drain that follows.
     ///
     /// # Errors
-    /// When a thread or an event loop cannot be had.
+    /// When a thread or an event loop cannot be had, or every worker has ended by itself.
     pub fn serve(self) -> io::Result<()> {
-        let drain_limit = self.shared.settings.timeouts.drain.0;
-        let (phase, _) = watch::channel(Phase::Serving);
-        let workers = self
-            .listeners
-            .into_iter()
-            .enumerate()
-            .map(|(id, listeners)| {
-                spawn_worker(id, self.shared.clone(), listeners, phase.subscribe())
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        Builder::new_current_thread()
+        let addresses = (self.listed_listeners(), self.admin());
+        let runtime = Builder::new_current_thread()
             .enable_all()
-            .build()?
-            .block_on(control_thread(phase, drain_limit))?;
-        for worker in workers {
-            let _ = worker.join();
-        }
-        Ok(())
+            .build_local(LocalOptions::default())?;
+        runtime.block_on(async {
+            // Before the workers, so that no signal ends a process that has begun to accept.
+            let signals = Signals::listen()?;
+            let (phase, _) = watch::channel(Phase::Serving);
+            let workers = start_workers(&self.shared, self.listeners, &phase)?;
+            if let Some(admin) = self.admin {
+                let admin = TcpListener::from_std(admin)?;
+                tokio::task::spawn_local(admin::serve(admin, self.shared.clone()));
+            }
+            tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
+            tell_started(&self.shared, &addresses.0, addresses.1);
+            let ended = obey(&self.shared, phase, signals).await;
+            for worker in workers {
+                let _ = worker.join();
+            }
+            self.shared.control.release_all();
+            if let Some(log) = &self.shared.access_log {
+                log.close(LOG_PATIENCE);
+            }
+            ended
+        })
+    }
+
+    fn listed_listeners(&self) -> String {
+        let listeners: Vec<_> = self.listeners().map(|a| a.to_string()).collect();
+        listeners.join(",")
     }
 }
 
 /// Everything that is not a worker's: signals, and the order of the end.
-async fn control_thread(phase: watch::Sender<Phase>, drain_limit: Duration) -> io::Result<()> {
-    let mut stop = StopSignals::new()?;
-    stop.received().await;
-    tracing::info!(deadline = ?drain_limit, "stopping: draining live connections");
+async fn obey(
+    shared: &Shared,
+    phase: watch::Sender<Phase>,
+    mut signals: Signals,
+) -> io::Result<()> {
+    tokio::select! {
+        () = stop_ordered(&mut signals, shared) => {}
+        () = phase.closed() => return Err(io::Error::other("every worker has ended; see the log above")),
+    }
+    let deadline = shared.settings.timeouts.drain;
+    tracing::info!(%deadline, live = shared.connections.live(), "stopping: draining live connections");
+    notify(NotifyState::Stopping);
+    shared.readiness.start_draining();
+    // Capture ends before anything is turned away; from here on new connections go direct.
+    shared.control.start_draining();
+    shared.control.release_capture();
     phase.send_replace(Phase::Draining);
     tokio::select! {
         () = phase.closed() => tracing::info!("drained"),
-        () = tokio::time::sleep(drain_limit) => tracing::warn!("drain deadline passed; cutting what is left"),
-        () = stop.received() => tracing::warn!("second signal; cutting what is left"),
+        () = tokio::time::sleep(deadline.0) => {
+            tracing::warn!(live = shared.connections.live(), "drain deadline passed; cutting what is left");
+        }
+        () = stop_ordered(&mut signals, shared) => {
+            tracing::warn!(live = shared.connections.live(), "second signal; cutting what is left");
+        }
     }
     phase.send_replace(Phase::Stopping);
     Ok(())
 }
 
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+/// Follows every order but the one to stop, which it returns on.
+async fn stop_ordered(signals: &mut Signals, shared: &Shared) {
+    loop {
+        match signals.next().await {
+            Order::Stop => return,
+            Order::ReopenLogs => match &shared.access_log {
+                Some(log) => log.reopen(),
+                None => tracing::info!("SIGUSR1: no access log to reopen"),
+            },
+            Order::None(why) => tracing::info!("{why}"),
         }
     }
 }
 
-fn spawn_worker(
+/// Starts every worker and waits until it has its event loop and watches its listeners.
+fn start_workers(
+    shared: &Arc<Shared>,
+    listeners: Vec<Vec<StdListener>>,
+    phase: &watch::Sender<Phase>,
+) -> io::Result<Vec<thread::JoinHandle<()>>> {
+    let (report, reports) = mpsc::channel();
+    let mut workers = Vec::with_capacity(listeners.len());
+    for (id, listeners) in listeners.into_iter().enumerate() {
+        let (shared, phase, report) = (shared.clone(), phase.subscribe(), report.clone());
+        let worker = thread::Builder::new()
+            .name(format!("worker-{id}"))
+            .spawn(move || run_worker(id, shared, listeners, phase, &report))?;
+        workers.push(worker);
+    }
+    drop(report);
+    for _ in &workers {
+        reports
+            .recv()
+            .map_err(|_| io::Error::other("a worker ended while it started"))??;
+    }
+    Ok(workers)
+}
+
+fn run_worker(
     id: usize,
     shared: Arc<Shared>,
     listeners: Vec<StdListener>,
     phase: watch::Receiver<Phase>,
-) -> io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new()
-        .name(format!("worker-{id}"))
-        .spawn(move || {
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .build_local(LocalOptions::default());
-            match runtime {
-                Ok(runtime) => runtime.block_on(async {
-                    match listeners.into_iter().map(TcpListener::from_std).collect() {
-                        Ok(listeners) => {
-                            worker::run(Rc::new(Worker::new(id, shared)), listeners, phase).await
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, worker = id, "cannot watch the listeners")
-                        }
-                    }
-                }),
-                Err(error) => tracing::error!(%error, worker = id, "cannot make an event loop"),
+    report: &mpsc::Sender<io::Result<()>>,
+) {
+    // Nobody listens to reports any more once another worker has failed; then this one ends too.
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return report.send(Err(error)).unwrap_or_default(),
+    };
+    runtime.block_on(async {
+        let listeners: io::Result<Vec<_>> =
+            listeners.into_iter().map(TcpListener::from_std).collect();
+        match listeners {
+            Ok(listeners) => {
+                if report.send(Ok(())).is_ok() {
+                    worker::run(Rc::new(Worker::new(id, shared)), listeners, phase).await;
+                }
             }
-        })
+            Err(error) => report.send(Err(error)).unwrap_or_default(),
+        }
+    });
+}
+
+fn tell_started(shared: &Shared, listeners: &str, admin: Option<SocketAddr>) {
+    tracing::info!(
+        listeners,
+        admin = %admin.map_or_else(|| "off".into(), |a| a.to_string()),
+        workers = shared.metrics.workers(),
+        uid = rustix::process::geteuid().as_raw(),
+        version = env!("CARGO_PKG_VERSION"),
+        instance = %shared.instance,
+        max_connections = shared.connections.max(),
+        "serving"
+    );
+    notify(NotifyState::Ready);
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot tell the service manager (NOTIFY_SOCKET)");
+    }
+}
+
+/// The control socket's name is the lock that keeps two instances off one port: without it both
+/// would join one reuseport group and share the traffic. So it comes before the listeners, except
+/// where these alone know the port.
+fn bind_as_one_instance(
+    settings: &Settings,
+    inherited: Vec<OwnedFd>,
+    workers: usize,
+) -> Result<(Control, Listeners), StartError> {
+    let lock = |port| Control::bind(port).map_err(|source| StartError::Instance { port, source });
+    if inherited.is_empty() && settings.port() != 0 {
+        let control = lock(settings.port())?;
+        let listeners = accept::bind(&settings.listen, workers).map_err(StartError::Listen)?;
+        return Ok((control, listeners));
+    }
+    let listeners = if inherited.is_empty() {
+        accept::bind(&settings.listen, workers)
+    } else {
+        accept::inherited(inherited, workers)
+    }
+    .map_err(StartError::Listen)?;
+    let port = listeners.addresses.first().map_or(0, |a| a.0.port());
+    Ok((lock(port)?, listeners))
+}
+
+async fn serve_control(control: Control, shared: Arc<Shared>) {
+    let state = shared.control.clone();
+    let counted = shared.clone();
+    let hooks = Hooks {
+        dial: Box::new(move |peer| {
+            let shared = shared.clone();
+            Box::pin(async move { upstream::connect(&shared, peer).await.map(drop) })
+        }),
+        live_connections: Box::new(move || counted.connections.live()),
+    };
+    if let Err(error) = control.run(state, hooks).await {
+        tracing::error!(%error, "the control socket cannot be served; nothing can be captured");
+    }
+}
+
+fn bind_admin(address: SocketAddr) -> Result<StdListener, StartError> {
+    let bind = || {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(|source| StartError::Admin { address, source })
+}
+
+fn random_id() -> Result<Box<str>, StartError> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| StartError::Random(error.into()))?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)).into())
 }
 
 /// The CPUs allowed to this process, a cgroup quota counted.
@@ -178,3 +339,63 @@ fn connections_allowed() -> usize {
         .unwrap_or(usize::MAX)
         .max(1)
 }
+
+/// Why the proxy could not start.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(BindError),
+    Admin {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    AccessLog {
+        path: PathBuf,
+        source: io::Error,
+    },
+    Random(io::Error),
+    /// The control socket's name is taken, or cannot be had.
+    Instance {
+        port: u16,
+        source: io::Error,
+    },
+    Control(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(f),
+            Self::Admin { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "cannot listen on the admin address {address}: another process listens there; find it with `ss -ltnp 'sport = :{}'`, stop it, or choose another with --admin (`off` for none)",
+                address.port()
+            ),
+            Self::Admin { address, source } => write!(
+                f,
+                "cannot listen on the admin address {address}: {source}; choose another with --admin (`off` for none)"
+            ),
+            Self::AccessLog { path, source } => write!(
+                f,
+                "cannot open the access log {}: {source}; it must be writable by the proxy's user (uid {}), or set access_log.to to `stdout` or `off`",
+                path.display(),
+                rustix::process::geteuid().as_raw()
+            ),
+            Self::Instance { port, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "another instance runs on port {port} in this network namespace (it holds the control socket @{}); find it with `ss -xlp | grep outrigger`, stop it, or choose another port with --listen",
+                socket_name(*port)
+            ),
+            Self::Instance { port, source } => {
+                write!(
+                    f,
+                    "cannot bind the control socket @{}: {source}",
+                    socket_name(*port)
+                )
+            }
+            Self::Control(source) => write!(f, "cannot prepare the control socket: {source}"),
+            Self::Random(source) => write!(f, "no random numbers from the kernel: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

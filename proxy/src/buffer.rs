@@ -1,7 +1,7 @@
 //! Byte buffers of one size, taken from a worker's pool while bytes are under way and given back
 //! while a connection is idle, so that an idle connection costs no buffer.
 
-use std::{cell::RefCell, io};
+use std::{cell::RefCell, io, ops::Range};
 
 use tokio::{io::Interest, net::TcpStream};
 
@@ -11,6 +11,12 @@ pub const SIZE: usize = 16 * 1024;
 
 /// Buffers a worker keeps for reuse; more are freed. 64 of them are 1 MiB.
 const KEPT: usize = 64;
+
+/// Bytes of a large buffer, for what is too much for an ordinary one and not yet worth a pipe.
+pub const LARGE: usize = 64 * 1024;
+
+/// Large buffers a worker keeps: 1 MiB too.
+const KEPT_LARGE: usize = 16;
 
 /// A window of filled bytes in a fixed allocation.
 #[derive(Debug, Default)]
@@ -93,6 +99,29 @@ impl Buffer {
         self.fill(bytes.len());
     }
 
+    /// Replaces the filled bytes at `at`, moving whichever side costs less room.
+    pub fn replace(&mut self, at: Range<usize>, with: &[u8]) {
+        let (from, to) = (self.start + at.start, self.start + at.end);
+        let shrink = at.len().checked_sub(with.len());
+        let grow = with.len().saturating_sub(at.len());
+        let place = if let Some(shrink) = shrink {
+            self.bytes
+                .copy_within(self.start..from, self.start + shrink);
+            self.start += shrink;
+            from + shrink
+        } else if self.start >= grow {
+            self.bytes.copy_within(self.start..from, self.start - grow);
+            self.start -= grow;
+            from - grow
+        } else {
+            self.grow(self.end + grow);
+            self.bytes.copy_within(to..self.end, to + grow);
+            self.end += grow;
+            from
+        };
+        self.bytes[place..place + with.len()].copy_from_slice(with);
+    }
+
     /// Reads once, without waiting, into the free space. A read that leaves space has emptied the
     /// socket, which then counts as unreadable until more arrives: that saves the read which would
     /// only have said so.
@@ -129,22 +158,34 @@ impl Buffer {
     }
 }
 
-/// A worker's buffers of [`SIZE`].
+/// A worker's buffers of [`SIZE`], and a few of [`LARGE`].
 #[derive(Debug, Default)]
-pub struct BufferPool(RefCell<Vec<Buffer>>);
+pub struct BufferPool {
+    ordinary: RefCell<Vec<Buffer>>,
+    large: RefCell<Vec<Buffer>>,
+}
 
 impl BufferPool {
     pub fn take(&self) -> Buffer {
-        self.0
-            .borrow_mut()
-            .pop()
-            .unwrap_or_else(|| Buffer::with_capacity(SIZE))
+        let kept = self.ordinary.borrow_mut().pop();
+        kept.unwrap_or_else(|| Buffer::with_capacity(SIZE))
+    }
+
+    /// For a peer that has shown that it sends more than an ordinary buffer at a time.
+    pub fn take_large(&self) -> Buffer {
+        let kept = self.large.borrow_mut().pop();
+        kept.unwrap_or_else(|| Buffer::with_capacity(LARGE))
     }
 
     /// Takes a buffer back for reuse; one that has grown is freed instead.
     pub fn give(&self, mut buffer: Buffer) {
-        let mut kept = self.0.borrow_mut();
-        if buffer.capacity() == SIZE && kept.len() < KEPT {
+        let (pool, most) = match buffer.capacity() {
+            SIZE => (&self.ordinary, KEPT),
+            LARGE => (&self.large, KEPT_LARGE),
+            _ => return,
+        };
+        let mut kept = pool.borrow_mut();
+        if kept.len() < most {
             buffer.clear();
             kept.push(buffer);
         }
@@ -155,7 +196,7 @@ impl BufferPool {
 impl BufferPool {
     /// Buffers that wait for use.
     pub(crate) fn kept(&self) -> usize {
-        self.0.borrow().len()
+        self.ordinary.borrow().len()
     }
 }
 
@@ -180,6 +221,23 @@ mod tests {
         buffer.consume(1);
         buffer.extend(b"defgh");
         assert_eq!(buffer.filled(), b"bcdefgh");
+    }
+
+    #[test]
+    fn replacing_keeps_what_is_around() {
+        for consumed in [0, 1, 8] {
+            let mut buffer = Buffer::with_capacity(16);
+            buffer.extend(&b"........"[..consumed]);
+            buffer.extend(b"abcdefgh");
+            buffer.consume(consumed);
+            buffer.replace(2..4, b"");
+            assert_eq!(buffer.filled(), b"abefgh");
+            buffer.replace(2..2, b"12345678");
+            assert_eq!(buffer.filled(), b"ab12345678efgh");
+            buffer.replace(0..2, b"AB");
+            buffer.replace(14..14, b"end");
+            assert_eq!(buffer.filled(), b"AB12345678efghend");
+        }
     }
 
     #[test]

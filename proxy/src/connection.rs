@@ -4,6 +4,8 @@
 //! accept → original destination → detect → forward (per request: route, admit, pick, check out,
 //! relay, record).
 //!
+//! A probe of the gate ends after the original destination with an answer of its own.
+//!
 //! Failure edges: a connection that nobody redirected, or that is our own, is reset and counted;
 //! after that every failure is told by the forwarder in the protocol that the client speaks.
 
@@ -35,7 +37,10 @@ pub struct Connection {
 impl Connection {
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
-        self.destination.metrics.observe(record);
+        self.destination.metrics.observe(self.worker.id, record);
+        if let Some(log) = &self.worker.shared.access_log {
+            log.write(self.worker.id, record);
+        }
     }
 }
 
@@ -51,6 +56,10 @@ pub async fn serve(
         Ok(original) => original,
         Err(failure) => return refuse(&worker, stream, client, failure),
     };
+    let probes = &worker.shared.control.canary;
+    if probes.is_expected(original.0) {
+        return probes.answer(stream, original.0, worker.id).await;
+    }
     let destination = worker.shared.registry.destination(original.0, accepted);
     let connection = Connection {
         worker,

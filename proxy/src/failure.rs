@@ -48,6 +48,16 @@ pub enum Fault {
     Upstream,
 }
 
+impl Fault {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Proxy => "proxy",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
 impl Failure {
     /// Sorts the error of a dial.
     pub fn of_connect(error: &io::Error) -> Self {

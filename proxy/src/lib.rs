@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod address;
+pub mod admin;
 pub mod app;
 pub mod buffer;
 pub mod cluster;
@@ -17,9 +18,13 @@ pub mod drain;
 pub mod failure;
 pub mod forward;
 pub mod observe;
+pub mod readiness;
 pub mod shared;
+mod signals;
 mod sys;
 #[cfg(test)]
 mod testing;
 pub mod upstream;
 pub mod worker;
+
+pub use sys::take_inherited;

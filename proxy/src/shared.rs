@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -12,15 +12,27 @@ use std::{
 
 use outrigger_config::Settings;
 
-use crate::{address::ListenerAddr, cluster::Registry, observe::Metrics};
+use crate::{
+    address::ListenerAddr,
+    cluster::Registry,
+    control::ControlState,
+    observe::{AccessLog, Metrics},
+    readiness::Readiness,
+};
 
 #[derive(Debug)]
 pub struct Shared {
     pub settings: Settings,
+    /// Random for each process start: tells this run's answers and log lines from another's.
+    pub instance: Box<str>,
     /// Where captured connections arrive: to be dialled by nobody.
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
     pub metrics: Metrics,
+    pub access_log: Option<AccessLog>,
+    /// Who holds the capture, and which connections are the gate's probes.
+    pub control: Arc<ControlState>,
+    pub readiness: Readiness,
     pub own: OwnConnections,
     pub connections: ConnectionLimit,
     pub started: Instant,
@@ -38,6 +50,10 @@ impl OwnConnections {
 
     pub fn remove(&self, local: SocketAddr) {
         self.lock().remove(&local);
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().len()
     }
 
     pub fn contains(&self, client: SocketAddr) -> bool {
@@ -69,6 +85,10 @@ impl ConnectionLimit {
         }
     }
 
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
@@ -85,5 +105,25 @@ impl ConnectionLimit {
 
     pub fn release(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Shared {
+    /// A process of `workers` workers that listens nowhere.
+    pub(crate) fn for_tests(workers: usize) -> Self {
+        Self {
+            settings: Settings::default(),
+            instance: "test".into(),
+            listeners: Vec::new(),
+            registry: Registry::new(workers),
+            metrics: Metrics::new(workers),
+            access_log: None,
+            control: Arc::new(ControlState::for_tests()),
+            readiness: Readiness::default(),
+            own: OwnConnections::default(),
+            connections: ConnectionLimit::new(usize::MAX),
+            started: Instant::now(),
+        }
     }
 }

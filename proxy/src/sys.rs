@@ -1,7 +1,38 @@
 //! The only unsafe code of this crate: system calls that no library wraps.
 #![allow(unsafe_code)]
 
-use std::{io, mem, os::fd::AsRawFd};
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+/// The sockets that a service manager bound for this process (LISTEN_FDS), taken over once: the
+/// variables that speak of them are removed. To be called before any other thread is there.
+///
+/// # Errors
+/// When the variables, or the descriptors that they speak of, are not what they should be.
+pub fn take_inherited() -> io::Result<Vec<OwnedFd>> {
+    // SAFETY: changing the environment is safe while no other thread reads it, which the caller
+    // promises by calling first of all.
+    let fds = unsafe { sd_notify::listen_fds_and_unset_env() }?;
+    // SAFETY: the numbers are open descriptors (just now set close-on-exec without error), handed
+    // to this very process and, the variables being gone, to be had here only once.
+    Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+}
+
+/// Keeps glibc from making an arena for each of up to eight threads a core: each holds freed memory
+/// of its own.
+pub(crate) fn limit_malloc_arenas(count: usize) {
+    #[cfg(target_env = "gnu")]
+    {
+        let count = libc::c_int::try_from(count).unwrap_or(libc::c_int::MAX);
+        // SAFETY: takes two integers and changes only the allocator's own settings; it refuses
+        // what it does not know, which is then left as it was.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, count) };
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = count;
+}
 
 /// How many bytes of ours the peer has acknowledged over the life of the connection
 /// (`tcpi_bytes_acked`, Linux 4.1).

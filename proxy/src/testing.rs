@@ -1,6 +1,13 @@
 //! For tests: connections that look captured without any redirect, and bounded waiting.
 
-use std::{future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::Instant};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    process::Command,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outrigger_config::Settings;
 use socket2::{Domain, Socket, Type};
@@ -8,10 +15,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     address::{ClientAddr, OriginalDst},
-    cluster::Registry,
     connection::Connection,
-    observe::Metrics,
-    shared::{ConnectionLimit, OwnConnections, Shared},
+    shared::Shared,
     worker::Worker,
 };
 
@@ -22,12 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
     Arc::new(Shared {
         settings,
-        listeners: Vec::new(),
-        registry: Registry::default(),
-        metrics: Metrics::default(),
-        own: OwnConnections::default(),
-        connections: ConnectionLimit::new(usize::MAX),
-        started: Instant::now(),
+        ..Shared::for_tests(1)
     })
 }
 
@@ -88,6 +88,33 @@ pub(crate) async fn black_hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
         assert!(held.len() < 10, "the backlog does not fill up");
     }
     (address, (socket, held))
+}
+
+/// Set in a test that runs [`again`].
+const AGAIN: &str = "OUTRIGGER_TEST_AGAIN";
+
+/// Whether this is the second run of a test, in a process of its own.
+pub(crate) fn is_again() -> bool {
+    std::env::var_os(AGAIN).is_some()
+}
+
+/// Runs one test of this program again, in a process of its own that `wrapper` starts: a shell
+/// script that ends in `exec "$@"`.
+pub(crate) fn again(test: &str, wrapper: &str) {
+    let this = std::env::current_exe().expect("this program");
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--net", "sh", "-ec", wrapper, "sh"])
+        .arg(this)
+        .args(["--exact", test])
+        .env(AGAIN, "1")
+        .output()
+        .expect("this test needs `unshare` (util-linux)");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "needs user and network namespaces, and `ip` (iproute2): {told}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Runs a test on a worker's kind of event loop, within a deadline.

@@ -14,6 +14,7 @@ use crate::{
     connection,
     drain::Drain,
     forward::{http2, splice::PipePool},
+    readiness::Accepting,
     shared::Shared,
     upstream,
 };
@@ -64,12 +65,14 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     mut phase: watch::Receiver<Phase>,
 ) {
+    let is_accepting = Accepting::begin(&worker.shared);
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| task::spawn_local(accept_all(worker.clone(), listener)))
         .collect();
     // An error means that the control thread is gone, and with it the reason to serve.
     let _ = phase.wait_for(|p| *p != Phase::Serving).await;
+    drop(is_accepting);
     worker.drain.start();
     let drained = async {
         for listener in accepting {
@@ -89,6 +92,7 @@ pub async fn run(
 async fn accept_all(worker: Rc<Worker>, listener: TcpListener) {
     let mut queue = accept::Queue::new(listener, worker.shared.clone());
     while let Some((stream, client)) = queue.next(&worker.drain).await {
+        worker.shared.metrics.connection_accepted(worker.id);
         let Some(guard) = LiveConnection::begin(&worker) else {
             accept::refuse(&worker.shared, stream, client);
             continue;

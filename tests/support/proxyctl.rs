@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -50,7 +51,20 @@ impl Drop for Running {
     }
 }
 
-/// Starts a tiny proxy as `uid`, and waits until it listens.
+/// Starts `proxyctl serve`, which becomes the proxy's user by itself, and waits until it listens.
+pub(crate) fn serve(namespace: &Namespace, arguments: &str) -> Running {
+    let mut command = Command::new(proxyctl());
+    command.args(["serve", "--admin", "off", "--log-level", "error"]);
+    command.args(arguments.split_whitespace());
+    let running = start(namespace, command);
+    until("the proxy", || {
+        namespace.enter(|| TcpStream::connect(("127.0.0.1", 15001)).is_ok())
+    });
+    running
+}
+
+/// Starts a tiny proxy as `uid`, and waits until it listens: for what `serve` cannot be told to do
+/// wrong.
 pub(crate) fn proxy(namespace: &Namespace, uid: u32, arguments: &str) -> Running {
     let words: Vec<_> = arguments.split_whitespace().collect();
     let mut command = as_user(uid, &tiny_proxy());

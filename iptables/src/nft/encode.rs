@@ -21,7 +21,7 @@ use crate::plan::{
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
 
 /// Elements in one message: a list attribute's length has 16 bits, and an IPv6 element takes 36
-/// bytes.
+/// bytes. Even, to keep the two ends of an interval together.
 const ELEMENTS_A_MESSAGE: usize = 1500;
 
 /// The table and its sets, then the elements: each inner list is one transaction.
@@ -30,8 +30,8 @@ pub(super) fn narrow(table: &Table) -> Vec<Vec<Step>> {
     let mut fill = Vec::new();
     for (set, id) in table.sets.iter().zip(1..) {
         frame.push(new_set(table, set, id));
-        for chunk in elements(&set.elements).chunks(ELEMENTS_A_MESSAGE) {
-            fill.push(vec![new_elements(table, set, chunk.to_vec())]);
+        for message in messages(elements(&set.elements)) {
+            fill.push(vec![new_elements(table, set, message)]);
         }
     }
     let mut batches = vec![frame];
@@ -158,6 +158,27 @@ fn interval_elements(intervals: &Intervals) -> Vec<Element> {
         }
     }
     found
+}
+
+/// An interval that was loaded without its end would be open for a moment, and overlap the
+/// next one in the kernel's eyes: only the end at zero, which may come first, stands alone.
+fn messages(mut elements: Vec<Element>) -> Vec<Vec<Element>> {
+    let alone = usize::from(elements.first().is_some_and(is_end));
+    let mut messages = Vec::new();
+    while elements.len() > ELEMENTS_A_MESSAGE + alone {
+        let end = ELEMENTS_A_MESSAGE + if messages.is_empty() { alone } else { 0 };
+        let rest = elements.split_off(end);
+        messages.push(std::mem::replace(&mut elements, rest));
+    }
+    if !elements.is_empty() {
+        messages.push(elements);
+    }
+    messages
+}
+
+fn is_end(element: &Element) -> bool {
+    matches!(element, ListAttribute::Element(attributes)
+        if attributes.contains(&SetElementAttribute::Flags(SetElementFlags::IntervalEnd)))
 }
 
 fn element(key: Vec<u8>, flags: SetElementFlags) -> Element {
@@ -430,5 +451,28 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable as _;
+
+    use super::*;
+
+    #[test]
+    fn no_message_splits_an_interval_or_outgrows_its_length_field() {
+        for first in [0, 1] {
+            let many = (first..9000u128).map(|n| (n * 4, n * 4 + 1));
+            let elements = interval_elements(&Intervals::new(128, many));
+            let count = elements.len();
+            let messages = messages(elements);
+            assert_eq!(messages.iter().map(Vec::len).sum::<usize>(), count);
+            for (index, message) in messages.iter().enumerate() {
+                assert!(message.as_slice().buffer_len() < usize::from(u16::MAX));
+                assert!(message.last().is_some_and(is_end), "an interval is split");
+                assert!(index == 0 || !is_end(&message[0]), "an interval is split");
+            }
+        }
     }
 }

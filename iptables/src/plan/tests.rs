@@ -5,7 +5,7 @@ use std::{
 
 use outrigger_config::parse;
 
-use super::*;
+use super::{build::EXCLUDED_PORTS, *};
 use crate::nft::{self, NetlinkSocket};
 
 fn host() -> Host {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::OwnedFd,
 };
 
@@ -104,6 +104,9 @@ pub fn inherited(sockets: Vec<OwnedFd>, workers: usize) -> Result<Listeners, Bin
         let refuse = |reason: String| BindError::Inherited { index, reason };
         let socket = Socket::from(fd);
         let address = check_inherited(&socket).map_err(refuse)?;
+        if let Some(ListenerAddr(first)) = listeners.addresses.first() {
+            check_together(address, *first).map_err(refuse)?;
+        }
         configure(&socket).map_err(|e| refuse(e.to_string()))?;
         for worker in &mut listeners.per_worker {
             worker.push(
@@ -153,7 +156,32 @@ fn check_inherited(socket: &Socket) -> Result<SocketAddr, String> {
             "{address} is reachable from elsewhere and would be an open proxy; listen on 127.0.0.1 or [::1]"
         ));
     }
+    if ![
+        Ipv4Addr::LOCALHOST.into(),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    ]
+    .contains(&address.ip())
+    {
+        return Err(format!(
+            "no redirect leads to {address}; listen on 127.0.0.1 or [::1]"
+        ));
+    }
     Ok(address)
+}
+
+/// One instance has one port, in both families.
+fn check_together(address: SocketAddr, first: SocketAddr) -> Result<(), String> {
+    if address.is_ipv4() == first.is_ipv4() {
+        return Err(format!(
+            "{address} is of the same family as {first}; a redirect leads to exactly one"
+        ));
+    }
+    if address.port() != first.port() {
+        return Err(format!(
+            "{address} has another port than {first}; one instance has one port, in both families"
+        ));
+    }
+    Ok(())
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -186,4 +214,137 @@ fn is_family_missing(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    const BOTH: [SocketAddr; 2] = [
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0),
+    ];
+
+    fn inherit(socket: Socket) -> Result<Listeners, String> {
+        inherited(vec![socket.into()], 2).map_err(|error| error.to_string())
+    }
+
+    fn listening(address: &str, protocol: Protocol) -> Socket {
+        let address: SocketAddr = address.parse().expect("an address");
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(protocol)).expect("a socket");
+        socket.bind(&address.into()).expect("bound");
+        socket.listen(1).expect("listening");
+        socket
+    }
+
+    #[test]
+    fn port_zero_becomes_one_port_for_all_workers_and_families() {
+        let listeners = bind(&BOTH, 3).expect("bound");
+        let port = listeners.addresses[0].0.port();
+        assert_ne!(port, 0);
+        assert_eq!(listeners.per_worker.len(), 3);
+        for sockets in &listeners.per_worker {
+            let bound: Vec<_> = sockets
+                .iter()
+                .map(|s| s.local_addr().expect("bound"))
+                .collect();
+            let expected: Vec<_> = listeners.addresses.iter().map(|l| l.0).collect();
+            assert_eq!(bound, expected);
+            assert!(bound.iter().all(|address| address.port() == port));
+        }
+    }
+
+    #[test]
+    fn accepted_connections_inherit_their_options() {
+        let listeners = bind(&BOTH[..1], 1).expect("bound");
+        let _client = std::net::TcpStream::connect(listeners.addresses[0].0).expect("connected");
+        let listener = &listeners.per_worker[0][0];
+        listener.set_nonblocking(false).expect("blocking");
+        let accepted = Socket::from(listener.accept().expect("accepted").0);
+        assert!(accepted.tcp_nodelay().expect("TCP_NODELAY"));
+        assert!(accepted.keepalive().expect("SO_KEEPALIVE"));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named_with_the_way_to_find_who_took_it() {
+        let other = listening("127.0.0.1:0", Protocol::TCP);
+        let address = other
+            .local_addr()
+            .expect("bound")
+            .as_socket()
+            .expect("an IP address");
+        let error = bind(&[address], 1).expect_err("taken").to_string();
+        assert!(
+            error.contains(&format!("ss -ltnp 'sport = :{}'", address.port())),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_inherited_listener_serves_every_worker() {
+        let socket = listening("127.0.0.1:0", Protocol::TCP);
+        let address = socket.local_addr().expect("bound").as_socket();
+        let listeners = inherit(socket).expect("usable");
+        assert_eq!(listeners.addresses.first().map(|l| l.0), address);
+        assert!(
+            listeners
+                .per_worker
+                .iter()
+                .all(|sockets| sockets.len() == 1)
+        );
+    }
+
+    #[test]
+    fn an_inherited_socket_that_does_not_listen_is_refused() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        assert!(
+            inherit(socket)
+                .expect_err("refused")
+                .contains("not a listening socket")
+        );
+    }
+
+    #[test]
+    fn an_inherited_mptcp_listener_is_refused() {
+        let error = inherit(listening("127.0.0.1:0", Protocol::MPTCP)).expect_err("refused");
+        assert!(error.contains("SocketProtocol=tcp"), "{error}");
+    }
+
+    #[test]
+    fn an_inherited_listener_beyond_loopback_is_refused() {
+        for address in ["0.0.0.0:0", "[::]:0"] {
+            let error = inherit(listening(address, Protocol::TCP)).expect_err("refused");
+            assert!(error.contains("open proxy"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_inherited_listener_where_no_redirect_leads_is_refused() {
+        let error = inherit(listening("127.0.0.2:0", Protocol::TCP)).expect_err("refused");
+        assert!(error.contains("no redirect leads"), "{error}");
+    }
+
+    #[test]
+    fn inherited_listeners_with_two_ports_are_refused() {
+        let sockets = ["127.0.0.1:0", "[::1]:0"].map(|a| listening(a, Protocol::TCP).into());
+        let error = inherited(sockets.into(), 1)
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains("one port"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_without_ipv6_listens_on_ipv4_only() {
+        if !testing::is_again() {
+            return testing::again(
+                "accept::listener::tests::a_machine_without_ipv6_listens_on_ipv4_only",
+                "ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec \"$@\"",
+            );
+        }
+        let listeners = bind(&BOTH, 2).expect("bound");
+        assert_eq!(listeners.addresses.len(), 1);
+        assert!(listeners.addresses[0].0.is_ipv4());
+    }
 }

@@ -51,3 +51,45 @@ impl Shared {
 fn is_local(address: SocketAddr) -> bool {
     UdpSocket::bind((address.ip(), 0)).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use outrigger_config::Settings;
+
+    use super::*;
+    use crate::{
+        address::ListenerAddr,
+        testing::{pair, run, shared},
+    };
+
+    fn listening_on(address: &str) -> Shared {
+        let mut shared = std::sync::Arc::into_inner(shared(Settings::default())).expect("unshared");
+        shared
+            .listeners
+            .push(ListenerAddr(address.parse().expect("an address")));
+        shared
+    }
+
+    #[test]
+    fn a_connection_that_nobody_redirected_is_refused() {
+        run(async {
+            let (stream, app) = pair().await;
+            let client = ClientAddr(app.local_addr().expect("bound"));
+            // Where connection tracking is at work the kernel answers with the address dialled, our
+            // own; where it is not, with an error.
+            let local = stream.local_addr().expect("bound").to_string();
+            let found = original_destination(&listening_on(&local), &stream, client);
+            assert_eq!(found, Err(Failure::NotRedirected));
+        });
+    }
+
+    #[test]
+    fn our_port_is_ours_on_every_address_of_this_host_and_on_no_other() {
+        let shared = listening_on("127.0.0.1:15001");
+        let is_own = |address: &str| shared.is_own_listener(address.parse().expect("an address"));
+        assert!(is_own("127.0.0.1:15001"));
+        assert!(is_own("127.0.0.9:15001"));
+        assert!(!is_own("127.0.0.1:15002"));
+        assert!(!is_own("203.0.113.7:15001"));
+    }
+}

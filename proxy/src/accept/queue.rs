@@ -1,7 +1,7 @@
 //! The accept loop's inner part: one connection at a time from a listener, through every error that
 //! `accept` knows, and without dropping what is queued when the worker drains.
 
-use std::{fs::File, io, sync::Arc, time::Duration};
+use std::{fs::File, future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -56,9 +56,7 @@ impl Queue {
             Some(libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EPERM) => {}
             Some(libc::EMFILE | libc::ENFILE) if self.spare.is_some() => {
                 self.spare = None;
-                if let Ok(Ok((stream, client))) =
-                    tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
-                {
+                if let Some((stream, client)) = self.accept_at_once().await {
                     self.shared
                         .metrics
                         .connection_refused(Failure::OutOfResources);
@@ -74,6 +72,16 @@ impl Queue {
                 self.spare = self.spare.take().or_else(open_spare);
             }
         }
+    }
+
+    /// What is queued, if anything. Never yields: another task of this worker would take the
+    /// descriptor just freed, for a dial, and the spare would be lost.
+    async fn accept_at_once(&self) -> Option<(TcpStream, SocketAddr)> {
+        poll_fn(|context| match self.listener.poll_accept(context) {
+            Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+        })
+        .await
     }
 }
 
@@ -98,4 +106,99 @@ pub fn reset(stream: TcpStream) {
 pub fn reset_when_dropped(stream: &TcpStream) {
     // A socket that cannot linger is closed the ordinary way.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::ErrorKind, rc::Rc};
+
+    use outrigger_config::Settings;
+    use tokio::{
+        io::AsyncReadExt,
+        task::{spawn_local, yield_now},
+    };
+
+    use super::*;
+    use crate::testing::{self, listener, pair, run, shared};
+
+    #[test]
+    fn draining_takes_what_is_queued_and_ends() {
+        run(async {
+            let (listener, address) = listener().await;
+            let mut queue = Queue::new(listener, shared(Settings::default()));
+            let drain = Drain::default();
+            let queued = [
+                TcpStream::connect(address).await.expect("connected"),
+                TcpStream::connect(address).await.expect("connected"),
+            ];
+            drain.start();
+            for client in &queued {
+                let (_, from) = queue.next(&drain).await.expect("one that was queued");
+                assert_eq!(from.0, client.local_addr().expect("bound"));
+            }
+            assert!(queue.next(&drain).await.is_none());
+        });
+    }
+
+    #[test]
+    fn draining_reaches_a_queue_that_waits() {
+        run(async {
+            let (listener, _) = listener().await;
+            let mut queue = Queue::new(listener, shared(Settings::default()));
+            let drain = Rc::new(Drain::default());
+            let waiting = spawn_local({
+                let drain = drain.clone();
+                async move { queue.next(&drain).await.is_none() }
+            });
+            yield_now().await;
+            drain.start();
+            assert!(waiting.await.expect("no panic"));
+        });
+    }
+
+    /// In a process of its own, since no other test could open a file meanwhile.
+    #[test]
+    fn out_of_descriptors_a_connection_is_reset_and_the_next_is_served() {
+        if !testing::is_again() {
+            return testing::again(
+                "accept::queue::tests::out_of_descriptors_a_connection_is_reset_and_the_next_is_served",
+                "ip link set lo up; ulimit -n 64; exec \"$@\"",
+            );
+        }
+        run(async {
+            let (listener, address) = listener().await;
+            let shared = shared(Settings::default());
+            let mut queue = Queue::new(listener, shared.clone());
+            let drain = Drain::default();
+            let (mut first, mut byte) =
+                (TcpStream::connect(address).await.expect("connected"), [0]);
+            let mut taken: Vec<_> = std::iter::from_fn(open_spare).collect();
+            tokio::select! {
+                _ = queue.next(&drain) => panic!("there was no descriptor for it"),
+                read = first.read(&mut byte) => {
+                    assert_eq!(read.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+                }
+            }
+            let label = Failure::OutOfResources.label();
+            let refused = shared
+                .metrics
+                .refused()
+                .find(|(reason, _)| *reason == label);
+            assert_eq!(refused, Some((label, 1)));
+            // Room for the two ends of another.
+            taken.truncate(taken.len() - 2);
+            let _second = TcpStream::connect(address).await.expect("connected");
+            assert!(queue.next(&drain).await.is_some());
+        });
+    }
+
+    #[test]
+    fn a_connection_reset_by_us_is_no_orderly_close() {
+        run(async {
+            let (ours, mut app) = pair().await;
+            reset(ours);
+            let error = app.read(&mut [0]).await.expect_err("a reset");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        });
+    }
 }

@@ -33,6 +33,7 @@ use tokio::{
     time,
 };
 
+use crate::failure::Failure;
 use session::Session;
 
 pub use canary::CanaryTargets;
@@ -56,7 +57,7 @@ pub struct Hooks {
 }
 
 pub type Dial = Box<dyn Fn(SocketAddr) -> Dialling + Send + Sync>;
-pub type Dialling = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+pub type Dialling = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
 /// The bound control socket, not served yet.
 #[derive(Debug)]
@@ -84,15 +85,16 @@ impl Control {
     /// What the workers and the signal handling share with the control socket.
     ///
     /// # Errors
-    /// When the kernel gives no random numbers or no descriptor.
+    /// When the kernel gives no descriptor.
     pub fn state(
         &mut self,
         listening: Listening,
+        instance: String,
         workers: usize,
         mark: Option<u32>,
     ) -> io::Result<Arc<ControlState>> {
         let slots = std::mem::take(&mut self.slots);
-        ControlState::new(slots, listening, workers, mark).map(Arc::new)
+        ControlState::new(slots, listening, instance, workers, mark).map(Arc::new)
     }
 
     /// Serves until dropped.

@@ -1,9 +1,11 @@
 //! One control connection: requests in, replies out, until it closes or falls silent.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use outrigger_config::control::{LoopOutcome, Reply, Request, Tether};
 use tokio::{net::UnixStream, time::timeout};
+
+use crate::failure::Failure;
 
 use super::{
     ControlState, Hooks,
@@ -93,8 +95,10 @@ impl Session {
         }
         match timeout(LOOP_PROBE_LIMIT, (self.hooks.dial)(target)).await {
             Ok(Ok(())) => Reply::LoopProbe(LoopOutcome::Captured),
-            Ok(Err(error)) if is_refusal(&error) => Reply::LoopProbe(LoopOutcome::NotCaptured),
-            Ok(Err(error)) => Reply::Refused(format!("dialling {target} failed: {error}")),
+            Ok(Err(failure)) if is_refusal(failure) => Reply::LoopProbe(LoopOutcome::NotCaptured),
+            Ok(Err(failure)) => {
+                Reply::Refused(format!("dialling {target} failed: {}", failure.details()))
+            }
             Err(_) => Reply::LoopProbe(LoopOutcome::Silent),
         }
     }
@@ -106,12 +110,9 @@ impl Drop for Session {
     }
 }
 
-fn is_refusal(error: &io::Error) -> bool {
+fn is_refusal(failure: Failure) -> bool {
     matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::HostUnreachable
+        failure,
+        Failure::ConnectRefused | Failure::ConnectUnreachable | Failure::UpstreamClosed
     )
 }

@@ -12,7 +12,6 @@ use std::{
 };
 
 use outrigger_config::control::{Identity, Tether};
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{CanaryTargets, tethers::Tethers};
 
@@ -64,10 +63,10 @@ impl ControlState {
     pub(super) fn new(
         slots: Vec<OwnedFd>,
         listening: Listening,
+        instance: String,
         workers: usize,
         mark: Option<u32>,
     ) -> io::Result<Self> {
-        let instance = random_name()?;
         Ok(Self {
             canary: CanaryTargets::new(instance.clone()),
             instance,
@@ -159,8 +158,11 @@ impl ControlState {
     }
 }
 
-fn random_name() -> io::Result<String> {
-    let mut bytes = [0; 8];
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+#[cfg(test)]
+impl ControlState {
+    /// The state of a control socket that nobody listens on.
+    pub(crate) fn for_tests() -> Self {
+        let listening = Listening::of([]).expect("no socket to fail");
+        Self::new(Vec::new(), listening, "test".into(), 1, None).expect("a descriptor")
+    }
 }

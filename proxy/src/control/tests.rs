@@ -26,7 +26,7 @@ struct Fixture {
     listener: TcpListener,
 }
 
-fn fixture(dial: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Fixture {
+fn fixture(dial: impl Fn() -> Result<(), Failure> + Send + Sync + 'static) -> Fixture {
     // Abstract names are shared by all that runs here, so the first free one is taken.
     let first = 1024 + (std::process::id() % 40_000) as u16;
     let (port, mut control) = (first..u16::MAX)
@@ -34,7 +34,9 @@ fn fixture(dial: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Fixture
         .expect("a free name");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listening = Listening::of([&listener]).unwrap();
-    let state = control.state(listening, 1, None).unwrap();
+    let state = control
+        .state(listening, "an-instance".into(), 1, None)
+        .unwrap();
     let hooks = Hooks {
         dial: Box::new(move |_| {
             let outcome = dial();
@@ -50,8 +52,8 @@ fn fixture(dial: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Fixture
     }
 }
 
-fn refusing() -> io::Result<()> {
-    Err(io::ErrorKind::ConnectionRefused.into())
+fn refusing() -> Result<(), Failure> {
+    Err(Failure::ConnectRefused)
 }
 
 /// The installer's end, on a blocking thread as the real one.

@@ -3,4 +3,5 @@
 pub mod http1;
 pub mod http2;
 pub mod opaque;
+pub mod respond;
 pub mod splice;

@@ -1,7 +1,19 @@
-//! What is told about connections and requests.
+//! What is told about connections and requests: metrics and the access log.
 
+mod access_log;
+mod exposition;
+mod line;
+mod log_thread;
 mod metrics;
+mod process;
 mod record;
 
-pub use metrics::{DestinationMetrics, Metrics};
+pub use access_log::AccessLog;
+pub use exposition::{Exposition, Format};
+pub use log_thread::{LogTarget, LogThread};
+pub(crate) use metrics::Totals;
+pub use metrics::{DestinationMetrics, IdleUpstream, Metrics};
 pub use record::{Protocol, Record, RequestLine};
+
+#[cfg(test)]
+pub(crate) use record::tests::record as test_record;

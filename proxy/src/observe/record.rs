@@ -58,3 +58,30 @@ pub struct Record<'a> {
     pub bytes_sent: u64,
     pub duration: Duration,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An ordinary answered request, for tests to change what they are about.
+    pub(crate) fn record() -> Record<'static> {
+        Record {
+            protocol: Protocol::Http1,
+            client: ClientAddr(SocketAddr::from(([127, 0, 0, 1], 40000))),
+            original: OriginalDst(SocketAddr::from(([203, 0, 113, 7], 80))),
+            upstream: Some(SocketAddr::from(([203, 0, 113, 7], 80))),
+            upstream_reused: false,
+            request: Some(RequestLine {
+                method: "GET",
+                target: b"/",
+                host: Some(b"example.test"),
+            }),
+            sni: None,
+            status: Some(200),
+            failure: None,
+            bytes_received: 100,
+            bytes_sent: 200,
+            duration: Duration::from_micros(1500),
+        }
+    }
+}

@@ -1,7 +1,7 @@
-//! The destination side: dialling.
+//! The destination side: dialling, and connections kept for reuse.
 
 mod connect;
 mod pool;
 
 pub use connect::{Upstream, connect, connect_for};
-pub use pool::Pool;
+pub use pool::{IdleConnections, Lease, Pool, dial, poll_disturbed};

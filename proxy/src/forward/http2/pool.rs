@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::Notify, task};
 
 use super::{session::Session, window::Budget};
-use crate::worker::Worker;
+use crate::{observe::IdleUpstream, worker::Worker};
 
 /// Idle sessions of one worker, by destination.
 #[derive(Debug, Default)]
@@ -25,9 +25,16 @@ pub struct Pool {
 #[derive(Debug)]
 pub(super) struct Idle {
     /// The most recently used one last.
-    sessions: RefCell<Vec<(Rc<Session>, Instant)>>,
+    sessions: RefCell<Vec<Kept>>,
     /// Streams that a session of this destination allowed last.
     usual_streams: Cell<usize>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    session: Rc<Session>,
+    since: Instant,
+    _counted: IdleUpstream,
 }
 
 impl Default for Idle {
@@ -61,8 +68,8 @@ impl Pool {
     /// Drops every session that is closed or has been idle for longer than `limit`.
     fn sweep(&self, limit: Duration, now: Instant) {
         self.destinations.borrow_mut().retain(|_, idle| {
-            idle.sessions.borrow_mut().retain(|(session, since)| {
-                !session.is_over() && now.saturating_duration_since(*since) < limit
+            idle.sessions.borrow_mut().retain(|kept| {
+                !kept.session.is_over() && now.saturating_duration_since(kept.since) < limit
             });
             !idle.is_empty() || Rc::strong_count(idle) > 1
         });
@@ -77,7 +84,7 @@ impl Idle {
     /// Takes the most recently used session that still lives.
     pub(super) fn take(&self, watcher: &Rc<Notify>) -> Option<Rc<Session>> {
         let mut sessions = self.sessions.borrow_mut();
-        while let Some((session, _)) = sessions.pop() {
+        while let Some(Kept { session, .. }) = sessions.pop() {
             if !session.is_over() {
                 session.set_watcher(watcher.clone());
                 return Some(session);
@@ -96,7 +103,11 @@ impl Idle {
         {
             return;
         }
-        sessions.push((session, Instant::now()));
+        sessions.push(Kept {
+            session,
+            since: Instant::now(),
+            _counted: worker.shared.metrics.idle_upstream(worker.id),
+        });
         if !worker.http2_pool.is_swept.replace(true) {
             task::spawn_local(sweep_until_empty(worker.clone()));
         }

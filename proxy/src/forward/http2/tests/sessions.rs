@@ -201,12 +201,7 @@ fn a_request_is_recorded_once_with_what_came_of_it() {
         let mut body = ask(&client, get("/")).await.unwrap().into_body();
         read(&mut body).await.unwrap();
         let metrics = testing::connection(&worker, to.address).destination;
-        let requests = || {
-            metrics
-                .metrics
-                .requests
-                .load(std::sync::atomic::Ordering::Relaxed)
-        };
+        let requests = || metrics.metrics.totals().outcomes.values().sum::<u64>();
         until(|| requests() == 1).await;
     });
 }

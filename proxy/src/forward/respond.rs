@@ -1,0 +1,84 @@
+//! HTTP/1 responses made by the proxy: they tell what failed, in the body for people and in
+//! `Proxy-Status` (RFC 9209) for programs.
+
+use crate::failure::Failure;
+
+/// The name of this proxy in `Proxy-Status`.
+const NAME: &str = "outrigger";
+
+/// The response that tells of `failure`. Its connection is closed after it: what the client has
+/// still under way can no longer be told from a next request.
+pub fn http1(failure: Failure, is_head: bool) -> Vec<u8> {
+    let status = failure.status();
+    let body = format!("{NAME}: {}\n", failure.details());
+    let head = format!(
+        "HTTP/1.1 {status} {}\r\n\
+         Content-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\n\
+         Connection: close\r\n\
+         Proxy-Status: {}\r\n\
+         \r\n",
+        reason(status),
+        body.len(),
+        proxy_status(failure),
+    );
+    if is_head { head } else { head + &body }.into_bytes()
+}
+
+/// The value of `Proxy-Status`.
+pub fn proxy_status(failure: Failure) -> String {
+    // A quoted string of RFC 8941 holds printable ASCII only, `"` and `\` escaped.
+    let mut details = String::new();
+    for c in failure.details().chars() {
+        match c {
+            '"' | '\\' => details.extend(['\\', c]),
+            ' '..='~' => details.push(c),
+            _ => details.push('?'),
+        }
+    }
+    format!(
+        "{NAME}; error={}; details=\"{details}\"",
+        failure.proxy_error()
+    )
+}
+
+fn reason(status: u16) -> &'static str {
+    let status = http::StatusCode::from_u16(status).ok();
+    status.and_then(|s| s.canonical_reason()).unwrap_or("Error")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_why_and_that_it_closes() {
+        let response = String::from_utf8(http1(Failure::BadRequest("no Host"), false)).unwrap();
+        assert!(
+            response.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains(
+                "\r\nProxy-Status: outrigger; error=http_request_error; details=\"no Host\"\r\n"
+            ),
+            "{response}"
+        );
+        assert!(response.contains("\r\nConnection: close\r\n"), "{response}");
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "outrigger: no Host\n");
+        assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())));
+    }
+
+    #[test]
+    fn the_answer_to_head_has_no_body() {
+        let response = http1(Failure::ConnectRefused, true);
+        assert!(response.ends_with(b"\r\n\r\n"));
+    }
+
+    #[test]
+    fn details_are_quoted_as_structured_fields_are() {
+        let status = proxy_status(Failure::BadRequest("a \"b\" \\ \r\n"));
+        assert!(status.ends_with(r#"details="a \"b\" \\ ??""#), "{status}");
+    }
+}

@@ -1,0 +1,221 @@
+//! Metrics without a destination.
+
+use std::fmt;
+
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
+
+use super::{
+    Format,
+    series::{Series, gauge, open, write_counter},
+};
+use crate::{
+    observe::{AccessLog, process::Process},
+    shared::Shared,
+};
+
+#[derive(Debug)]
+pub(super) struct ProcessWide {
+    format: Format,
+    accepted: u64,
+    refused: Vec<(&'static str, u64)>,
+    live: u64,
+    idle_upstream: u64,
+    active_upstream: u64,
+    destinations: u64,
+    workers_accepting: u64,
+    captured_since: Option<u64>,
+    access_log_dropped: Option<u64>,
+    uptime_seconds: f64,
+    start_seconds: f64,
+    process: Option<Process>,
+}
+
+impl ProcessWide {
+    pub(super) fn of(shared: &Shared, format: Format) -> Self {
+        let metrics = &shared.metrics;
+        let idle_upstream = metrics.idle_upstreams();
+        Self {
+            format,
+            accepted: metrics.accepted(),
+            refused: metrics.refused().collect(),
+            live: shared.connections.live() as u64,
+            idle_upstream,
+            active_upstream: (shared.own.count() as u64).saturating_sub(idle_upstream),
+            destinations: shared.registry.count() as u64,
+            workers_accepting: shared.readiness.accepting() as u64,
+            captured_since: shared.control.captured_since(),
+            access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
+            uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            start_seconds: metrics
+                .started
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0.0, |since| since.as_secs_f64()),
+            process: Process::read()
+                .inspect_err(|error| tracing::debug!(%error, "no figures of the process"))
+                .ok(),
+        }
+    }
+
+    fn counter(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        series: &[(&[(&str, &str)], u64)],
+    ) -> fmt::Result {
+        let mut name = name.to_owned();
+        let mut encoder = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
+        for (labels, count) in series {
+            Series {
+                encoder: &mut encoder,
+                format: self.format,
+            }
+            .counter(labels, *count)?;
+        }
+        Ok(())
+    }
+
+    fn process(&self, encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
+        let mut name = "process_cpu_seconds".to_owned();
+        let help = "User and system CPU time spent";
+        let mut cpu = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
+        write_counter(&mut cpu, self.format, process.cpu_seconds)?;
+        let resident = process.resident_bytes;
+        let virt = process.virtual_bytes;
+        let open_fds = process.open_descriptors;
+        gauge(
+            encoder,
+            "process_resident_memory_bytes",
+            "Resident memory",
+            resident,
+        )?;
+        gauge(
+            encoder,
+            "process_virtual_memory_bytes",
+            "Virtual memory",
+            virt,
+        )?;
+        gauge(encoder, "process_threads", "Threads", process.threads)?;
+        gauge(
+            encoder,
+            "process_open_fds",
+            "Open file descriptors",
+            open_fds,
+        )?;
+        if let Some(max) = process.max_descriptors {
+            gauge(encoder, "process_max_fds", "File descriptors allowed", max)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for ProcessWide {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let encoder = &mut encoder;
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        encoder
+            .encode_descriptor(
+                "outrigger_build_info",
+                "The version, always 1",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_family(&version)?
+            .encode_gauge(&1u64)?;
+        encoder
+            .encode_descriptor(
+                "outrigger_uptime_seconds",
+                "Time since the process began",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&self.uptime_seconds)?;
+        encoder
+            .encode_descriptor(
+                "process_start_time_seconds",
+                "Unix time at which the process began",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&self.start_seconds)?;
+        self.counter(
+            encoder,
+            "outrigger_connections_accepted",
+            "Connections taken from the listeners, refused ones included",
+            &[(&[], self.accepted)],
+        )?;
+        let reasons: Vec<_> = self
+            .refused
+            .iter()
+            .map(|(r, n)| ([("reason", *r)], *n))
+            .collect();
+        let series: Vec<(&[(&str, &str)], u64)> = reasons
+            .iter()
+            .map(|(labels, n)| (&labels[..], *n))
+            .collect();
+        self.counter(
+            encoder,
+            "outrigger_connections_refused",
+            "Connections reset before they were anybody's request",
+            &series,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_connections_live",
+            "Captured connections open now",
+            self.live,
+        )?;
+        let mut upstream = encoder.encode_descriptor(
+            "outrigger_upstream_connections",
+            "Upstream connections open now: idle in a pool, or in use",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (state, count) in [
+            ("active", self.active_upstream),
+            ("idle", self.idle_upstream),
+        ] {
+            upstream
+                .encode_family(&[("state", state)])?
+                .encode_gauge(&count)?;
+        }
+        gauge(
+            encoder,
+            "outrigger_destinations",
+            "Destinations remembered",
+            self.destinations,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_workers_accepting",
+            "Workers that accept connections",
+            self.workers_accepting,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_capture_active",
+            "1 while this process holds the rules that redirect connections to it",
+            self.captured_since.is_some().into(),
+        )?;
+        if let Some(since) = self.captured_since {
+            gauge(
+                encoder,
+                "outrigger_capture_start_time_seconds",
+                "Unix time since which it holds them",
+                since,
+            )?;
+        }
+        if let Some(dropped) = self.access_log_dropped {
+            self.counter(
+                encoder,
+                "outrigger_access_log_dropped",
+                "Access log lines lost because they could not be written in time",
+                &[(&[], dropped)],
+            )?;
+        }
+        match &self.process {
+            Some(process) => self.process(encoder, process),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+use std::{
+    collections::HashSet,
+    io::Write as _,
+    net::SocketAddr,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use super::*;
+use crate::{
+    failure::Failure,
+    observe::{Protocol, Record, record::tests::record},
+};
+
+/// A proxy that has served a little of everything.
+fn shared() -> Arc<Shared> {
+    let shared = Arc::new(Shared::for_tests(2));
+    for (worker, record) in [
+        (0, record()),
+        (1, record()),
+        (
+            1,
+            Record {
+                status: Some(502),
+                failure: Some(Failure::ConnectRefused),
+                ..record()
+            },
+        ),
+        (
+            0,
+            Record {
+                protocol: Protocol::Opaque,
+                status: None,
+                ..record()
+            },
+        ),
+    ] {
+        observe(&shared, worker, record.original.0, &record);
+    }
+    shared.metrics.connection_accepted(1);
+    shared.metrics.connection_refused(Failure::Loop);
+    shared
+}
+
+fn observe(shared: &Shared, worker: usize, address: SocketAddr, record: &Record<'_>) {
+    let now = Instant::now();
+    let destination = shared.registry.destination(address, now);
+    destination.metrics.observe(worker, record);
+}
+
+fn text(shared: &Shared, format: Format) -> String {
+    Exposition::of(shared, format).collect()
+}
+
+#[test]
+fn tells_what_was_counted() {
+    let shared = shared();
+    let _idle = shared.metrics.idle_upstream(1);
+    let text = text(&shared, Format::Prometheus);
+    for line in [
+        "outrigger_connections_accepted_total 1",
+        "outrigger_connections_refused_total{reason=\"loop\"} 1",
+        "outrigger_requests_total{destination=\"203.0.113.7:80\",protocol=\"http1\",code=\"200\",reason=\"none\"} 2",
+        "outrigger_requests_total{destination=\"203.0.113.7:80\",protocol=\"http1\",code=\"502\",reason=\"connect_refused\"} 1",
+        "outrigger_requests_total{destination=\"203.0.113.7:80\",protocol=\"opaque\",code=\"none\",reason=\"none\"} 1",
+        "outrigger_request_duration_seconds_bucket{le=\"0.001\",destination=\"203.0.113.7:80\"} 0",
+        "outrigger_request_duration_seconds_bucket{le=\"0.0025\",destination=\"203.0.113.7:80\"} 3",
+        "outrigger_request_duration_seconds_bucket{le=\"+Inf\",destination=\"203.0.113.7:80\"} 3",
+        "outrigger_request_duration_seconds_count{destination=\"203.0.113.7:80\"} 3",
+        "outrigger_received_bytes_total{destination=\"203.0.113.7:80\"} 400",
+        "outrigger_sent_bytes_total{destination=\"203.0.113.7:80\"} 800",
+        "outrigger_upstream_requests_total{destination=\"203.0.113.7:80\",connection=\"new\"} 3",
+        "outrigger_upstream_connections{state=\"idle\"} 1",
+        "outrigger_destinations 1",
+        "outrigger_capture_active 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+    }
+}
+
+#[test]
+fn open_metrics_describes_counters_by_their_bare_name_and_ends() {
+    let text = text(&shared(), Format::OpenMetrics);
+    assert!(
+        text.contains("# TYPE outrigger_requests counter\n"),
+        "{text}"
+    );
+    assert!(text.contains("\noutrigger_requests_total{"), "{text}");
+    assert!(
+        text.contains("# TYPE process_cpu_seconds counter\n"),
+        "{text}"
+    );
+    assert!(text.ends_with("\n# EOF\n"), "{text}");
+}
+
+#[test]
+fn promtool_finds_nothing_to_say() {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this test runs `promtool`; install the Debian package `prometheus`");
+    let text = text(&shared(), Format::Prometheus);
+    let mut stdin = promtool.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
+#[test]
+fn many_destinations_come_in_small_pieces_that_fit_together() {
+    let shared = shared();
+    for port in 1..=1000 {
+        let address = SocketAddr::from(([192, 0, 2, 1], port));
+        observe(&shared, 0, address, &record());
+    }
+    let pieces: Vec<_> = Exposition::of(&shared, Format::Prometheus).collect();
+    assert!(pieces.iter().all(|p| p.len() < 512 * 1024));
+    let text = pieces.concat();
+    let mut described = HashSet::new();
+    for head in text.lines().filter(|l| l.starts_with("# TYPE")) {
+        assert!(described.insert(head), "{head} comes twice");
+    }
+    let counts = text
+        .lines()
+        .filter(|l| l.starts_with("outrigger_request_duration_seconds_count{"));
+    assert_eq!(counts.count(), 1001);
+}
+
+#[test]
+fn what_was_counted_for_forgotten_destinations_is_told_as_other() {
+    let shared = Shared::for_tests(1);
+    let addresses = || (1..=u16::MAX).map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+    for address in addresses() {
+        observe(&shared, 0, address, &record());
+    }
+    let text = text(&shared, Format::Prometheus);
+    let requests = text
+        .lines()
+        .filter(|l| l.starts_with("outrigger_requests_total{"))
+        .map(|l| l.rsplit_once(' ').unwrap().1.parse::<usize>().unwrap());
+    assert_eq!(requests.sum::<usize>(), addresses().count());
+    assert!(text.contains("outrigger_requests_total{destination=\"other\""));
+}
+
+#[test]
+fn the_accept_header_chooses_the_format() {
+    for (accept, format) in [
+        ("", Format::Prometheus),
+        ("*/*", Format::Prometheus),
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3",
+            Format::OpenMetrics,
+        ),
+        ("application/openmetrics-text; q=0", Format::Prometheus),
+    ] {
+        assert_eq!(Format::accepted(accept), format, "{accept}");
+    }
+}

@@ -1,0 +1,108 @@
+//! This program's own log, on stderr, by way of a thread: a stderr that nobody reads must not hold
+//! up an event loop that has something to say.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use outrigger_proxy::observe::{LogTarget, LogThread};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+/// How long the end waits for stderr to take what was said last.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What is logged: `--log-level`, or else RUST_LOG, or else `info`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn filter(level: Option<&str>) -> Result<EnvFilter, String> {
+    let (source, directives) = match level {
+        Some(level) => ("--log-level", level.to_owned()),
+        None => match std::env::var("RUST_LOG") {
+            Ok(directives) if !directives.is_empty() => ("RUST_LOG", directives),
+            _ => ("the default", "info".to_owned()),
+        },
+    };
+    EnvFilter::try_new(&directives).map_err(|error| {
+        format!("{source} `{directives}`: {error}; write error, warn, info, debug or trace, for all or by module (`info,outrigger_proxy::accept=debug`)")
+    })
+}
+
+/// Begins to log; what is logged is written until the returned log is closed.
+///
+/// # Errors
+/// When the thread cannot be had.
+pub(crate) fn start(filter: EnvFilter, format: LogFormat) -> io::Result<Log> {
+    let log = Log {
+        thread: Arc::new(LogThread::start(
+            "log",
+            LogTarget::Stderr,
+            1,
+            Duration::ZERO,
+        )?),
+        told: Arc::default(),
+    };
+    let wants_colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(log.clone());
+    match format {
+        LogFormat::Text => subscriber.with_ansi(wants_colour).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(log)
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    thread: Arc<LogThread>,
+    /// Lost lines that have been told of.
+    told: Arc<AtomicU64>,
+}
+
+impl Log {
+    /// Writes what is left.
+    pub(crate) fn close(&self) {
+        self.thread.close(PATIENCE);
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl io::Write for Log {
+    /// Takes a whole line, as tracing-subscriber gives it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let dropped = self.thread.dropped();
+        self.thread.push(0, |out| {
+            let untold = dropped - self.told.swap(dropped, Ordering::Relaxed).min(dropped);
+            if untold > 0 {
+                out.extend_from_slice(
+                    format!("{untold} log lines lost: stderr was not read\n").as_bytes(),
+                );
+            }
+            out.extend_from_slice(line);
+        });
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
