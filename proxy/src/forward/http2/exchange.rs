@@ -14,11 +14,10 @@ use http::{Method, Request, Response, Version, request::Parts};
 use super::{
     account::Account,
     body::{Body, Ended},
-    respond,
     session::Unsent,
     sessions::{Place, RunningExchange, Sessions},
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::respond};
 
 /// How often a request that was not processed is sent again; then its client is told, and may try
 /// again itself. Against an nginx that ends each connection after 100 requests, with 128 streams
@@ -409,9 +408,16 @@ fn reason_to_tell(error: &h2::Error) -> Reason {
 
 /// Answers in the upstream's place.
 fn refuse(client: &mut SendResponse<Bytes>, account: &mut Account, failure: Failure) -> Failure {
-    let (head, ()) = respond::refusal(failure).into_parts();
+    let (head, body) = respond::http2(failure);
+    let is_head = account.head.method == Method::HEAD;
+    let (head, ()) = head.into_parts();
     account.answered(&head);
-    // Fails only if the client is gone, and then nobody wants it.
-    let _ = client.send_response(Response::from_parts(head, ()), true);
+    // Each fails only if the client is gone, and then nobody wants it.
+    if let Ok(mut client) = client.send_response(Response::from_parts(head, ()), is_head)
+        && !is_head
+    {
+        account.add_sent(body.len() as u64);
+        let _ = client.send_data(body, true);
+    }
     failure
 }

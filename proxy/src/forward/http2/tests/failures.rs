@@ -125,6 +125,12 @@ fn failures_before_the_answer_explain_themselves() {
             proxy_error(&response),
             (502.try_into().unwrap(), "connection_refused".into())
         );
+        let body = read(&mut response.into_body()).await.unwrap();
+        assert_eq!(body, b"outrigger: destination refused the connection\n");
+        let mut head = get("/");
+        *head.method_mut() = http::Method::HEAD;
+        let response = ask(&refusing, head).await.unwrap();
+        assert_eq!(response.status(), 502);
         assert!(response.body().is_end_stream());
 
         let (listener, address) = testing::listener().await;
