@@ -67,7 +67,7 @@ pub fn proxy_status(failure: Failure) -> String {
 }
 
 fn reason(status: u16) -> &'static str {
-    let status = http::StatusCode::from_u16(status).ok();
+    let status = StatusCode::from_u16(status).ok();
     status.and_then(|s| s.canonical_reason()).unwrap_or("Error")
 }
 
