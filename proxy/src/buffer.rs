@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, io, ops::Range};
 
+use rustix::net::{RecvFlags, recv};
 use tokio::{io::Interest, net::TcpStream};
 
 /// Bytes of an ordinary buffer: a read of this size already costs little beside the copy
@@ -132,7 +133,8 @@ impl Buffer {
         let mut count = 0;
         let space = self.space();
         let result = stream.try_io(Interest::READABLE, || {
-            count = rustix::io::read(stream, &mut *space)?;
+            // Not `read`, which goes through the file system's layer first.
+            (_, count) = recv(stream, &mut *space, RecvFlags::empty())?;
             if 0 < count && count < space.len() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
