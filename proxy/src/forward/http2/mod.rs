@@ -16,7 +16,6 @@ mod body;
 mod exchange;
 mod held;
 mod pool;
-mod respond;
 mod session;
 mod sessions;
 mod settings;
