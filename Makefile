@@ -6,8 +6,6 @@ SHELL := /bin/sh
 
 # The tests' programs (nginx, nft, ip) are in here, which an ordinary user's PATH leaves out.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
-# The tests need network namespaces of their own: root has them, anyone else makes a user namespace.
-OWN_NAMESPACES := $(shell [ "$$(id -u)" = 0 ] || echo unshare --user --map-root-user --net)
 # A fault may stop one test for as long as its own deadlines; this stops a run that has none left.
 TEST_LIMIT ?= 20m
 
@@ -18,7 +16,7 @@ help: ## List the targets
 .PHONY: test
 test: setup lint ## Set up, check format and lints, run every test (short forms)
 	cargo test --workspace --locked --no-run
-	timeout --kill-after=10 $(TEST_LIMIT) $(OWN_NAMESPACES) cargo test --workspace --locked --offline
+	timeout --kill-after=10 $(TEST_LIMIT) .ci/in-namespaces cargo test --workspace --locked --offline
 
 .PHONY: lint
 lint: ## Check format and lints
@@ -35,7 +33,7 @@ demo: ## Show the whole story in private namespaces, in under a minute
 figures: setup ## Measure every promised number on the release build
 	cargo build --release --locked --bin proxyctl
 	cargo test --locked --no-run --test figures
-	OUTRIGGER_PROXYCTL=target/release/proxyctl $(OWN_NAMESPACES) cargo test --locked --offline --quiet \
+	OUTRIGGER_PROXYCTL=target/release/proxyctl .ci/in-namespaces cargo test --locked --offline --quiet \
 		--test figures -- --nocapture --test-threads=1
 
 .PHONY: bench
@@ -46,7 +44,7 @@ bench: setup ## Run the benches of the hot path
 soak: setup ## Run every test in its long form, on the release build (hours)
 	cargo build --release --locked --bin proxyctl
 	cargo test --workspace --locked --no-run
-	OUTRIGGER_SOAK=1 OUTRIGGER_PROXYCTL=target/release/proxyctl $(OWN_NAMESPACES) cargo test --workspace \
+	OUTRIGGER_SOAK=1 OUTRIGGER_PROXYCTL=target/release/proxyctl .ci/in-namespaces cargo test --workspace \
 		--locked --offline -- --nocapture --test-threads=1
 
 .PHONY: setup

@@ -86,7 +86,8 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         );
         return Err(refusal);
     }
-    Ok(report(&plan, &identity, variant, true))
+    let installed = report(&plan, &identity, variant, true);
+    Ok(tether::forget_ended(&mut reader, installed))
 }
 
 /// After an install by another backend: takes away what there is of ours in iptables.

@@ -3,6 +3,7 @@
 //! ([`nft`]) without any program, or where that is asked for by the iptables programs (`legacy`).
 
 mod backend;
+mod conntrack;
 mod control;
 mod error;
 mod gate;

@@ -10,6 +10,7 @@ use outrigger_config::{
 use serde::Serialize;
 
 use crate::{
+    conntrack,
     control::Proxy,
     error::{Leftover, Refusal},
     gate,
@@ -86,7 +87,8 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         gate::redirect(&plan, targets)
     })?;
     capture(&mut reader, &mut proxy, &identity, &plan)?;
-    Ok(legacy::sweep(port, report(&plan, &identity, true)))
+    let installed = report(&plan, &identity, true);
+    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -100,7 +102,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
     let before = captures(&mut reader, port)?;
     let mut notes = Vec::new();
     // Nobody owns these, so that no proxy is needed for it.
-    let mut gone = legacy::remove(port)?;
+    let in_iptables = legacy::remove(port);
     let asked = ask_to_release(port);
     let after = captures(&mut reader, port)?;
     if !after.is_empty() {
@@ -119,6 +121,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
                 .into(),
         );
     }
+    let mut gone = in_iptables?;
     gone.extend(before.into_iter().map(|table| table.name));
     Ok(Removed {
         tables: gone,
@@ -144,6 +147,16 @@ pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Install
         proxy_uid: plan.proxy.uid,
         notes: plan.notes.clone(),
     }
+}
+
+/// To be called last: what ends from then on has been captured. The capture works without it too.
+pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed) -> Installed {
+    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families) {
+        installed.notes.push(format!(
+            "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
+        ));
+    }
+    installed
 }
 
 /// The generation under which exactly this capture is in force, whole and alone.

@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, io, ops::Range};
 
+use rustix::net::{RecvFlags, recv};
 use tokio::{io::Interest, net::TcpStream};
 
 /// Bytes of an ordinary buffer: a read of this size already costs little beside the copy
@@ -11,6 +12,12 @@ pub const SIZE: usize = 16 * 1024;
 
 /// Buffers a worker keeps for reuse; more are freed. 64 of them are 1 MiB.
 const KEPT: usize = 64;
+
+/// Bytes of a large buffer, for what is too much for an ordinary one and not yet worth a pipe.
+pub const LARGE: usize = 64 * 1024;
+
+/// Large buffers a worker keeps: 1 MiB too.
+const KEPT_LARGE: usize = 16;
 
 /// A window of filled bytes in a fixed allocation.
 #[derive(Debug, Default)]
@@ -126,7 +133,8 @@ impl Buffer {
         let mut count = 0;
         let space = self.space();
         let result = stream.try_io(Interest::READABLE, || {
-            count = rustix::io::read(stream, &mut *space)?;
+            // Not `read`, which goes through the file system's layer first.
+            (_, count) = recv(stream, &mut *space, RecvFlags::empty())?;
             if 0 < count && count < space.len() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -152,22 +160,34 @@ impl Buffer {
     }
 }
 
-/// A worker's buffers of [`SIZE`].
+/// A worker's buffers of [`SIZE`], and a few of [`LARGE`].
 #[derive(Debug, Default)]
-pub struct BufferPool(RefCell<Vec<Buffer>>);
+pub struct BufferPool {
+    ordinary: RefCell<Vec<Buffer>>,
+    large: RefCell<Vec<Buffer>>,
+}
 
 impl BufferPool {
     pub fn take(&self) -> Buffer {
-        self.0
-            .borrow_mut()
-            .pop()
-            .unwrap_or_else(|| Buffer::with_capacity(SIZE))
+        let kept = self.ordinary.borrow_mut().pop();
+        kept.unwrap_or_else(|| Buffer::with_capacity(SIZE))
+    }
+
+    /// For a peer that has shown that it sends more than an ordinary buffer at a time.
+    pub fn take_large(&self) -> Buffer {
+        let kept = self.large.borrow_mut().pop();
+        kept.unwrap_or_else(|| Buffer::with_capacity(LARGE))
     }
 
     /// Takes a buffer back for reuse; one that has grown is freed instead.
     pub fn give(&self, mut buffer: Buffer) {
-        let mut kept = self.0.borrow_mut();
-        if buffer.capacity() == SIZE && kept.len() < KEPT {
+        let (pool, most) = match buffer.capacity() {
+            SIZE => (&self.ordinary, KEPT),
+            LARGE => (&self.large, KEPT_LARGE),
+            _ => return,
+        };
+        let mut kept = pool.borrow_mut();
+        if kept.len() < most {
             buffer.clear();
             kept.push(buffer);
         }
@@ -178,7 +198,7 @@ impl BufferPool {
 impl BufferPool {
     /// Buffers that wait for use.
     pub(crate) fn kept(&self) -> usize {
-        self.0.borrow().len()
+        self.ordinary.borrow().len()
     }
 }
 

@@ -25,6 +25,8 @@ mod signals;
 mod sys;
 #[cfg(test)]
 mod testing;
+#[cfg(any(test, feature = "uncaptured"))]
+pub mod uncaptured;
 pub mod upstream;
 pub mod worker;
 

@@ -108,10 +108,10 @@ impl ConnectionLimit {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "uncaptured"))]
 impl Shared {
     /// A process of `workers` workers that listens nowhere.
-    pub(crate) fn for_tests(workers: usize) -> Self {
+    pub(crate) fn uncaptured(workers: usize) -> Self {
         Self {
             settings: Settings::default(),
             instance: "test".into(),
@@ -119,7 +119,7 @@ impl Shared {
             registry: Registry::new(workers),
             metrics: Metrics::new(workers),
             access_log: None,
-            control: Arc::new(ControlState::for_tests()),
+            control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),
             own: OwnConnections::default(),
             connections: ConnectionLimit::new(usize::MAX),

@@ -1,51 +1,14 @@
-//! For tests: connections that look captured without any redirect, and bounded waiting.
+//! For tests: scripted peers, and bounded waiting.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    process::Command,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, net::SocketAddr, process::Command, time::Duration};
 
-use outrigger_config::Settings;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::{
-    address::{ClientAddr, OriginalDst},
-    connection::Connection,
-    shared::Shared,
-    worker::Worker,
-};
+pub(crate) use crate::uncaptured::{connection, shared, worker};
 
 /// Longer than anything on loopback takes, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What a process shares, with `settings`, listening nowhere.
-pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
-    Arc::new(Shared {
-        settings,
-        ..Shared::for_tests(1)
-    })
-}
-
-pub(crate) fn worker(settings: Settings) -> Rc<Worker> {
-    Rc::new(Worker::new(0, shared(settings)))
-}
-
-/// A connection as if captured on its way to `original`.
-pub(crate) fn connection(worker: &Rc<Worker>, original: SocketAddr) -> Connection {
-    let accepted = Instant::now();
-    Connection {
-        worker: worker.clone(),
-        client: ClientAddr(SocketAddr::from(([127, 0, 0, 1], 1))),
-        original: OriginalDst(original),
-        destination: worker.shared.registry.destination(original, accepted),
-        accepted,
-    }
-}
 
 pub(crate) async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");

@@ -473,6 +473,58 @@ fn a_graceful_stop_refuses_nothing_while_the_lease_runs_out() {
     }
 }
 
+/// Regression: it was first only as long as nobody else put a rule first.
+#[test]
+fn a_repeated_install_puts_our_jump_first_again() {
+    for variant in VARIANTS {
+        let pair = wire();
+        let _proxy = serve(&pair.app, "--workers 1");
+        ctl(&pair.app, &install(variant)).expect("captured");
+        pair.app
+            .enter(|| run(&format!("{variant} -t nat -I OUTPUT -p tcp -j ACCEPT")));
+        assert!(!Client::connect(&pair.app, V4).is_captured);
+        ctl(&pair.app, &install(variant)).expect("captured");
+        assert_captured(&pair, true);
+        assert!(saved(&pair.app).contains("-A OUTPUT -p tcp -j ACCEPT"));
+        ctl(&pair.app, &install(variant)).expect("already captured");
+    }
+}
+
+#[test]
+fn a_proxy_of_the_only_user_is_told_by_its_mark() {
+    let file = config("capture: { proxy_mark: 7 }");
+    for variant in VARIANTS {
+        // The lock of the legacy tables is in /run.
+        let script = format!(
+            "mount -t tmpfs tmpfs /run && ip link set lo up
+            {ctl} serve --config {file} --admin off --log-level error & proxy=$!
+            until ss -ltn | grep -q 127.0.0.1:15001; do kill -0 $proxy || exit 1; sleep 0.01; done
+            {ctl} install-rules --json --backend {variant} --config {file}; echo
+            {variant}-save
+            kill -9 $proxy
+            {ctl} remove-rules --json",
+            ctl = proxyctl::proxyctl().display(),
+        );
+        let output = Command::new("unshare")
+            .args([
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--mount",
+                "sh",
+                "-c",
+                &script,
+            ])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("\"captured\""), "{text}");
+        assert!(text.contains("--mark 0x7 -j RETURN"), "{text}");
+        assert!(!text.contains("--uid-owner"), "{text}");
+        assert!(text.contains("\"removed\""), "{text}");
+    }
+}
+
 /// Whatever happens to an install at whichever program it runs and at whichever message it sends to
 /// the proxy: no connection is lost, its repetition puts things right, and one that failed left the
 /// rules as they were.

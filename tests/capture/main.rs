@@ -8,6 +8,7 @@ mod netns;
 #[path = "../support/proxyctl.rs"]
 mod proxyctl;
 mod refusals;
+mod slipping;
 #[path = "../support/wire.rs"]
 mod wire;
 

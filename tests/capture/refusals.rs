@@ -47,7 +47,7 @@ fn a_foreign_server_on_the_port() {
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("nginx-{}", std::process::id()));
     fs::create_dir_all(&prefix).unwrap();
     let conf = format!(
-        "daemon off; master_process off; user root; pid {0}/pid; error_log {0}/log; events {{}} http {{ access_log off; server {{ listen 127.0.0.1:15001; }} }}",
+        "daemon off; master_process off; user root; pid {0}/pid; error_log {0}/log; events {{}} http {{ access_log off; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi; uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi; server {{ listen 127.0.0.1:15001; }} }}",
         prefix.display()
     );
     fs::write(prefix.join("conf"), conf).unwrap();

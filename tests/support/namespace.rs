@@ -33,7 +33,7 @@ pub struct Namespace {
 impl Namespace {
     pub(super) fn new(name: &'static str) -> Self {
         let net = sys::new_network_namespace().unwrap_or_else(|error| {
-            panic!("cannot make a network namespace: {error}; run the tests as root, or in namespaces of your own: `unshare -Urn cargo test`")
+            panic!("cannot make a network namespace: {error}; run the tests as root, or by `.ci/in-namespaces cargo test --offline`")
         });
         let namespace = Self { net, name };
         // Ports below 1024 are for whoever the test runs as.
@@ -46,7 +46,7 @@ impl Namespace {
         struct Return(File);
         impl Drop for Return {
             fn drop(&mut self) {
-                enter(&self.0).expect("the test's own namespace is the test's: run it as root or under `unshare -Urn`");
+                enter(&self.0).expect("the test's own namespace is the test's: run it as root, or by `.ci/in-namespaces`");
             }
         }
         let home = File::open("/proc/thread-self/ns/net").expect("/proc is mounted");

@@ -381,7 +381,9 @@ capture:
 
     #[test]
     fn lists_that_multiply_beyond_reason_are_refused_before_they_are_written_out() {
-        let nets: Vec<_> = (0..500).map(|n| format!("'10.0.{}.{}/32'", n / 100, n % 100 * 2)).collect();
+        let nets: Vec<_> = (0..500)
+            .map(|n| format!("'10.0.{}.{}/32'", n / 100, n % 100 * 2))
+            .collect();
         let ports: Vec<_> = (1..2000).map(|n| (2 * n).to_string()).collect();
         let settings = format!(
             "capture: {{ include: {{ cidrs: [{}], ports: [{}] }} }}",
@@ -389,6 +391,9 @@ capture:
             ports.join(", ")
         );
         let refused = capture(&plan(&settings), Family::V4);
-        assert!(matches!(refused, Err(IptablesError::TooManyRules { family: Family::V4 })));
+        assert!(matches!(
+            refused,
+            Err(IptablesError::TooManyRules { family: Family::V4 })
+        ));
     }
 }

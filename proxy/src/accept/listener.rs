@@ -205,6 +205,10 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 fn configure(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let socket = SockRef::from(socket);
+    // Between the application and us lies only loopback, which has no congestion to control; pacing
+    // by the machine's own choice (BBR) doubles the CPU of a large answer there: 437 against 232 us
+    // per MiB. A kernel that allows no other choice keeps its own.
+    let _ = socket.set_tcp_congestion(b"reno");
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE))
 }

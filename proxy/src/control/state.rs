@@ -263,10 +263,10 @@ impl ControlState {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "uncaptured"))]
 impl ControlState {
     /// The state of a control socket that nobody listens on.
-    pub(crate) fn for_tests() -> Self {
+    pub(crate) fn uncaptured() -> Self {
         let listening = Listening::of([]).expect("no socket to fail");
         Self::new(Vec::new(), listening, "test".into(), 1, None).expect("a descriptor")
     }

@@ -8,7 +8,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_METHOD: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     Http1,
     Http2,
     Tls,
@@ -22,7 +22,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges the first bytes of a connection, as early as they allow.
-pub(super) fn classify(bytes: &[u8]) -> Verdict {
+pub fn classify(bytes: &[u8]) -> Verdict {
     if bytes.first() == Some(&TLS_HANDSHAKE) {
         return classify_tls(bytes);
     }

@@ -11,7 +11,7 @@
 //! would have seen without us, a connection that says nothing, and a client that waits for as
 //! little as the quiet time learns of a refusal by a reset.
 
-mod classify;
+pub mod classify;
 mod client_hello;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,8 @@
-//! HTTP/1 responses made by the proxy: they tell what failed, in the body for people and in
-//! `Proxy-Status` (RFC 9209) for programs.
+//! Responses made by the proxy: they tell what failed, in the body for people and in `Proxy-Status`
+//! (RFC 9209) for programs.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::failure::Failure;
 
@@ -10,7 +13,7 @@ const NAME: &str = "outrigger";
 /// still under way can no longer be told from a next request.
 pub fn http1(failure: Failure, is_head: bool) -> Vec<u8> {
     let status = failure.status();
-    let body = format!("{NAME}: {}\n", failure.details());
+    let body = body(failure);
     let head = format!(
         "HTTP/1.1 {status} {}\r\n\
          Content-Type: text/plain; charset=utf-8\r\n\
@@ -23,6 +26,27 @@ pub fn http1(failure: Failure, is_head: bool) -> Vec<u8> {
         proxy_status(failure),
     );
     if is_head { head } else { head + &body }.into_bytes()
+}
+
+/// The same for HTTP/2: the head and the body, which an answer to HEAD goes without.
+pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
+    let body = body(failure);
+    let mut head = Response::new(());
+    *head.status_mut() = StatusCode::from_u16(failure.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = head.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    if let Ok(status) = HeaderValue::try_from(proxy_status(failure)) {
+        headers.insert(HeaderName::from_static("proxy-status"), status);
+    }
+    (head, body.into())
+}
+
+fn body(failure: Failure) -> String {
+    format!("{NAME}: {}\n", failure.details())
 }
 
 /// The value of `Proxy-Status`.
@@ -43,7 +67,7 @@ pub fn proxy_status(failure: Failure) -> String {
 }
 
 fn reason(status: u16) -> &'static str {
-    let status = http::StatusCode::from_u16(status).ok();
+    let status = StatusCode::from_u16(status).ok();
     status.and_then(|s| s.canonical_reason()).unwrap_or("Error")
 }
 

@@ -93,14 +93,15 @@ async fn answer(
     let end = poll_fn(|cx| {
         // First the request goes out. From then on it is the answer that is waited for, and the
         // client is looked at only when there is none yet.
-        if mem::take(&mut is_first) {
+        let is_sending = mem::take(&mut is_first);
+        if is_sending {
             uploading.poll(cx)?;
         }
-        match download.as_mut().poll(cx) {
-            Poll::Ready(end) => return Poll::Ready(Ok(end)),
-            Poll::Pending => uploading.poll(cx)?,
+        let answered = download.as_mut().poll(cx);
+        if answered.is_pending() && !is_sending {
+            uploading.poll(cx)?;
         }
-        Poll::Pending
+        answered.map(Ok)
     });
     match end.await? {
         DownloadEnd::Complete(answer) => Ok(answer),

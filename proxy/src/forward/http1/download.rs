@@ -124,17 +124,9 @@ impl Download<'_> {
         if let Body::Length { left } = body
             && *left >= SPLICE_FROM
         {
-            self.worker.buffers.give(mem::take(self.output));
-            let moved = splice_exact(self.worker, self.upstream, self.client, *left).await;
-            *left -= moved.count;
-            self.progress.add_sent(moved.count as usize);
-            return match moved.end {
-                splice::End::Complete => Ok(()),
-                splice::End::SourceClosed | splice::End::SourceFailed(_) => {
-                    Err(DownloadEnd::Incomplete)
-                }
-                splice::End::SinkFailed(_) => Err(DownloadEnd::ClientLost),
-            };
+            let left = mem::take(left);
+            // Large while under way; a connection that never splices must not pay for it.
+            return Box::pin(self.splice(left)).await;
         }
         match read(self.upstream, self.output).await {
             Ok(0) if matches!(body, Body::UntilClose) => {
@@ -147,6 +139,20 @@ impl Download<'_> {
         match body.take(self.output.filled()) {
             Ok(taken) => self.send(taken).await,
             Err(_) => Err(DownloadEnd::Tunnel),
+        }
+    }
+
+    /// Moves all that is left of the body, inside the kernel.
+    async fn splice(&mut self, left: u64) -> Result<(), DownloadEnd> {
+        self.worker.buffers.give(mem::take(self.output));
+        let moved = splice_exact(self.worker, self.upstream, self.client, left).await;
+        self.progress.add_sent(moved.count as usize);
+        match moved.end {
+            splice::End::Complete => Ok(()),
+            splice::End::SourceClosed | splice::End::SourceFailed(_) => {
+                Err(DownloadEnd::Incomplete)
+            }
+            splice::End::SinkFailed(_) => Err(DownloadEnd::ClientLost),
         }
     }
 

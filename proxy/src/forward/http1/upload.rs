@@ -69,7 +69,8 @@ impl Upload<'_> {
             match &mut self.body {
                 Body::Length { left } if *left >= SPLICE_FROM && self.overflow.is_empty() => {
                     let left = mem::take(left);
-                    self.splice(left).await?;
+                    // Large while under way; a connection that never splices must not pay for it.
+                    Box::pin(self.splice(left)).await?;
                 }
                 _ => self.stream().await?,
             }

@@ -16,8 +16,6 @@ pub(super) struct Account {
     pub(super) sessions: Rc<Sessions>,
     pub(super) head: request::Parts,
     started: Instant,
-    /// Kept where `:authority` is missing.
-    host: Option<HeaderValue>,
     upstream: Option<SocketAddr>,
     is_reused: bool,
     status: Option<u16>,
@@ -28,14 +26,9 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn open(sessions: Rc<Sessions>, head: request::Parts) -> Self {
-        let host = match head.uri.authority() {
-            Some(_) => None,
-            None => head.headers.get(HOST).cloned(),
-        };
         Self {
             sessions,
             started: Instant::now(),
-            host,
             upstream: None,
             is_reused: false,
             status: None,
@@ -54,7 +47,13 @@ impl Account {
 
     /// The request will not be sent again.
     pub(super) fn forget_headers(&mut self) {
-        drop(mem::take(&mut self.head.headers));
+        let headers = mem::take(&mut self.head.headers);
+        // The record still wants to know the host.
+        if self.head.uri.authority().is_none()
+            && let Some(host) = headers.get(HOST)
+        {
+            self.head.headers.insert(HOST, host.clone());
+        }
     }
 
     /// The client is answered with `head`.
@@ -85,6 +84,7 @@ impl Drop for Account {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
+        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
         connection.record(&Record {
             protocol: Protocol::Http2,
             client: connection.client,
@@ -94,7 +94,7 @@ impl Drop for Account {
             request: Some(RequestLine {
                 method: self.head.method.as_str(),
                 target,
-                host: authority.or(self.host.as_ref().map(HeaderValue::as_bytes)),
+                host: authority.or(host),
             }),
             sni: None,
             status: self.status,

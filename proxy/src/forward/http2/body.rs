@@ -40,7 +40,7 @@ pub(super) struct Body {
 #[derive(Clone, Debug)]
 enum End {
     Data,
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
 }
 
 #[derive(Debug, Default)]
@@ -139,7 +139,7 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.end = Some(End::Trailers(trailers)),
+                    Ok(Some(trailers)) => self.end = Some(End::Trailers(Box::new(trailers))),
                     Ok(None) => self.end = Some(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
@@ -214,7 +214,7 @@ impl Body {
             self.end.take()
         };
         let sent = match end {
-            Some(End::Trailers(trailers)) => sink.send_trailers(trailers),
+            Some(End::Trailers(trailers)) => sink.send_trailers(*trailers),
             Some(End::Data) | None => sink.send_data(Bytes::new(), true),
         };
         match sent {

@@ -8,8 +8,12 @@ use bytes::{Bytes, BytesMut};
 /// costs a queue entry.
 const SMALL: usize = 4 * 1024;
 
+/// Takes no room worth mentioning before the first byte is held: most bodies never are.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct Held(Option<Box<Queue>>);
+
+#[derive(Debug, Default)]
+struct Queue {
     chunks: VecDeque<Bytes>,
     /// Small chunks behind `chunks`, copied together.
     tail: BytesMut,
@@ -18,47 +22,54 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.0.as_ref().map_or(0, |queue| queue.len)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     pub(super) fn push(&mut self, chunk: Bytes) {
-        self.len += chunk.len();
+        let queue = self.0.get_or_insert_default();
+        queue.len += chunk.len();
         if chunk.len() < SMALL {
-            self.tail.extend_from_slice(&chunk);
+            queue.tail.extend_from_slice(&chunk);
         } else {
-            self.close_tail();
-            self.chunks.push_back(chunk);
+            queue.close_tail();
+            queue.chunks.push_back(chunk);
         }
     }
 
     /// Puts `chunks` before all others.
     pub(super) fn push_front(&mut self, chunks: Vec<Bytes>) {
+        let queue = self.0.get_or_insert_default();
         for chunk in chunks.into_iter().rev() {
-            self.len += chunk.len();
-            self.chunks.push_front(chunk);
+            queue.len += chunk.len();
+            queue.chunks.push_front(chunk);
         }
     }
 
     /// Takes some of the first bytes, at most `max`.
     pub(super) fn pop(&mut self, max: usize) -> Bytes {
-        if self.chunks.is_empty() {
-            self.close_tail();
+        let Some(queue) = &mut self.0 else {
+            return Bytes::new();
+        };
+        if queue.chunks.is_empty() {
+            queue.close_tail();
         }
-        let Some(first) = self.chunks.front_mut() else {
+        let Some(first) = queue.chunks.front_mut() else {
             return Bytes::new();
         };
         let taken = first.split_to(first.len().min(max));
         if first.is_empty() {
-            self.chunks.pop_front();
+            queue.chunks.pop_front();
         }
-        self.len -= taken.len();
+        queue.len -= taken.len();
         taken
     }
+}
 
+impl Queue {
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
             self.chunks.push_back(self.tail.split().freeze());

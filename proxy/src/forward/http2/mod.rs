@@ -16,12 +16,13 @@ mod body;
 mod exchange;
 mod held;
 mod pool;
-mod respond;
+mod relay;
 mod session;
 mod sessions;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod upload;
 mod window;
 mod wire;
 

@@ -85,6 +85,9 @@ impl Sessions {
             None => {
                 let session = self.idle.take(&self.changed)?;
                 sessions.push(session.clone());
+                if !session.has_room() {
+                    return None;
+                }
                 session
             }
         };

@@ -37,6 +37,9 @@ struct Inner {
     read_before: Option<Buffer>,
     to_send: Option<Buffer>,
     read_this_turn: usize,
+    /// Nothing more to read, as far as this turn knows. h2 tries again for every request it hands
+    /// out, and the socket has the task's waker already.
+    is_drained: bool,
     has_read: bool,
     /// Why sending failed, until h2 has been told.
     send_error: Option<io::Error>,
@@ -64,13 +67,16 @@ impl Wire {
             read_before: read_before.filter(|b| !b.is_empty()),
             to_send: None,
             read_this_turn: 0,
+            is_drained: false,
             has_read: false,
             send_error: None,
         })))
     }
 
     pub(super) fn begin_turn(&self) {
-        self.0.borrow_mut().read_this_turn = 0;
+        let mut inner = self.0.borrow_mut();
+        inner.read_this_turn = 0;
+        inner.is_drained = false;
     }
 
     /// Whether the peer has sent anything.
@@ -133,12 +139,18 @@ impl AsyncRead for Wire {
             }
             return Poll::Ready(Ok(()));
         }
+        if inner.is_drained {
+            return Poll::Pending;
+        }
         if inner.read_this_turn >= READ_PER_TURN {
+            inner.is_drained = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = target.filled().len();
-        ready!(Pin::new(inner.socket.stream()).poll_read(cx, target))?;
+        let read = Pin::new(inner.socket.stream()).poll_read(cx, target);
+        inner.is_drained = read.is_pending();
+        ready!(read)?;
         inner.read_this_turn += target.filled().len() - before;
         inner.has_read = true;
         Poll::Ready(Ok(()))

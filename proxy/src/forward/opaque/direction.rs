@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    io,
+    io, mem,
     net::Shutdown,
     task::{Context, Poll, ready},
 };
@@ -17,9 +17,9 @@ use crate::{
     worker::Worker,
 };
 
-/// Full reads in a row, 16 KiB each, after which a direction takes to `splice`: a short answer
-/// never pays for a pipe, and a long one has lost little.
-const BULK_READS: u32 = 4;
+/// Bytes in full reads, one after the other, after which a direction takes to `splice`: a short
+/// answer never pays for a pipe, and a long one has lost little.
+const SPLICE_AFTER: usize = 128 * 1024;
 
 /// Bytes moved before other connections of the worker get their turn: about 100 us.
 const TURN: u64 = 1024 * 1024;
@@ -45,7 +45,8 @@ pub(super) struct Direction<'a> {
     /// Without an allocation while there is nothing to hold.
     held: Buffer,
     pipe: Option<LentPipe<'a>>,
-    full_reads: u32,
+    /// Bytes taken in full reads, one after the other.
+    bulk: usize,
     /// The source has closed; to be passed on once all is delivered.
     source_closed: bool,
     /// The source was seen to be reset by a write to it. The kernel tells that once, and from then
@@ -73,7 +74,7 @@ impl<'a> Direction<'a> {
             moved,
             held: first,
             pipe: None,
-            full_reads: 0,
+            bulk: 0,
             source_closed: false,
             source_reset: false,
             source_error_seen: false,
@@ -170,8 +171,8 @@ impl<'a> Direction<'a> {
             }
             match self.take() {
                 Ok(0) => self.source_closed = true,
-                Ok(taken) if taken >= buffer::SIZE => self.full_reads += 1,
-                Ok(_) => self.full_reads = 0,
+                Ok(taken) if taken >= buffer::SIZE => self.bulk += taken,
+                Ok(_) => self.bulk = 0,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -180,7 +181,7 @@ impl<'a> Direction<'a> {
     }
 
     fn take(&mut self) -> io::Result<usize> {
-        if self.full_reads >= BULK_READS {
+        if self.bulk >= SPLICE_AFTER {
             if self.pipe.is_none() {
                 self.pipe = self.worker.pipes.lend();
             }
@@ -190,8 +191,12 @@ impl<'a> Direction<'a> {
                     .try_io(Interest::READABLE, || pipe.fill(self.from, usize::MAX));
             }
         }
-        if self.held.capacity() < buffer::SIZE {
-            self.held = self.worker.buffers.take();
+        let buffers = &self.worker.buffers;
+        let capacity = self.held.capacity();
+        if self.bulk > 0 && capacity < buffer::LARGE {
+            buffers.give(mem::replace(&mut self.held, buffers.take_large()));
+        } else if capacity < buffer::SIZE {
+            self.held = buffers.take();
         }
         self.held.try_read(self.from)
     }
@@ -209,7 +214,7 @@ impl<'a> Direction<'a> {
     fn rest(&mut self) {
         self.pipe = None;
         if self.held.capacity() > 0 {
-            self.worker.buffers.give(std::mem::take(&mut self.held));
+            self.worker.buffers.give(mem::take(&mut self.held));
         }
     }
 }

@@ -28,7 +28,9 @@ impl Patience {
         Self {
             idle,
             half_close,
-            timer: Box::pin(sleep_until(after(now, idle))),
+            // The sooner of the two: a tunnel that is soon over sets its timer once, though it passes
+            // through half a close.
+            timer: Box::pin(sleep_until(after(now, idle.min(half_close)))),
             last_moved: now,
             moved: 0,
             is_half_closed: false,
@@ -50,7 +52,9 @@ impl Patience {
         if is_half_closed != self.is_half_closed {
             self.is_half_closed = is_half_closed;
             let due = self.due();
-            self.timer.as_mut().reset(due);
+            if due < self.timer.deadline() {
+                self.timer.as_mut().reset(due);
+            }
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));

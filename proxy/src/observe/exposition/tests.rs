@@ -14,7 +14,7 @@ use crate::{
 
 /// A proxy that has served a little of everything.
 fn shared() -> Arc<Shared> {
-    let shared = Arc::new(Shared::for_tests(2));
+    let shared = Arc::new(Shared::uncaptured(2));
     for (worker, record) in [
         (0, record()),
         (1, record()),
@@ -134,7 +134,7 @@ fn many_destinations_come_in_small_pieces_that_fit_together() {
 
 #[test]
 fn what_was_counted_for_forgotten_destinations_is_told_as_other() {
-    let shared = Shared::for_tests(1);
+    let shared = Shared::uncaptured(1);
     let addresses = || (1..=u16::MAX).map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
     for address in addresses() {
         observe(&shared, 0, address, &record());

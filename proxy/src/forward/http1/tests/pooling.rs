@@ -1,8 +1,11 @@
 //! Which upstream connection carries a request, and what happens when it was dead.
 
+use std::fs::File;
+
 use outrigger_config::{Settings, Span};
 
 use super::script::{GET, OK, POST, Peer, World, run};
+use crate::testing;
 
 /// A client's connection with one exchange behind it, and its upstream.
 async fn used(world: &World) -> (Peer, Peer) {
@@ -273,5 +276,35 @@ fn a_connection_that_was_asked_to_authenticate_is_pinned_too() {
         client.gets_ok_from(&mut upstream).await;
         drop(client);
         upstream.hears_the_end().await;
+    });
+}
+
+#[test]
+fn out_of_descriptors_idle_connections_make_room_and_without_any_it_is_a_503() {
+    if !testing::is_again() {
+        return testing::again(
+            "forward::http1::tests::pooling::out_of_descriptors_idle_connections_make_room_and_without_any_it_is_a_503",
+            "ip link set lo up; ulimit -n 64; exec \"$@\"",
+        );
+    }
+    run(async {
+        let world = World::new().await;
+        let (_idle, _upstream) = used(&world).await;
+        let (mut client, mut other) = (world.client().await, world.client().await);
+        let spare = || File::open("/dev/null").ok();
+        let mut taken: Vec<_> = std::iter::from_fn(spare).collect();
+
+        client.says(POST).await;
+        while world.worker.http1_pool.idle_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // For the upstream's end of what was dialled.
+        taken.pop();
+        let mut fresh = world.upstream().await;
+        fresh.hears(POST).await;
+
+        taken.extend(std::iter::from_fn(spare));
+        other.says(POST).await;
+        other.is_refused(503, "proxy_internal_error").await;
     });
 }

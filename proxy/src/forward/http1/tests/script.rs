@@ -1,6 +1,6 @@
 //! What both peers of the relay say, and must hear, byte by byte.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
 
 use outrigger_config::Settings;
 use tokio::{
@@ -93,16 +93,27 @@ impl World {
     }
 
     pub(super) fn requests_recorded(&self) -> u64 {
-        let requests = |d: std::sync::Arc<crate::cluster::Destination>| {
-            d.metrics.totals().outcomes.values().sum::<u64>()
-        };
-        self.worker
-            .shared
-            .registry
-            .all()
-            .into_iter()
-            .map(requests)
-            .sum()
+        self.recorded().into_values().sum()
+    }
+
+    /// How often each status and reason was recorded, as the metrics tell them.
+    pub(super) fn recorded(&self) -> BTreeMap<(String, &'static str), u64> {
+        let mut recorded = BTreeMap::new();
+        for destination in self.worker.shared.registry.all() {
+            for (outcome, count) in destination.metrics.totals().outcomes {
+                assert_eq!(outcome.protocol(), "http1");
+                *recorded
+                    .entry((outcome.code(), outcome.reason()))
+                    .or_default() += count;
+            }
+        }
+        recorded
+    }
+
+    /// The only request was recorded with this status and reason.
+    pub(super) fn has_recorded(&self, code: &str, reason: &'static str) {
+        let expected = BTreeMap::from([((code.to_owned(), reason), 1)]);
+        assert_eq!(self.recorded(), expected);
     }
 }
 

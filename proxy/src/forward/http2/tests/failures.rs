@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use super::peers::*;
-use crate::testing::{self, run};
+use crate::{
+    forward::http2::exchange::MAX_REPLAYS,
+    testing::{self, run},
+};
 
 #[test]
 fn the_reset_code_of_a_client_reaches_the_destination() {
@@ -122,6 +125,12 @@ fn failures_before_the_answer_explain_themselves() {
             proxy_error(&response),
             (502.try_into().unwrap(), "connection_refused".into())
         );
+        let body = read(&mut response.into_body()).await.unwrap();
+        assert_eq!(body, b"outrigger: destination refused the connection\n");
+        let mut head = get("/");
+        *head.method_mut() = http::Method::HEAD;
+        let response = ask(&refusing, head).await.unwrap();
+        assert_eq!(response.status(), 502);
         assert!(response.body().is_end_stream());
 
         let (listener, address) = testing::listener().await;
@@ -284,7 +293,7 @@ fn a_client_is_told_of_a_refusal_that_cannot_be_mended() {
         let first = client(&worker, always.address).await;
         let error = ask(&first, get("/")).await.unwrap_err();
         assert_eq!(error.reason(), Some(Reason::REFUSED_STREAM));
-        assert_eq!(asked.get(), 4);
+        assert_eq!(asked.get(), 1 + MAX_REPLAYS);
 
         // More of the body has gone than is kept.
         let to = destination(|request: Request<RecvStream>, mut response| async move {
@@ -352,6 +361,47 @@ fn streams_that_a_goaway_leaves_out_are_sent_again_and_the_others_finish() {
             assert_eq!(answer.await.unwrap(), 200);
         }
         assert_eq!(connections.get(), 2);
+    });
+}
+
+/// What nginx does after `keepalive_requests`.
+#[test]
+fn a_server_that_ends_each_connection_after_some_requests_costs_no_request() {
+    run(async {
+        let (listener, address) = testing::listener().await;
+        task::spawn_local(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                task::spawn_local(async move {
+                    let mut peer = RawPeer::server(stream, &[]).await;
+                    let mut last = 0;
+                    for _ in 0..5 {
+                        let Some(frame) = peer.next_of_or_end(HEADERS).await else {
+                            return;
+                        };
+                        last = frame.stream;
+                        peer.send(HEADERS, 0x5, last, STATUS_200).await;
+                    }
+                    let goaway = [&last.to_be_bytes()[..], &[0; 4]].concat();
+                    peer.send(GOAWAY, 0, 0, &goaway).await;
+                    while peer.next().await.is_some() {}
+                });
+            }
+        });
+        let client = client(&worker(), address).await;
+        let asked: Vec<_> = (0..8)
+            .map(|_| {
+                let client = client.clone();
+                task::spawn_local(async move {
+                    for _ in 0..25 {
+                        assert_eq!(ask(&client, post("/")).await.unwrap().status(), 200);
+                    }
+                })
+            })
+            .collect();
+        for all in asked {
+            all.await.unwrap();
+        }
     });
 }
 

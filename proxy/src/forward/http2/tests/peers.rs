@@ -266,13 +266,18 @@ impl RawPeer {
         })
     }
 
-    /// The next frame of a kind.
-    pub(super) async fn next_of(&mut self, kind: u8) -> Frame {
+    /// The next frame of a kind; none at the end of the connection.
+    pub(super) async fn next_of_or_end(&mut self, kind: u8) -> Option<Frame> {
         loop {
-            let frame = self.next().await.expect("a frame before the end");
+            let frame = self.next().await?;
             if frame.kind == kind {
-                return frame;
+                return Some(frame);
             }
         }
+    }
+
+    pub(super) async fn next_of(&mut self, kind: u8) -> Frame {
+        let frame = self.next_of_or_end(kind).await;
+        frame.expect("a frame before the end")
     }
 }

@@ -1,0 +1,87 @@
+//! The request's side of an exchange.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+
+use super::{
+    account::Account,
+    body::{Body, Ended},
+};
+
+/// The request's body.
+pub(super) struct Upload {
+    /// None if there is none, or nobody wants it any more. Apart, since most requests have none.
+    body: Option<Box<Body>>,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    UnderWay,
+    /// All of it has been sent on.
+    Sent,
+    /// The upstream takes no more; why is told by its response.
+    Stopped,
+}
+
+impl Upload {
+    pub(super) fn new(body: Option<Box<Body>>) -> Self {
+        let progress = match body {
+            Some(_) => Progress::UnderWay,
+            None => Progress::Sent,
+        };
+        Self { body, progress }
+    }
+
+    pub(super) fn has_body(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Relays; ready when the client has reset the stream.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut SendStream<Bytes>,
+        account: &mut Account,
+    ) -> Poll<Reason> {
+        let is_under_way = self.is_under_way();
+        let Some(body) = self.body.as_mut().filter(|_| is_under_way) else {
+            return Poll::Pending;
+        };
+        let before = body.received();
+        let relayed = body.poll_relay(cx, sink);
+        account.add_received(body.received() - before);
+        match relayed {
+            Poll::Ready(Ended::Complete) => self.progress = Progress::Sent,
+            Poll::Ready(Ended::SinkClosed) => self.progress = Progress::Stopped,
+            Poll::Ready(Ended::SourceFailed(error)) => {
+                return Poll::Ready(error.reason().unwrap_or(Reason::CANCEL));
+            }
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    }
+
+    /// Starts again; false if that is not possible.
+    pub(super) fn rewind(&mut self) -> bool {
+        let Some(body) = &mut self.body else {
+            return true;
+        };
+        self.progress = Progress::UnderWay;
+        body.rewind()
+    }
+
+    /// It will not be sent again.
+    pub(super) fn forget(&mut self) {
+        match &mut self.body {
+            Some(body) if self.progress == Progress::UnderWay => body.forget(),
+            _ => self.body = None,
+        }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.progress == Progress::UnderWay
+    }
+}
