@@ -340,6 +340,16 @@ fn a_gate_that_is_not_passed_leaves_everything_as_it_was() {
     }
 }
 
+/// Regression: built-in tables that the first use of iptables-nft makes were left behind.
+#[test]
+fn a_gate_that_is_not_passed_leaves_a_bare_namespace_bare() {
+    let pair = wire();
+    let _hung = proxy(&pair.app, PROXY_UID, "--workers 1 --hung-workers 1");
+    let refused = ctl(&pair.app, &install("iptables-nft")).expect("refused");
+    assert_eq!(refused.text("check"), "canary");
+    until("the anchor's end", || pair.app.ruleset().is_empty());
+}
+
 #[test]
 fn what_a_backend_cannot_do_is_refused_with_what_to_install() {
     let pair = wire();

@@ -8,7 +8,10 @@ use super::{
     rules::{self, probe_name},
     ruleset::State,
 };
-use crate::plan::{Family, Plan};
+use crate::{
+    nft::{self, NetlinkSocket},
+    plan::{Family, Plan},
+};
 
 const NAT: &str = "nat";
 const MANGLE: &str = "mangle";
@@ -35,6 +38,8 @@ struct Site {
     before: Tables,
     now: Tables,
     wanted: Tables,
+    /// Built-in tables that were not there, which iptables-nft makes and never takes away.
+    absent: Vec<&'static str>,
     is_chosen: bool,
 }
 
@@ -47,9 +52,12 @@ impl Tables {
     }
 
     fn read(programs: &Programs, port: u16) -> Result<Self, IptablesError> {
-        let listing = programs.save()?;
+        Self::in_listing(&programs.save()?, programs, port)
+    }
+
+    fn in_listing(listing: &str, programs: &Programs, port: u16) -> Result<Self, IptablesError> {
         let name = programs.name();
-        let read = |table| State::read(&listing, table, port).check(&name, table);
+        let read = |table| State::read(listing, table, port).check(&name, table);
         Ok(Self {
             nat: read(NAT)?,
             mangle: read(MANGLE)?,
@@ -83,11 +91,13 @@ impl Change {
                 // Nothing can have been loaded without them.
                 Err(_) => continue,
             };
-            let before = match Tables::read(&programs, plan.port) {
+            let listing = match programs.save() {
                 Err(error) if of == variant => return Err(error),
                 // A variant that does not work here holds nothing.
-                found => found.unwrap_or_default(),
+                listing => listing.unwrap_or_default(),
             };
+            let before = Tables::in_listing(&listing, &programs, plan.port)?;
+            let is_absent = |table: &&str| !listing.contains(&format!("*{table}\n"));
             let wanted = if is_chosen {
                 Tables::planned(plan, family)?
             } else {
@@ -98,6 +108,7 @@ impl Change {
                 programs,
                 before,
                 wanted,
+                absent: [NAT, MANGLE].into_iter().filter(is_absent).collect(),
                 is_chosen,
             });
         }
@@ -181,6 +192,7 @@ impl Change {
                     tracing::warn!(%error, table, "a rule could not be taken back");
                 }
             }
+            site.drop_what_was_absent();
         }
     }
 }
@@ -204,6 +216,20 @@ impl Site {
             *now = wanted;
         }
         Ok(())
+    }
+
+    /// A legacy table stays for as long as the network namespace.
+    fn drop_what_was_absent(&self) {
+        if self.programs.variant != Variant::Nft || self.absent.is_empty() {
+            return;
+        }
+        let Ok(mut socket) = NetlinkSocket::open() else {
+            return;
+        };
+        for table in &self.absent {
+            // It stays if somebody else uses it by now.
+            let _ = nft::delete_empty(&mut socket, self.programs.family, table);
+        }
     }
 
     fn verify(&self, port: u16) -> Result<(), IptablesError> {
@@ -247,6 +273,7 @@ pub(super) fn remove_all(port: u16) -> Result<Vec<String>, IptablesError> {
             before: now.clone(),
             now,
             wanted: Tables::default(),
+            absent: Vec::new(),
             is_chosen: false,
         };
         // What redirects first: without a beat it would wait for its lease.

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_NONREC};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
     Hook as HookAttribute, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey,
@@ -58,6 +58,27 @@ pub(super) fn delete(table: &str) -> Step {
         }),
         flags: 0,
     }
+}
+
+/// A chain and its table, unless a rule or another chain is in them.
+pub(super) fn delete_empty(table: &str, chain: &str) -> Vec<Step> {
+    let chain = NfTablesMessage::DeleteChain(ChainMessage {
+        attributes: vec![
+            ChainAttribute::Table(table.into()),
+            ChainAttribute::Name(chain.into()),
+        ],
+    });
+    let table = delete(table);
+    [
+        ("deleting an empty chain".into(), chain),
+        (table.doing, table.message),
+    ]
+    .map(|(doing, message)| Step {
+        doing,
+        message,
+        flags: NLM_F_NONREC,
+    })
+    .into()
 }
 
 fn new_table(table: &Table) -> Step {

@@ -69,6 +69,15 @@ impl NetlinkSocket {
 
     /// All of `steps` or none of them.
     pub(super) fn transact(&mut self, steps: Vec<Step>) -> Result<(), NftError> {
+        self.transact_in(NetfilterProtoFamily::Inet, steps)
+    }
+
+    /// For tables that are not ours, and so of another family.
+    pub(super) fn transact_in(
+        &mut self,
+        family: NetfilterProtoFamily,
+        steps: Vec<Step>,
+    ) -> Result<(), NftError> {
         let mut bytes = Vec::new();
         let control = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
         let begin = NetfilterMessage::new(control.clone(), ControlMessage::BatchBegin);
@@ -80,7 +89,7 @@ impl NetlinkSocket {
             let ack = if index == last_step { NLM_F_ACK } else { 0 };
             self.put(
                 &mut bytes,
-                inet(step.message),
+                of(family, step.message),
                 NLM_F_REQUEST | ack | step.flags,
             );
             doing.push(step.doing);
@@ -244,8 +253,9 @@ fn of_nftables(object: NetfilterMessageInner) -> Option<NfTablesMessage> {
 }
 
 fn inet(message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0),
-        message,
-    )
+    of(NetfilterProtoFamily::Inet, message)
+}
+
+fn of(family: NetfilterProtoFamily, message: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
