@@ -67,7 +67,7 @@ fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
                 "nft was chosen: it works here, and its rules end with the proxy".into(),
             ))),
             Err(Refusal::Kernel(error)) if !error.is_lack_of_privilege() => {
-                let Some(variant) = first_that_works() else {
+                let Some(variant) = first_that_works(settings)? else {
                     return Err(Refusal::Kernel(error));
                 };
                 let why = format!(
@@ -95,11 +95,12 @@ fn try_nft(settings: &Settings) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn first_that_works() -> Option<Variant> {
-    Variant::of_host()
+fn first_that_works(settings: &Settings) -> Result<Option<Variant>, Refusal> {
+    let families = Plan::new(settings, &tether::look()?, 0)?.families;
+    let mut all = Variant::of_host()
         .into_iter()
-        .chain([Variant::Nft, Variant::Legacy])
-        .find(|&variant| legacy::works(variant))
+        .chain([Variant::Nft, Variant::Legacy]);
+    Ok(all.find(|&variant| legacy::works(variant, &families)))
 }
 
 impl FromStr for Backend {

@@ -106,8 +106,8 @@ pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
 }
 
 /// Whether the programs of `variant` are there and understand this kernel.
-pub(crate) fn works(variant: Variant) -> bool {
-    Family::ALL.iter().all(|&family| {
+pub(crate) fn works(variant: Variant, families: &[Family]) -> bool {
+    families.iter().all(|&family| {
         programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
     })
 }

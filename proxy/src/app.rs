@@ -167,14 +167,14 @@ async fn obey(
     // Capture ends before anything is turned away; from here on new connections go direct.
     shared.control.start_draining();
     let lasting = shared.control.release_capture();
+    let drained = async {
+        tokio::time::sleep(lasting).await;
+        phase.send_replace(Phase::Draining);
+        phase.closed().await;
+    };
     tokio::select! {
-        () = tokio::time::sleep(lasting) => {}
-        () = stop_ordered(&mut signals, shared) => {}
-    }
-    phase.send_replace(Phase::Draining);
-    tokio::select! {
-        () = phase.closed() => tracing::info!("drained"),
-        () = tokio::time::sleep(deadline.0) => {
+        () = drained => tracing::info!("drained"),
+        () = tokio::time::sleep(lasting + deadline.0) => {
             tracing::warn!(live = shared.connections.live(), "drain deadline passed; cutting what is left");
         }
         () = stop_ordered(&mut signals, shared) => {

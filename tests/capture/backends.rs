@@ -556,6 +556,7 @@ fn install_with_faults(variant: &str) {
         ("fail", false),
         ("kill-parent-after", false),
         ("fail", true),
+        ("fail-after", true),
         ("kill", true),
         ("kill-parent-before", true),
         ("kill-parent-after", true),
@@ -563,7 +564,13 @@ fn install_with_faults(variant: &str) {
         let programs = faulty_programs();
         sweep(5, |point| {
             let command = programs.at(point, fault);
-            installs_around(&pair, variant, older_in_force, command, fault == "fail")
+            installs_around(
+                &pair,
+                variant,
+                older_in_force,
+                command,
+                fault.starts_with("fail"),
+            )
         });
     }
     for fault in ["signal=KILL", "error=ENOBUFS"] {
@@ -661,9 +668,15 @@ fn traced(inject: &str) -> Command {
     command
 }
 
-/// What may happen at a run of a program: it fails; it is killed; whoever runs it is killed before
-/// or after it has done its work.
-const FAULTS: [&str; 4] = ["fail", "kill", "kill-parent-before", "kill-parent-after"];
+/// What may happen at a run of a program: it fails, before or after it has done its work; it is
+/// killed; whoever runs it is killed, before or after.
+const FAULTS: [&str; 5] = [
+    "fail",
+    "fail-after",
+    "kill",
+    "kill-parent-before",
+    "kill-parent-after",
+];
 
 /// A directory for PATH, of programs that do as the real ones but for one fault.
 struct FaultyPrograms(PathBuf);
@@ -693,6 +706,7 @@ echo $count > "$here/count"
 if [ $count = "$FAULT_AT" ]; then
   case $FAULT in
     fail) exit 1 ;;
+    fail-after) "$name" "$@"; exit 1 ;;
     kill) kill -9 $$ ;;
     kill-parent-before) kill -9 $PPID; exit 1 ;;
     kill-parent-after) cat > "$here/input"; "$name" "$@" < "$here/input"; kill -9 $PPID; exit ;;

@@ -41,6 +41,7 @@ struct Site {
     /// Built-in tables that were not there, which iptables-nft makes and never takes away.
     absent: Vec<&'static str>,
     is_chosen: bool,
+    is_touched: bool,
 }
 
 impl Tables {
@@ -92,7 +93,7 @@ impl Change {
                 Err(_) => continue,
             };
             let listing = match programs.save() {
-                Err(error) if of == variant => return Err(error),
+                Err(error) if is_chosen => return Err(error),
                 // A variant that does not work here holds nothing.
                 listing => listing.unwrap_or_default(),
             };
@@ -110,6 +111,7 @@ impl Change {
                 wanted,
                 absent: [NAT, MANGLE].into_iter().filter(is_absent).collect(),
                 is_chosen,
+                is_touched: false,
             });
         }
         Ok(Self {
@@ -176,10 +178,7 @@ impl Change {
     /// To what was there before; whatever fails leaves rules whose lease runs out.
     pub(super) fn roll_back(&mut self) {
         self.is_over = true;
-        for site in &mut self.sites {
-            if site.now == site.before {
-                continue;
-            }
+        for site in self.sites.iter_mut().filter(|site| site.is_touched) {
             // Somebody else may have changed the places meanwhile.
             if let Ok(found) = Tables::read(&site.programs, self.port) {
                 site.now = found;
@@ -212,6 +211,8 @@ impl Site {
             _ => &mut self.now.mangle,
         };
         if let Some(script) = now.script(table, &wanted) {
+            // A program that fails may have done its work.
+            self.is_touched = true;
             self.programs.restore(&script)?;
             *now = wanted;
         }
@@ -275,6 +276,7 @@ pub(super) fn remove_all(port: u16) -> Result<Vec<String>, IptablesError> {
             wanted: Tables::default(),
             absent: Vec::new(),
             is_chosen: false,
+            is_touched: false,
         };
         // What redirects first: without a beat it would wait for its lease.
         site.load(NAT, State::default())?;
