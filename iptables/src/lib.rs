@@ -18,4 +18,4 @@ mod tether;
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use process::Process;
-pub use tether::{Installed, Removed, dry_run, install, remove};
+pub use tether::{Installed, Removed, dry_run, install, remove, status};

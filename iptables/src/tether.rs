@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use outrigger_config::{
     Settings,
-    control::{Identity, Request, Tether, TetherKind},
+    control::{Identity, Request, Status, Tether, TetherKind},
 };
 use serde::Serialize;
 
@@ -124,6 +124,17 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
         tables: before.into_iter().map(|table| table.name).collect(),
         notes,
     })
+}
+
+/// What the proxy on `port` says of its capture; `None`: no proxy runs there.
+///
+/// # Errors
+/// When the proxy does not answer.
+pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect(port)? {
+        Some(mut proxy) => proxy.status().map(Some),
+        None => Ok(None),
+    }
 }
 
 fn look() -> Result<Host, Refusal> {
