@@ -21,6 +21,8 @@ pub fn socket_name(port: u16) -> String {
 pub enum Request {
     /// Who are you?
     Hello,
+    /// How is the capture doing?
+    Status,
     /// From now on, answer a connection whose original destination is one of `targets` as a canary:
     /// read one line, the nonce, and answer one line, a [`CanaryAnswer`]. Replaces earlier targets;
     /// an empty list ends it. It ends by itself when this control connection closes.
@@ -97,6 +99,7 @@ pub enum TetherKind {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
     Hello(Identity),
+    Status(Status),
     Done,
     /// What dialling the loop probe's target came to.
     LoopProbe(LoopOutcome),
@@ -140,6 +143,21 @@ pub struct Identity {
     pub tethers: Vec<Tether>,
     /// Unix time in seconds since which capture is on.
     pub captured_since: Option<u64>,
+}
+
+/// A running proxy and its capture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    pub proxy: Identity,
+    /// Whether new connections are redirected now: rules are held and their lease runs.
+    pub is_captured: bool,
+    /// How often the lease ran out while rules were held, so that new connections went direct.
+    pub lapses: u64,
+    /// For how long in all, in seconds.
+    pub lapsed_secs: f64,
+    /// What kept the latest beat from renewing the lease.
+    pub obstacle: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

@@ -33,7 +33,7 @@ use crate::{
 };
 use change::{Change, Tables};
 
-/// A connect walks a thousand rules in some ten microseconds, which nobody notices yet.
+/// Measured on Linux 6.18: a thousand rules add 2 to 3 µs to a connect of 11 µs.
 const MAX_RULES: usize = 1000;
 
 /// What would be loaded, as input of the restore programs.

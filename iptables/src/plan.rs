@@ -27,6 +27,8 @@ const HEARTBEAT_PRIORITY: i32 = -310;
 
 /// Two families live in a set of leases, but dead elements count until they are collected.
 pub(crate) const LEASES_SIZE: u32 = 256;
+/// Connections that begin at once, bound to a device; more than that wait for a retransmission more.
+pub(crate) const SOURCES_SIZE: u32 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -94,12 +96,21 @@ pub enum Elements {
     Gids(Vec<u32>),
     /// The families whose lease runs: filled by rules, and emptied by time.
     Leases,
+    /// IPv4 addresses and ports that connections came from: filled and emptied likewise.
+    Sources,
+}
+
+impl Elements {
+    /// Whether rules fill it, so that what it holds is no matter of the plan.
+    pub(crate) fn are_dynamic(&self) -> bool {
+        matches!(self, Self::Leases | Self::Sources)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: &'static str,
-    /// Hooked into output, or only jumped to.
+    /// Hooked in, or only jumped to.
     pub hook: Option<Hook>,
     pub rules: Vec<Rule>,
 }
@@ -107,7 +118,14 @@ pub struct Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     pub kind: HookKind,
+    pub place: Place,
     pub priority: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Output,
+    Postrouting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +161,9 @@ pub enum Match {
     /// The first 8 bytes of a datagram.
     Payload(u64),
     FamilyIn(&'static str),
+    /// Over IPv4.
+    SourceIn(&'static str),
+    OutElsewhere,
     Established,
 }
 
@@ -155,6 +176,11 @@ pub enum Verdict {
     RejectWithReset,
     /// Puts the packet's family into the set, to stay for so long, and drops the packet.
     RenewAndDrop {
+        set: &'static str,
+        millis: u64,
+    },
+    /// The same with the packet's source, over IPv4.
+    NoteSourceAndDrop {
         set: &'static str,
         millis: u64,
     },
@@ -237,14 +263,21 @@ impl Plan {
 impl Hook {
     const NAT: Self = Self {
         kind: HookKind::Nat,
+        place: Place::Output,
         priority: NAT_PRIORITY,
     };
     const FILTER: Self = Self {
         kind: HookKind::Filter,
+        place: Place::Output,
         priority: FILTER_PRIORITY,
+    };
+    const LEAVING: Self = Self {
+        place: Place::Postrouting,
+        ..Self::FILTER
     };
     const HEARTBEAT: Self = Self {
         kind: HookKind::Filter,
+        place: Place::Output,
         priority: HEARTBEAT_PRIORITY,
     };
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use outrigger_config::{
     Settings,
-    control::{Identity, Request, Tether, TetherKind},
+    control::{Identity, Request, Status, Tether, TetherKind},
 };
 use serde::Serialize;
 
@@ -127,6 +127,17 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
         tables: gone,
         notes,
     })
+}
+
+/// What the proxy on `port` says of its capture; `None`: no proxy runs there.
+///
+/// # Errors
+/// When the proxy does not answer.
+pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect(port)? {
+        Some(mut proxy) => proxy.status().map(Some),
+        None => Ok(None),
+    }
 }
 
 pub(crate) fn look() -> Result<Host, Refusal> {

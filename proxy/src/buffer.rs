@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, io, ops::Range};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{io::Interest, net::TcpStream};
 
 /// Bytes of an ordinary buffer: a read of this size already costs little beside the copy
@@ -154,10 +154,21 @@ impl Buffer {
     /// # Errors
     /// `WouldBlock` when nothing is taken now; else the socket's error.
     pub fn try_write(&mut self, stream: &TcpStream) -> io::Result<usize> {
-        let count = stream.try_write(self.filled())?;
+        let count = try_write(stream, self.filled())?;
         self.consume(count);
         Ok(count)
     }
+}
+
+/// Writes once, without waiting; by a bare system call, since the C library's wrapper makes each one
+/// a place where a thread may be cancelled.
+///
+/// # Errors
+/// `WouldBlock` when nothing is taken now; else the socket's error.
+pub fn try_write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    stream.try_io(Interest::WRITABLE, || {
+        Ok(send(stream, bytes, SendFlags::NOSIGNAL)?)
+    })
 }
 
 /// A worker's buffers of [`SIZE`], and a few of [`LARGE`].

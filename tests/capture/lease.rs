@@ -10,10 +10,10 @@ use std::{
 };
 
 use crate::{
-    INSTALL, REMOVE,
+    INSTALL, REMOVE, STATUS,
     netns::{Namespace, Pair, run},
     proxyctl::{Running, ctl, proxyctl, start, until},
-    wire::{Client, V4, assert_captured, until_captured, wire},
+    wire::{Client, V4, assert_captured, until_captured, until_direct, wire},
 };
 
 /// The default of `capture.lease`.
@@ -61,7 +61,7 @@ fn a_worker_that_no_longer_turns_ends_the_capture_within_its_lease() {
     // The worker may turn once more before its next system call, and a beat may follow that turn.
     wait_until(hung + LEASE / 4 + LEASE + SLACK);
     assert_captured(&pair, false);
-    assert_eq!(metrics(&pair.app).of("outrigger_capture_active"), 0.0);
+    assert_lapsed(&pair, "worker 1 hangs");
     // It holds the rules still, but an install does not take that for a capture.
     let again = ctl(&pair.app, INSTALL).expect("refused");
     assert_eq!(again.text("check"), "canary");
@@ -82,7 +82,8 @@ fn a_foreign_drop_is_told_from_the_capture() {
         run("nft add rule inet foreign out oif lo meta l4proto udp drop");
     });
     until_lapsed(&pair);
-    assert_captured(&pair, false);
+    until_direct(&pair);
+    assert_lapsed(&pair, "a foreign rule drops every datagram");
 
     pair.app.enter(|| run("nft delete table inet foreign"));
     until_captured(&pair);
@@ -101,7 +102,8 @@ fn a_conntrack_zone_ends_the_capture() {
         run("nft add rule inet foreign out ct zone set 7");
     });
     until_lapsed(&pair);
-    assert_captured(&pair, false);
+    until_direct(&pair);
+    assert_lapsed(&pair, "did not come with its original destination");
 
     pair.app.enter(|| run("nft delete table inet foreign"));
     until_captured(&pair);
@@ -152,6 +154,14 @@ impl Metrics {
         let value = line.unwrap_or_else(|| panic!("no {name}: {}", self.0));
         value.trim().parse().unwrap()
     }
+}
+
+#[track_caller]
+fn assert_lapsed(pair: &Pair, why: &str) {
+    assert_eq!(metrics(&pair.app).of("outrigger_capture_active"), 0.0);
+    let status = ctl(&pair.app, STATUS).expect("lapsed");
+    assert_eq!((status.code, &status.json["lapses"]), (1, &1.into()));
+    assert!(status.text("obstacle").contains(why), "{status:?}");
 }
 
 fn until_lapsed(pair: &Pair) {

@@ -9,6 +9,7 @@ mod netns;
 mod proxyctl;
 mod refusals;
 mod slipping;
+mod status;
 #[path = "../support/wire.rs"]
 mod wire;
 
@@ -19,6 +20,7 @@ use std::{
 };
 
 const INSTALL: &str = "install-rules --json";
+const STATUS: &str = "status --json";
 const REMOVE: &str = "remove-rules --json";
 
 static CONFIGS: AtomicU32 = AtomicU32::new(0);

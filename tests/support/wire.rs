@@ -129,6 +129,16 @@ pub(crate) fn assert_captured(pair: &Pair, expected: bool) {
     }
 }
 
+/// One family's lease may have been renewed once more than the other's.
+#[track_caller]
+pub(crate) fn until_direct(pair: &Pair) {
+    for address in [V4, V6] {
+        until("the end of the capture", || {
+            Client::try_connect(&pair.app, address).is_ok_and(|client| !client.is_captured)
+        });
+    }
+}
+
 /// After a lapse: until the next beat connections go direct.
 #[track_caller]
 pub(crate) fn until_captured(pair: &Pair) {

@@ -16,8 +16,8 @@ use netlink_packet_netfilter::nftables::{
 
 use super::socket::Step;
 use crate::plan::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Rule, Set, Table,
-    Verdict, is_host,
+    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Place, Rule,
+    SOURCES_SIZE, Set, Table, Verdict, is_host,
 };
 
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
@@ -110,6 +110,13 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
         Elements::Uids(_) => (24, 4, SetFlags::empty(), HOST_ENDIAN),
         Elements::Gids(_) => (25, 4, SetFlags::empty(), HOST_ENDIAN),
         Elements::Leases => (2, 1, SetFlags::Eval | SetFlags::Timeout, HOST_ENDIAN),
+        // A concatenation's types stand six bits apart, its keys on four bytes each.
+        Elements::Sources => (
+            (7 << 6) | 13,
+            8,
+            SetFlags::Eval | SetFlags::Timeout,
+            NO_ENDIAN,
+        ),
     };
     let mut attributes = vec![
         SetAttribute::Table(table.name.clone()),
@@ -120,11 +127,12 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
         SetAttribute::Id(id),
         SetAttribute::UserData(key_order(order)),
     ];
-    if set.elements == Elements::Leases {
-        attributes.push(SetAttribute::Description(vec![SetDescription::Size(
-            LEASES_SIZE,
-        )]));
-    }
+    let size = match &set.elements {
+        Elements::Leases => Some(LEASES_SIZE),
+        Elements::Sources => Some(SOURCES_SIZE),
+        _ => None,
+    };
+    attributes.extend(size.map(|size| SetAttribute::Description(vec![SetDescription::Size(size)])));
     Step {
         doing: format!("adding set {}", set.name),
         message: NfTablesMessage::NewSet(SetMessage { attributes }),
@@ -132,6 +140,7 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
     }
 }
 
+const NO_ENDIAN: u32 = 0;
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 
@@ -176,7 +185,7 @@ pub(super) fn elements(elements: &Elements) -> Vec<Element> {
             .iter()
             .map(|id| element(id.to_ne_bytes().to_vec(), SetElementFlags::empty()))
             .collect(),
-        Elements::Leases => Vec::new(),
+        Elements::Leases | Elements::Sources => Vec::new(),
     }
 }
 
@@ -246,11 +255,15 @@ pub(super) fn hook(hook: Hook) -> [ChainAttribute; 3] {
         HookKind::Nat => "nat",
         HookKind::Filter => "filter",
     };
+    let place = match hook.place {
+        Place::Output => InetHookNumber::LocalOut,
+        Place::Postrouting => InetHookNumber::PostRouting,
+    };
     [
         ChainAttribute::Type(kind.into()),
         ChainAttribute::Policy(NF_ACCEPT),
         ChainAttribute::Hook(vec![
-            HookAttribute::Number(InetHookNumber::LocalOut.into()),
+            HookAttribute::Number(place.into()),
             HookAttribute::Priority(hook.priority.cast_unsigned()),
         ]),
     ]
@@ -362,6 +375,14 @@ impl Expr {
                 self.load(TRANSPORT_HEADER, UDP_HEADER, 8);
                 self.equals(&number.to_be_bytes());
             }
+            Match::SourceIn(set) => {
+                self.source();
+                self.is_in(set);
+            }
+            Match::OutElsewhere => {
+                self.meta(MetaKey::Oif);
+                self.compare(Operator::NotEqual, &LOOPBACK_INDEX.to_ne_bytes());
+            }
             Match::FamilyIn(set) => {
                 self.meta(MetaKey::Nfproto);
                 self.is_in(set);
@@ -396,6 +417,11 @@ impl Expr {
                 );
             }
             Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
+            Verdict::NoteSourceAndDrop { set, millis } => {
+                self.source_of_known_kind();
+                self.renew(set, *millis);
+                self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
+            }
             Verdict::RenewAndDrop { set, millis } => {
                 self.meta(MetaKey::Nfproto);
                 self.renew(set, *millis);
@@ -435,8 +461,12 @@ impl Expr {
     }
 
     fn load(&mut self, base: u32, offset: u32, length: u32) {
+        self.load_into(Register::Reg1, base, offset, length);
+    }
+
+    fn load_into(&mut self, register: Register, base: u32, offset: u32, length: u32) {
         self.0.push(Expressions::Payload(vec![
-            Payload::DestinationRegister(Register::Reg1),
+            Payload::DestinationRegister(register),
             Payload::Base(base),
             Payload::Offset(offset),
             Payload::Len(length),
@@ -481,6 +511,18 @@ impl Expr {
             Immediate::DestinationRegister(register),
             Immediate::Data(data),
         ]));
+    }
+
+    fn source(&mut self) {
+        self.family(Family::V4);
+        self.tcp();
+        self.source_of_known_kind();
+    }
+
+    /// Address and port side by side, where a rule has seen that the packet is IPv4 and TCP.
+    fn source_of_known_kind(&mut self) {
+        self.load(NETWORK_HEADER, 12, 4);
+        self.load_into(Register::Reg32_01, TRANSPORT_HEADER, 0, 2);
     }
 
     fn renew(&mut self, set: &str, millis: u64) {

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::{NetlinkSocket, NftError, encode};
-use crate::plan::{Chain, Elements, Family, LEASES, Rule, Set, Table};
+use crate::plan::{Chain, Family, LEASES, Rule, Set, Table};
 
 /// A table of family `inet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ fn has_elements(socket: &mut NetlinkSocket, table: &Table, set: &Set) -> Result<
     let Some(mut held) = held_elements(socket, table, set.name)? else {
         return Ok(false);
     };
-    if set.elements == Elements::Leases {
+    if set.elements.are_dynamic() {
         return Ok(true);
     }
     let mut planned: Vec<_> = encode::elements(&set.elements)

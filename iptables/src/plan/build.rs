@@ -131,6 +131,11 @@ fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
 /// The families whose lease runs.
 pub(crate) const LEASES: &str = "leases";
 
+/// Where connections came from that cannot take the redirect.
+const BOUND: &str = "bound_to_device";
+/// Longer than until the first retransmission and the second.
+const BOUND_MILLIS: u64 = 5000;
+
 pub(super) fn lease(settings: &Settings, families: &[Family]) -> Lease {
     let loopback = |family: &Family| (family.loopback(), settings.port()).into();
     Lease {
@@ -152,15 +157,44 @@ pub(super) fn capture(
         name: LEASES,
         elements: Elements::Leases,
     });
+    let mut chains = vec![
+        heartbeat_chain(proxy, lease, generation),
+        output_chain(proxy, lease, port),
+        capture_chain(settings, proxy, families, port),
+    ];
+    if families.contains(&Family::V4) {
+        sets.push(Set {
+            name: BOUND,
+            elements: Elements::Sources,
+        });
+        chains.push(astray_chain(port));
+    }
     Table {
         name: table_name(port, generation),
         comment: format!("Outrigger: captured for the proxy on port {port}, gone when it is gone"),
         sets,
-        chains: vec![
-            heartbeat_chain(proxy, lease, generation),
-            output_chain(proxy, lease, port),
-            capture_chain(settings, proxy, families, port),
-        ],
+        chains,
+    }
+}
+
+/// A socket bound to a device cannot reach the proxy on `lo`: its redirected packet would leave by that
+/// device, for nowhere. It is dropped, and its source noted, so that its retransmission a second later
+/// goes direct. (IPv6 finds no route for such a packet and drops it before any hook sees it.)
+fn astray_chain(port: u16) -> Chain {
+    Chain {
+        name: "astray",
+        hook: Some(Hook::LEAVING),
+        rules: vec![Rule::new(
+            [
+                Match::OutElsewhere,
+                Match::Destination(Family::V4.loopback().into()),
+                Match::Port(port),
+            ],
+            Verdict::NoteSourceAndDrop {
+                set: BOUND,
+                millis: BOUND_MILLIS,
+            },
+        )],
     }
 }
 
@@ -234,6 +268,9 @@ fn capture_chain(
     let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
     leave(Match::OutLoopback);
     leave(Match::DestinationLocal);
+    if families.contains(&Family::V4) {
+        leave(Match::SourceIn(BOUND));
+    }
     if families.contains(&Family::V6) {
         // Link-local destinations need their interface, which the proxy's dial would not have.
         leave(Match::Destination(LINK_LOCAL_V6));

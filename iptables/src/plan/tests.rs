@@ -48,6 +48,7 @@ fn the_defaults_capture_both_families_and_leave_local_and_proxy_traffic_alone() 
             "meta skuid 1337 return",
             "oif \"lo\" return",
             "fib daddr type local return",
+            "ip saddr . tcp sport @bound_to_device return",
             "ip6 daddr fe80::/10 return",
             "tcp dport @excluded_ports return",
             "meta nfproto ipv4 meta l4proto tcp redirect to :15001",

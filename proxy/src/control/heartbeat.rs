@@ -87,7 +87,7 @@ impl Heartbeat {
     }
 
     /// One beat for each of `held`, or what stands in its way. A family that fails its probe does
-    /// not keep the other one from being renewed.
+    /// not keep the other one from being renewed. `Ok`: when it was that all were renewed.
     ///
     /// # Errors
     /// The first obstacle.
@@ -97,18 +97,23 @@ impl Heartbeat {
         held: &[Held],
         limit: Duration,
     ) -> Result<Instant, Obstacle> {
-        pulse.take(limit).await.map_err(Obstacle::SilentWorker)?;
-        let mut result = Ok(Instant::now());
+        let mut result = Ok(());
+        let mut proven = Vec::new();
         for Held { generation, lease } in held {
             for &beat in &lease.beats {
-                let renewed = match self.probe(probe_address(beat.ip()), limit).await {
-                    Ok(()) => self.beat(beat, *generation),
-                    Err(obstacle) => Err(obstacle),
-                };
-                result = result.and_then(|began| renewed.map(|()| began));
+                match self.probe(probe_address(beat.ip()), limit).await {
+                    Ok(()) => proven.push((beat, *generation)),
+                    Err(obstacle) => result = result.and(Err(obstacle)),
+                }
             }
         }
-        result
+        // Last and just before the beats: a worker that hangs from now on has had its last one.
+        pulse.take(limit).await.map_err(Obstacle::SilentWorker)?;
+        let now = Instant::now();
+        for (beat, generation) in proven {
+            result = result.and(self.beat(beat, generation));
+        }
+        result.map(|()| now)
     }
 
     async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {

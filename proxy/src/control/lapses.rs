@@ -25,7 +25,7 @@ impl Lapses {
 
     /// Whether the lease has run out since this was last asked.
     pub(super) fn has_lapsed(&mut self, now: Instant) -> bool {
-        let is_new = self.ends.is_some_and(|ends| ends <= now) && !self.is_lapsed;
+        let is_new = self.is_newly_lapsed(now);
         if is_new {
             self.is_lapsed = true;
             self.count += 1;
@@ -44,14 +44,19 @@ impl Lapses {
         self.ends.is_some_and(|ends| now < ends)
     }
 
-    pub(super) fn count(&self) -> u64 {
-        self.count
+    /// How many windows there were, with one that runs.
+    pub(super) fn count(&self, now: Instant) -> u64 {
+        self.count + u64::from(self.is_newly_lapsed(now))
     }
 
     /// The length of all windows, of one that runs too.
     pub(super) fn total(&self, now: Instant) -> Duration {
         let running = self.ends.map(|ends| now.saturating_duration_since(ends));
         self.total + running.unwrap_or_default()
+    }
+
+    fn is_newly_lapsed(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|ends| ends <= now) && !self.is_lapsed
     }
 
     fn close(&mut self, now: Instant) -> Option<Duration> {
@@ -79,11 +84,13 @@ mod tests {
         assert!(lapses.is_active(at(1)) && !lapses.has_lapsed(at(1)));
         assert_eq!(lapses.renewed(at(1), LEASE), None);
 
-        assert!(!lapses.is_active(at(3)) && lapses.has_lapsed(at(3)));
+        assert!(!lapses.is_active(at(3)));
+        assert_eq!(lapses.count(at(3)), 1, "counted before anybody looks");
+        assert!(lapses.has_lapsed(at(3)));
         assert!(!lapses.has_lapsed(at(4)), "told once");
-        assert_eq!((lapses.count(), lapses.total(at(4)).as_secs()), (1, 1));
+        assert_eq!((lapses.count(at(4)), lapses.total(at(4)).as_secs()), (1, 1));
         assert_eq!(lapses.renewed(at(8), LEASE), Some(Duration::from_secs(5)));
-        assert_eq!((lapses.count(), lapses.total(at(9)).as_secs()), (1, 5));
+        assert_eq!((lapses.count(at(9)), lapses.total(at(9)).as_secs()), (1, 5));
         assert!(lapses.is_active(at(9)));
     }
 
@@ -95,7 +102,10 @@ mod tests {
         let mut lapses = Lapses::default();
         lapses.renewed(at(0), LEASE);
         assert_eq!(lapses.renewed(at(10), LEASE), Some(Duration::from_secs(8)));
-        assert_eq!((lapses.count(), lapses.total(at(10)).as_secs()), (1, 8));
+        assert_eq!(
+            (lapses.count(at(10)), lapses.total(at(10)).as_secs()),
+            (1, 8)
+        );
     }
 
     #[test]
@@ -106,9 +116,12 @@ mod tests {
         lapses.renewed(at(0), LEASE);
         lapses.end(at(1));
         assert!(!lapses.is_active(at(1)) && !lapses.has_lapsed(at(9)));
-        assert_eq!((lapses.count(), lapses.total(at(9)).as_secs()), (0, 0));
+        assert_eq!((lapses.count(at(9)), lapses.total(at(9)).as_secs()), (0, 0));
         lapses.renewed(at(10), LEASE);
         lapses.end(at(13));
-        assert_eq!((lapses.count(), lapses.total(at(20)).as_secs()), (1, 1));
+        assert_eq!(
+            (lapses.count(at(20)), lapses.total(at(20)).as_secs()),
+            (1, 1)
+        );
     }
 }

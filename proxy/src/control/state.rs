@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Tether};
+use outrigger_config::control::{Identity, Status, Tether};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
@@ -41,6 +41,8 @@ pub struct ControlState {
     sessions: AtomicU64,
     tethers: Mutex<Tethers>,
     lapses: Mutex<Lapses>,
+    /// What kept the latest beat from renewing the lease.
+    obstacle: Mutex<Option<String>>,
     captures_changed: Notify,
 }
 
@@ -107,6 +109,7 @@ impl ControlState {
             draining: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
             lapses: Mutex::default(),
+            obstacle: Mutex::default(),
             captures_changed: Notify::new(),
         })
     }
@@ -145,7 +148,7 @@ impl ControlState {
         CaptureFigures {
             is_active: since.is_some() && (!has_leases || lapses.is_active(now)),
             since,
-            lapses: lapses.count(),
+            lapses: lapses.count(now),
             lapsed: lapses.total(now),
         }
     }
@@ -165,6 +168,18 @@ impl ControlState {
             draining: self.draining.load(Ordering::Relaxed),
             tethers: tethers.list(),
             captured_since: tethers.captured_since(),
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let figures = self.figures();
+        let obstacle = self.obstacle();
+        Status {
+            proxy: self.identity(),
+            is_captured: figures.is_active,
+            lapses: figures.lapses,
+            lapsed_secs: figures.lapsed.as_secs_f64(),
+            obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
         }
     }
 
@@ -224,6 +239,7 @@ impl ControlState {
 
     /// Keeps and tells what a round of beats came to.
     pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
+        *self.obstacle() = round.as_ref().err().map(ToString::to_string);
         let mut lapses = self.lapses();
         match round {
             Ok(began) => {
@@ -252,6 +268,10 @@ impl ControlState {
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {
         self.tethers().drop_idle_anchors(live_connections);
+    }
+
+    fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+        self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lapses(&self) -> MutexGuard<'_, Lapses> {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::net::TcpStream;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, try_write};
 
 /// Reads what has arrived into the buffer's free space, of which there must be some. 0 means the
 /// peer has closed.
@@ -36,7 +36,7 @@ pub(super) async fn read(from: &TcpStream, buffer: &mut Buffer) -> io::Result<us
 pub(super) async fn write_some(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
         poll_fn(|cx| to.poll_write_ready(cx)).await?;
-        match to.try_write(bytes) {
+        match try_write(to, bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return written,
         }
