@@ -171,8 +171,10 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         Verdict::Return => "RETURN".into(),
         Verdict::Accept => "ACCEPT".into(),
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
-        // Chains and leases are of another make here.
-        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } => return Vec::new(),
+        // Chains and leases are of another make here, and a list of xt_recent has no ports.
+        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } | Verdict::NoteSourceAndDrop { .. } => {
+            return Vec::new();
+        }
     };
     let unconditional = vec![Conditions::default()];
     rule.matches
@@ -216,8 +218,10 @@ impl Conditions {
                 self.in_set(table, set)
             }
             Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
-            // Of the beats, which are of another make here.
-            Match::UdpPort(_) | Match::Payload(_) => Vec::new(),
+            // Of the beats, which are of another make here, and of lists with ports.
+            Match::UdpPort(_) | Match::Payload(_) | Match::SourceIn(_) | Match::OutElsewhere => {
+                Vec::new()
+            }
         }
     }
 
@@ -247,7 +251,7 @@ impl Conditions {
                 .iter()
                 .map(|id| self.clone().extended(format!("owner --gid-owner {id}")))
                 .collect(),
-            Some(Elements::Leases) | None => Vec::new(),
+            Some(Elements::Leases | Elements::Sources) | None => Vec::new(),
         }
     }
 
