@@ -24,7 +24,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
     /// How rules are loaded: `nft` (over netlink; no program is needed), `iptables` (this host's),
-    /// `iptables-legacy`, `iptables-nft`, or `auto` (nft if it works here, else iptables)
+    /// `iptables-legacy`, `iptables-nft`, or `auto` (nft if it works here, else iptables). Rules in
+    /// iptables go on until the lease has run out (2 s) after the proxy was killed
     #[arg(long, value_name = "BACKEND", default_value_t = Backend::Nft)]
     backend: Backend,
     /// Whose connections are captured: `netns`, everybody's in this network namespace
