@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener as StdListener},
+    num::NonZeroUsize,
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
@@ -76,10 +77,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
             },
             source,
         })?;
-    let max_connections = settings
-        .limits
-        .max_connections
-        .map_or_else(connections_allowed, usize::from);
+    let max_connections = max_connections(settings.limits.max_connections);
     let shared = Arc::new(Shared {
         settings,
         instance,
@@ -327,6 +325,22 @@ fn random_id() -> Result<Box<str>, StartError> {
 /// The CPUs allowed to this process, a cgroup quota counted.
 fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What was asked for, within what the process can hold: beyond that a connection would hang in
+/// the queue instead of being refused.
+fn max_connections(wanted: Option<NonZeroUsize>) -> usize {
+    let allowed = connections_allowed();
+    match wanted.map(usize::from) {
+        Some(wanted) if wanted > allowed => {
+            tracing::warn!(
+                "limits.max_connections is {wanted}, but the limit of open files (RLIMIT_NOFILE) carries {allowed} connections: {allowed} it is; raise LimitNOFILE= or `ulimit -n` for more"
+            );
+            allowed
+        }
+        Some(wanted) => wanted,
+        None => allowed,
+    }
 }
 
 /// Two descriptors for each connection, within the process's limit.

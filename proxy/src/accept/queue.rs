@@ -18,6 +18,9 @@ pub struct Queue {
     /// Given up for a moment when descriptors run out, so that a connection can be accepted and
     /// refused instead of hanging in the queue.
     spare: Option<File>,
+    /// Whether the last attempt failed for a reason that lasts, which is told once and not a hundred
+    /// times a second.
+    is_failing: bool,
 }
 
 impl Queue {
@@ -26,6 +29,7 @@ impl Queue {
             listener,
             shared,
             spare: open_spare(),
+            is_failing: false,
         }
     }
 
@@ -44,7 +48,10 @@ impl Queue {
                 }
             };
             match accepted {
-                Ok((stream, client)) => return Some((stream, ClientAddr(client))),
+                Ok((stream, client)) => {
+                    self.is_failing = false;
+                    return Some((stream, ClientAddr(client)));
+                }
                 Err(error) => self.survive(&error).await,
             }
         }
@@ -66,7 +73,10 @@ impl Queue {
                 self.spare = open_spare();
             }
             _ => {
-                tracing::error!(%error, "accept failed");
+                if !self.is_failing {
+                    tracing::error!(%error, "cannot accept; trying again every 10 ms");
+                }
+                self.is_failing = true;
                 // Memory or descriptors of the whole system: nothing to do but let others free some.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 self.spare = self.spare.take().or_else(open_spare);
