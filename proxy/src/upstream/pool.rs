@@ -7,15 +7,20 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use socket2::SockRef;
-use tokio::{net::TcpStream, task};
+use tokio::{
+    net::TcpStream,
+    task::{self, coop},
+};
 
 use super::{Upstream, connect_for};
 use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
@@ -209,7 +214,11 @@ impl Lease {
     /// the event loop has been told of whatever arrived.
     pub fn is_quiet(&self) -> bool {
         let mut nobody = Context::from_waker(Waker::noop());
-        poll_disturbed(&mut nobody, &self.upstream.stream).is_pending()
+        // Outside of the task's budget: once that is spent, all looks quiet.
+        let disturbed = poll_fn(|cx| poll_disturbed(cx, &self.upstream.stream));
+        pin!(coop::unconstrained(disturbed))
+            .poll(&mut nobody)
+            .is_pending()
     }
 
     /// Whether the peer, whose orderly end was read, provably took nothing of the present request:
