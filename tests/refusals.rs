@@ -141,11 +141,29 @@ fn more_connections_than_the_limit_are_reset_and_counted_and_the_rest_live_on() 
 fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
     let world = World::new();
     let _nginx = world.nginx();
+    let proxy = world.serve("workers: 1");
+    world.capture(&proxy);
+    // Afterwards, since at its start the proxy fits its connection limit to what it may open.
+    proxy.limit_descriptors(64);
+    assert_overrun_is_survived(&world, &["out_of_resources"]);
+}
+
+#[test]
+fn a_connection_limit_above_what_descriptors_carry_is_lowered_and_holds() {
+    let world = World::new();
+    let _nginx = world.nginx();
     let proxy = world.serve_limited(
         "workers: 1\nlimits: { max_connections: 10000 }",
-        &["--nofile=64"],
+        &["--nofile=128"],
     );
     world.capture(&proxy);
+    assert_overrun_is_survived(&world, &["connection_limit", "out_of_resources"]);
+}
+
+/// Opens more connections than the proxy can carry: each is served or refused, none hangs, and the
+/// refusals are counted under one of `reasons`.
+#[track_caller]
+fn assert_overrun_is_survived(world: &World, reasons: &[&str]) {
     let request = "GET /hello HTTP/1.1\r\nHost: svc\r\n\r\n";
     let mut held = Vec::new();
     let mut refused = 0;
@@ -178,7 +196,7 @@ fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
     }
     assert!(
         refused > 30,
-        "64 descriptors cannot carry 100 connections; refused: {refused}"
+        "so few descriptors cannot carry 100 connections; refused: {refused}"
     );
     drop(held);
     wait_until(SOON, "requests succeed again", || {
@@ -188,14 +206,17 @@ fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
             .status
             .success()
     });
-    wait_until(SOON, "a refusal for lack of descriptors is counted", || {
+    wait_until(SOON, "a refusal is counted", || {
         // At accept, or at the dial.
         [
             "outrigger_connections_refused_total",
             "outrigger_requests_total",
         ]
         .iter()
-        .any(|name| world.metric_sum(name, "out_of_resources") >= 1.0)
+        .any(|name| {
+            let counted = |reason: &&str| world.metric_sum(name, reason) >= 1.0;
+            reasons.iter().any(counted)
+        })
     });
 }
 

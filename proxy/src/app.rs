@@ -346,9 +346,8 @@ fn max_connections(wanted: Option<NonZeroUsize>) -> usize {
 /// Two descriptors for each connection, within the process's limit.
 fn connections_allowed() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let descriptors = limit
-        .unwrap_or(1 << 20)
-        .saturating_sub(RESERVED_DESCRIPTORS);
+    let limit = limit.unwrap_or(1 << 20);
+    let descriptors = limit - RESERVED_DESCRIPTORS.min(limit / 2);
     usize::try_from(descriptors / 2)
         .unwrap_or(usize::MAX)
         .max(1)
