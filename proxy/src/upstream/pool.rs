@@ -86,6 +86,13 @@ impl Pool {
         destination.clone()
     }
 
+    /// Forgets a destination that has no idle connections and no other user than `idle`.
+    pub fn forget(&self, peer: SocketAddr, idle: &Rc<IdleConnections>) {
+        if idle.connections.borrow().is_empty() && Rc::strong_count(idle) == 2 {
+            self.destinations.borrow_mut().remove(&peer);
+        }
+    }
+
     /// Takes a connection that was just dialled.
     pub fn lease(&self, upstream: Upstream) -> Lease {
         self.last_id.set(self.last_id.get() + 1);
@@ -103,6 +110,11 @@ impl Pool {
     /// Idle connections of this worker.
     pub fn idle_count(&self) -> usize {
         self.idle.get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn destination_count(&self) -> usize {
+        self.destinations.borrow().len()
     }
 
     /// Closes every idle connection and tells how many there were.
