@@ -53,6 +53,34 @@ fn the_proxys_port_on_another_address_of_the_host_leads_to_no_loop() {
     );
 }
 
+/// With few ports to choose from, an application's connection soon gets the port that one of the
+/// proxy's own has to another destination.
+#[test]
+fn a_port_that_the_proxy_uses_to_another_destination_is_no_loop() {
+    const PORTS: [u16; 6] = [81, 82, 83, 84, 85, 86];
+    let world = World::new();
+    world
+        .app
+        .sh("echo 40000 40011 > /proc/sys/net/ipv4/ip_local_port_range");
+    let _peers = PORTS.map(|port| {
+        world.peer(port, |mut stream| {
+            stream.say("hello")?;
+            stream.hear_to_end().map(drop)
+        })
+    });
+    let _proxy = world.captured();
+    let _held: Vec<_> = PORTS
+        .into_iter()
+        .flat_map(|port| [port; 4])
+        .map(|port| {
+            let mut client = world.app.connect((SVC4, port));
+            let heard = client.hear(5);
+            assert_eq!(heard.expect("the greeting"), b"hello", "port {port}");
+            client
+        })
+        .collect();
+}
+
 #[test]
 fn the_proxys_own_connection_coming_back_is_a_loop_refused_and_counted() {
     let world = World::new();
