@@ -21,7 +21,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the proxy listens, instead of what the file says (repeatable)
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = settings::listen_address)]
     listen: Vec<SocketAddr>,
     /// How rules are loaded: `nft` (over netlink; no program is needed), `iptables` (this host's),
     /// `iptables-legacy`, `iptables-nft`, or `auto` (nft if it works here, else iptables). Rules in
@@ -60,6 +60,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     if !args.listen.is_empty() {
         settings.listen = args.listen;
+        settings = match settings::check(settings, "install-rules") {
+            Ok(settings) => settings,
+            Err(code) => return code,
+        };
     }
     if args.dry_run {
         return finish(

@@ -11,7 +11,7 @@ use std::{
 };
 
 use outrigger_proxy::observe::{LogTarget, LogThread};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
 
 /// How long the end waits for stderr to take what was said last.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -34,8 +34,23 @@ pub(crate) fn filter(level: Option<&str>) -> Result<EnvFilter, String> {
             _ => ("the default", "info".to_owned()),
         },
     };
-    EnvFilter::try_new(&directives).map_err(|error| {
-        format!("{source} `{directives}`: {error}; write error, warn, info, debug or trace, for all or by module (`info,outrigger_proxy::accept=debug`)")
+    let refuse = |why: &str| {
+        format!(
+            "{source} `{directives}`: {why}; write error, warn, info, debug or trace, for all or by module (`info,outrigger_proxy::accept=debug`)"
+        )
+    };
+    if let Some(word) = misspelt_level(&directives) {
+        return Err(refuse(&format!("`{word}` is no level")));
+    }
+    EnvFilter::try_new(&directives).map_err(|error| refuse(&error.to_string()))
+}
+
+/// A word alone that is no level. It would be taken for a module, and everything else fall silent.
+fn misspelt_level(directives: &str) -> Option<&str> {
+    let mut words = directives.split(',').map(str::trim);
+    words.find(|word| {
+        let stands_alone = !word.is_empty() && !word.contains(['=', '[', ':']);
+        stands_alone && word.parse::<LevelFilter>().is_err()
     })
 }
 

@@ -1,5 +1,9 @@
 //! `proxyctl`: a transparent outbound sidecar proxy, its capture rules and its diagnosis.
 
+// First, since a macro is known from its definition on.
+#[macro_use]
+mod output;
+
 mod completions;
 mod demo;
 mod install_rules;
@@ -34,12 +38,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let code = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
-    }
+    };
+    output::judge(code)
 }

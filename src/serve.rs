@@ -37,13 +37,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Listen here instead of what the file says (loopback only; once per address family)
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = settings::listen_address)]
     listen: Vec<SocketAddr>,
     /// Admin address instead of what the file says, or `off`
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<Admin>,
     /// Number of event loops [default: CPUs allowed to the process]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = workers)]
     workers: Option<NonZeroUsize>,
     /// What to log: error, warn, info, debug, trace, or by module as in RUST_LOG [default: RUST_LOG or info]
     #[arg(long, value_name = "LEVEL")]
@@ -72,6 +72,11 @@ impl FromStr for Admin {
     }
 }
 
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "write a whole number from 1 on".into())
+}
+
 pub(crate) fn run(args: Args) -> ExitCode {
     // First of all, while no thread can be reading the environment.
     let inherited = match outrigger_proxy::take_inherited() {
@@ -88,7 +93,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     let filter = match logging::filter(args.log_level.as_deref()) {
         Ok(filter) => filter,
-        Err(problem) => return usage_error([problem]),
+        Err(problem) => {
+            eprintln!("proxyctl serve: {problem}");
+            return ExitCode::from(USAGE_ERROR);
+        }
     };
     if let Err(error) = privileges::drop_all_but_needed(&settings.capture, &inherited) {
         return fail(error);
@@ -127,14 +135,7 @@ fn settings(args: &Args) -> Result<Settings, ExitCode> {
         None => {}
     }
     settings.workers = args.workers.or(settings.workers);
-    // The file alone was without a problem: what there is comes from the command line.
-    let problems = settings.problems();
-    if problems.is_empty() {
-        Ok(settings)
-    } else {
-        let line = |(key, message)| format!("--{key}: {message}");
-        Err(usage_error(problems.into_iter().map(line)))
-    }
+    settings::check(settings, "serve")
 }
 
 /// Another user than the settings name serves well enough, but is captured itself.
@@ -142,18 +143,16 @@ fn warn_of_other_user(settings: &Settings) {
     let uid = rustix::process::geteuid().as_raw();
     let capture = &settings.capture;
     if uid != capture.proxy_uid && capture.proxy_mark.is_none() {
+        // `nobody` is refused as a setting, since it stands for every unmapped user too.
+        let or_this_user = match uid {
+            65534 => String::new(),
+            _ => format!(", or set capture.proxy_uid to {uid} if nothing else runs as that user"),
+        };
         tracing::warn!(
-            "running as uid {uid}, but capture.proxy_uid is {}: `proxyctl install-rules` will refuse to capture for this process; start it as that user (or as root), or set capture.proxy_uid to {uid} if nothing else runs as that user",
+            "running as uid {uid}, but capture.proxy_uid is {}: `proxyctl install-rules` will refuse to capture for this process; start it as that user (or as root){or_this_user}",
             capture.proxy_uid
         );
     }
-}
-
-fn usage_error(problems: impl IntoIterator<Item = String>) -> ExitCode {
-    for problem in problems {
-        eprintln!("proxyctl serve: {problem}");
-    }
-    ExitCode::from(USAGE_ERROR)
 }
 
 fn fail(error: impl fmt::Display) -> ExitCode {

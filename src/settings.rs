@@ -1,6 +1,6 @@
 //! Settings as a command line asks for them.
 
-use std::{path::Path, process::ExitCode};
+use std::{net::SocketAddr, path::Path, process::ExitCode};
 
 use outrigger_config::Settings;
 
@@ -23,4 +23,25 @@ pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
         }
         ExitCode::from(USAGE_ERROR)
     })
+}
+
+/// Checks what the command line has put over a file that was without a problem by itself.
+///
+/// # Errors
+/// Once every problem has been printed.
+pub(crate) fn check(settings: Settings, command: &str) -> Result<Settings, ExitCode> {
+    let problems = settings.problems();
+    if problems.is_empty() {
+        return Ok(settings);
+    }
+    for (key, message) in problems {
+        eprintln!("proxyctl {command}: --{key}: {message}");
+    }
+    Err(ExitCode::from(USAGE_ERROR))
+}
+
+/// The value of `--listen`.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an address and port, such as 127.0.0.1:15001 or [::1]:15001".into())
 }

@@ -34,6 +34,8 @@ pub fn read(path: &Path) -> Result<Settings, Vec<Problem>> {
             io::ErrorKind::PermissionDenied => {
                 "; make it readable by the user that runs this command"
             }
+            io::ErrorKind::IsADirectory => "; name a file in it",
+            io::ErrorKind::InvalidData => "; it is no text file: write YAML in UTF-8",
             _ => "",
         };
         vec![Problem {
@@ -66,7 +68,7 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
             .map_or(full.as_str(), |(m, _)| m);
         vec![Problem {
             at,
-            message: message.trim_end_matches(':').to_owned(),
+            message: plain(message.trim_end_matches(':')),
         }]
     })?;
     let problems: Vec<_> = settings
@@ -82,6 +84,22 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
     } else {
         Err(problems)
     }
+}
+
+/// The words of parsers, which know types only, with what to write instead.
+fn plain(message: &str) -> String {
+    let write = match message {
+        "expected sequence start" => "a list, such as `[a, b]`",
+        "expected mapping start" => "keys with values, such as `key: value`",
+        "invalid socket address syntax" => {
+            "an address and port, such as `127.0.0.1:15001` or `\"[::1]:15001\"`"
+        }
+        "invalid IP address syntax" => "a network, such as `10.0.0.0/8` or `192.0.2.1/32`",
+        "invalid u64" | "invalid u32" | "invalid usize" => "a whole number, not below 0",
+        _ if message.ends_with("expected a nonzero usize") => "a whole number from 1 on",
+        _ => return message.to_owned(),
+    };
+    format!("{message}; write {write}")
 }
 
 /// Where a dotted key stands in block-style YAML; `None` for flow style, where the message's key
@@ -149,6 +167,33 @@ mod tests {
         for lease in ["400ms", "2s", "1m"] {
             assert!(parse(&format!("capture:\n  lease: {lease}\n")).is_ok());
         }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_says_what_to_write() {
+        for (text, write) in [
+            ("listen: 5", "a list"),
+            ("listen: [nowhere]", "an address and port"),
+            ("admin: 127.0.0.1", "an address and port"),
+            ("access_log: stdout", "keys with values"),
+            ("workers: 0", "from 1 on"),
+            ("workers: -1", "a whole number"),
+            ("capture: { proxy_uid: root }", "a whole number"),
+            ("capture: { exclude: { cidrs: [10.0.0.1] } }", "a network"),
+        ] {
+            let problems = parse(text).unwrap_err();
+            let message = &problems[0].message;
+            let is_told = message
+                .rsplit_once("; write ")
+                .is_some_and(|(_, told)| told.contains(write));
+            assert!(is_told, "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_admin_listener_has_a_port_of_its_own() {
+        let problems = parse("admin: 127.0.0.1:15001\n").unwrap_err();
+        assert_eq!(problems[0].at, Some((1, 1)), "{problems:?}");
     }
 
     #[test]

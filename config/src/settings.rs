@@ -295,6 +295,15 @@ impl Settings {
                 ));
             }
         }
+        if let Some(admin) = self.admin
+            && admin.port() != 0
+            && self.listen.contains(&admin)
+        {
+            problems.push((
+                "admin",
+                format!("{admin} is in `listen` too; give one of them another port"),
+            ));
+        }
         if self.capture.proxy_uid == 65534 {
             problems.push(("capture.proxy_uid", "65534 is `nobody`, which also stands for every unmapped user; use a uid of the proxy's own".into()));
         }

@@ -151,7 +151,7 @@ impl Refusal {
             Self::WrongUser { expected, found, .. } => format!(
                 "start the proxy as user {expected}, or set capture.proxy_uid to {found} if that user runs nothing else"
             ),
-            Self::UnmappedUser { .. } => "run this command in the proxy's own user namespace, or run the proxy as a mapped user".into(),
+            Self::UnmappedUser { .. } => "run the proxy as a user of its own (not `nobody`, which stands for every unmapped user), or run this command in the proxy's own user namespace".into(),
             Self::Draining => "wait until its successor runs, then try again".into(),
             Self::NotListening { address } => format!(
                 "restart the proxy with the same configuration, or take {address} out of `listen` here"
@@ -179,7 +179,7 @@ impl CanaryFailure {
                 "look at `nft list ruleset` and `iptables-save` for a rule that takes, translates or rejects connections ahead of ours"
             }
             Self::Silent => {
-                "look whether the proxy hangs (its log, `ps`) and whether a firewall drops packets on the loopback interface"
+                "look whether the proxy hangs (its log, `ps`) and whether the loopback interface is up (`ip link set lo up`) and no firewall drops packets on it"
             }
             Self::Stranger(_) => {
                 "find out who answers (`ss -ltnp`, `nft list ruleset` for a foreign redirect) and remove it"

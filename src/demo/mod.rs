@@ -22,7 +22,9 @@ use trouble::Trouble;
 
 /// Watch capture, forwarding, kill -9 and recovery in private namespaces (rootless)
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "proxyctl demo [OPTIONS]",
+    after_help = "\
 Nothing outside the demo's own namespaces is touched, and everything ends with it.
 
 Examples:
@@ -31,7 +33,8 @@ Examples:
   proxyctl demo --json | jq 'select(.holds == false)'
 
 Exit codes: 0 every claim was checked and is true; 1 a claim is not true, and is named;
-2 wrong usage; 3 this host does not allow the namespaces, or lacks something else.")]
+2 wrong usage; 3 this host does not allow the namespaces, or lacks something else."
+)]
 pub(crate) struct Args {
     /// Print each step and claim as one JSON object a line
     #[arg(long)]

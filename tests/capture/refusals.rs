@@ -41,6 +41,41 @@ fn no_proxy_at_all() {
 }
 
 #[test]
+fn a_listen_address_that_the_proxy_would_not_take_either() {
+    for (address, says) in [
+        ("0.0.0.0:15001", "open proxy"),
+        ("15001", "address and port"),
+    ] {
+        let output = Command::new(proxyctl::proxyctl())
+            .args(["install-rules", "--dry-run", "--listen", address])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+/// Regression: both ended in a panic.
+#[test]
+fn a_dry_run_that_cannot_be_written_says_so_and_one_that_is_not_read_to_its_end_does_not() {
+    let run = |stdout: Stdio| {
+        let mut command = Command::new(proxyctl::proxyctl());
+        command.args(["install-rules", "--dry-run"]).stdout(stdout);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let (code, said) = run(full.into());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("could not be written"), "{said}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(run(writer.into()), (Some(0), String::new()));
+}
+
+#[test]
 fn a_foreign_server_on_the_port() {
     let pair = wire();
     let prefix =

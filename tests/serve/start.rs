@@ -35,7 +35,15 @@ fn a_bad_command_line_is_refused_as_a_bad_file_is() {
             "--listen: 0.0.0.0:15001 is reachable from elsewhere",
         ),
         (&["--admin", "nowhere"], "or `off`"),
+        (&["--listen", "15001"], "write an address and port"),
+        (&["--workers", "0"], "a whole number from 1 on"),
+        (
+            &["--listen", "127.0.0.1:15001", "--admin", "127.0.0.1:15001"],
+            "--admin: 127.0.0.1:15001 is in `listen` too",
+        ),
         (&["--log-level", "info,=x="], "--log-level `info,=x=`"),
+        // It was once taken for a module, and the log fell silent.
+        (&["--log-level", "verbose"], "`verbose` is no level"),
         (
             &["--config", "/nonexistent.yaml"],
             "/nonexistent.yaml: cannot read it",

@@ -34,6 +34,8 @@ pub enum BindError {
         index: usize,
         reason: String,
     },
+    /// Only IPv6 is wanted, and this machine has none.
+    NoFamily,
 }
 
 impl fmt::Display for BindError {
@@ -44,7 +46,17 @@ impl fmt::Display for BindError {
                 "cannot listen on {address}: another process listens there; find it with `ss -ltnp 'sport = :{}'`, stop it, or choose another port with --listen",
                 address.port()
             ),
-            Self::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Self::Bind { address, source } if source.raw_os_error() == Some(libc::EMFILE) => write!(
+                f,
+                "cannot listen on {address}: {source}; each worker has a socket for each address: raise LimitNOFILE= or `ulimit -n`, or ask for fewer --workers"
+            ),
+            Self::Bind { address, source } => write!(
+                f,
+                "cannot listen on {address}: {source}; choose another with --listen"
+            ),
+            Self::NoFamily => f.write_str(
+                "nothing to listen on: only IPv6 is asked for, and there is no IPv6 here; see that `lo` has ::1, or listen on 127.0.0.1 too",
+            ),
             Self::Inherited { index, reason } => {
                 write!(
                     f,
@@ -61,13 +73,14 @@ impl std::error::Error for BindError {}
 /// connections without a shared lock. Port 0 is chosen once and used for all.
 ///
 /// # Errors
-/// The first address that cannot be bound. IPv6 missing on this machine is no error: its address is
-/// left out, with a warning.
+/// The first address that cannot be bound. IPv6 missing on this machine is no error while there is
+/// IPv4 to listen on: its address is left out, with a warning.
 pub fn bind(wanted: &[SocketAddr], workers: usize) -> Result<Listeners, BindError> {
     let mut listeners = Listeners {
         addresses: Vec::new(),
         per_worker: (0..workers).map(|_| Vec::new()).collect(),
     };
+    let is_only_ipv6 = wanted.iter().all(SocketAddr::is_ipv6);
     let mut port = 0;
     for &wanted in wanted {
         let mut address = wanted;
@@ -83,6 +96,9 @@ pub fn bind(wanted: &[SocketAddr], workers: usize) -> Result<Listeners, BindErro
                 }
             }
             Err(error) if address.is_ipv6() && is_family_missing(&error) => {
+                if is_only_ipv6 {
+                    return Err(BindError::NoFamily);
+                }
                 tracing::warn!(%address, "no IPv6 on this machine; listening on IPv4 only");
             }
             Err(source) => return Err(BindError::Bind { address, source }),

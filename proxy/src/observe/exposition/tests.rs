@@ -1,5 +1,5 @@
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     io::Write as _,
     net::SocketAddr,
     process::{Command, Stdio},
@@ -161,4 +161,74 @@ fn the_accept_header_chooses_the_format() {
     ] {
         assert_eq!(Format::accepted(accept), format, "{accept}");
     }
+}
+
+/// A metric by its name, with its type and its labels (`le` left out).
+type Described = BTreeMap<String, (String, BTreeSet<String>)>;
+
+#[test]
+fn the_documentation_lists_exactly_what_is_told() {
+    let page = include_str!("../../../../docs/metrics.md");
+    let told = described(&text(&shared(), Format::Prometheus));
+    let mut documented = Described::new();
+    for row in page.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [names, kind, labels, meaning] = cells[..] else {
+            continue;
+        };
+        for name in words(names) {
+            let is_told_now = told.contains_key(&name);
+            // What is there at times only is not asked for, but described it must be.
+            if is_told_now
+                || !(meaning.contains("absent while") || meaning.contains("present while"))
+            {
+                documented.insert(name, (kind.to_owned(), words(labels).collect()));
+            }
+        }
+    }
+    for (name, (kind, labels)) in told {
+        let found = documented.remove(&name);
+        let Some((documented_kind, documented_labels)) = found else {
+            panic!("docs/metrics.md lacks {name}, a {kind}");
+        };
+        // The process's own are described by those who named them.
+        if !name.starts_with("process_") {
+            assert_eq!(documented_kind, kind, "type of {name} in docs/metrics.md");
+        }
+        assert_eq!(
+            documented_labels, labels,
+            "labels of {name} in docs/metrics.md"
+        );
+    }
+    assert_eq!(
+        documented,
+        Described::new(),
+        "in docs/metrics.md, and not told"
+    );
+}
+
+/// The words in backquotes.
+fn words(cell: &str) -> impl Iterator<Item = String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+fn described(text: &str) -> Described {
+    let mut described = Described::new();
+    for line in text.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            described.insert(name.into(), (kind.into(), BTreeSet::new()));
+        } else if let Some((name, labels)) = line.split_once('{') {
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .unwrap_or(name);
+            let labels = labels
+                .split("=\"")
+                .filter_map(|part| part.rsplit(['"', ',']).next())
+                .filter(|label| !label.starts_with('}') && *label != "le");
+            let (_, known) = described.get_mut(family).expect("a type comes first");
+            known.extend(labels.map(str::to_owned));
+        }
+    }
+    described
 }

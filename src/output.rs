@@ -1,0 +1,39 @@
+//! What a command prints on standard output. std's `println!` panics where that cannot be written:
+//! a reader that has seen enough (`| head`) would end in a backtrace.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+static IS_LOST: AtomicBool = AtomicBool::new(false);
+
+/// As std's, but never panics.
+macro_rules! println {
+    ($($argument:tt)*) => { $crate::output::line(format_args!($($argument)*)) };
+}
+
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => {}
+        // The reader left by its own choice.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(error) => {
+            if !IS_LOST.swap(true, Ordering::Relaxed) {
+                eprintln!(
+                    "proxyctl: the result could not be written to standard output: {error}; what the command was to do it has done"
+                );
+            }
+        }
+    }
+}
+
+/// The exit code of a command that ends with `code`: no success where its result was lost.
+pub(crate) fn judge(code: ExitCode) -> ExitCode {
+    if code == ExitCode::SUCCESS && IS_LOST.load(Ordering::Relaxed) {
+        return ExitCode::FAILURE;
+    }
+    code
+}
