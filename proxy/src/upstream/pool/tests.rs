@@ -117,7 +117,7 @@ fn a_spent_budget_does_not_hide_what_has_arrived() {
         let (lease, mut server) = lease(&worker, b"").await;
         server.write_all(b"unasked for").await.expect("room");
         lease.upstream.stream.readable().await.expect("readable");
-        let is_quiet = std::future::poll_fn(|cx| {
+        let is_quiet = poll_fn(|cx| {
             while let Poll::Ready(step) = coop::poll_proceed(cx) {
                 step.made_progress();
             }
