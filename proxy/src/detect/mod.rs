@@ -86,7 +86,7 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         quiet, tunnel_idle, ..
     } = worker.shared.settings.timeouts;
     let max_bytes = worker.shared.settings.limits.max_header_bytes;
-    let dial = || Box::pin(upstream::connect_for(&worker.shared, original.0, client));
+    let dial = || Box::pin(upstream::dial(worker, original.0, client));
 
     let begun = Instant::now();
     let mut client_bytes = Buffer::default();

@@ -134,17 +134,22 @@ impl Pool {
     }
 }
 
-/// Dials `peer` on behalf of `client`. When descriptors run out, idle connections make room.
+/// [`connect_for`]; when descriptors run out, idle connections make room.
 ///
 /// # Errors
 /// As [`connect_for`].
-pub async fn dial(worker: &Worker, peer: SocketAddr, client: &TcpStream) -> Result<Lease, Failure> {
-    let (shared, pool) = (&worker.shared, &worker.http1_pool);
-    let dialled = match connect_for(shared, peer, client).await {
-        Err(Failure::OutOfResources) if pool.clear() > 0 => connect_for(shared, peer, client).await,
+pub async fn dial(
+    worker: &Worker,
+    peer: SocketAddr,
+    client: &TcpStream,
+) -> Result<Upstream, Failure> {
+    let shared = &worker.shared;
+    match connect_for(shared, peer, client).await {
+        Err(Failure::OutOfResources) if worker.http1_pool.clear() > 0 => {
+            connect_for(shared, peer, client).await
+        }
         dialled => dialled,
-    };
-    dialled.map(|upstream| pool.lease(upstream))
+    }
 }
 
 impl IdleConnections {

@@ -137,14 +137,11 @@ impl Session {
     }
 
     async fn dial(&self) -> Result<Lease, Failure> {
+        let worker = &self.connection.worker;
         let original = self.connection.original.0;
         // Large while under way, and rare.
-        Box::pin(upstream::dial(
-            &self.connection.worker,
-            original,
-            &self.client,
-        ))
-        .await
+        let dialled = Box::pin(upstream::dial(worker, original, &self.client)).await;
+        dialled.map(|upstream| worker.http1_pool.lease(upstream))
     }
 
     fn arrived(&self, head: &RequestHead) -> Result<Arrived, &'static str> {

@@ -66,8 +66,13 @@ impl Tunnel {
         let upstream = match self.upstream.take() {
             Some(upstream) => upstream,
             None => {
-                let shared = &connection.worker.shared;
-                upstream::connect_for(shared, connection.original.0, &self.client).await?
+                // Large while under way, and over when the tunnel begins.
+                Box::pin(upstream::dial(
+                    &connection.worker,
+                    connection.original.0,
+                    &self.client,
+                ))
+                .await?
             }
         };
         let upstream = &self.upstream.insert(upstream).stream;

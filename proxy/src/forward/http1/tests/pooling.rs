@@ -4,8 +4,15 @@ use std::fs::File;
 
 use outrigger_config::{Settings, Span};
 
+use tokio::{io::AsyncWriteExt, task};
+
 use super::script::{GET, OK, POST, Peer, World, run};
-use crate::testing;
+use crate::{
+    buffer::Buffer,
+    detect::{Detected, First},
+    forward::opaque,
+    testing,
+};
 
 /// A client's connection with one exchange behind it, and its upstream.
 async fn used(world: &World) -> (Peer, Peer) {
@@ -99,7 +106,7 @@ fn a_post_that_met_a_closed_connection_is_repeated_because_it_was_provably_not_t
         client.says(POST).await;
         // The event loop has now been told of the request and runs the relay after this test, so
         // that the close comes after the last moment at which the pool could know of it.
-        tokio::task::yield_now().await;
+        task::yield_now().await;
         drop(upstream);
         let mut fresh = world.upstream().await;
         fresh.hears(POST).await;
@@ -285,18 +292,23 @@ fn a_destination_of_which_nothing_is_kept_is_forgotten_with_its_last_client() {
     run(async {
         let world = World::new().await;
         let (mut one, mut other) = (world.client().await, world.client().await);
+        let mut upstreams = Vec::new();
         for client in [&mut one, &mut other] {
             client.says(GET).await;
             let mut upstream = world.upstream().await;
             upstream.hears(GET).await;
+            upstreams.push(upstream);
+        }
+        for ((mut client, mut upstream), left) in
+            [one, other].into_iter().zip(upstreams).zip([1, 0])
+        {
             upstream
                 .says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 .await;
+            client.is_done_talking().await;
+            client.is_served().await;
+            assert_eq!(world.worker.http1_pool.destination_count(), left);
         }
-        one.is_served().await;
-        assert_eq!(world.worker.http1_pool.destination_count(), 1);
-        other.is_served().await;
-        assert_eq!(world.worker.http1_pool.destination_count(), 0);
     });
 }
 
@@ -317,7 +329,7 @@ fn out_of_descriptors_idle_connections_make_room_and_without_any_it_is_a_503() {
 
         client.says(POST).await;
         while world.worker.http1_pool.idle_count() > 0 {
-            tokio::task::yield_now().await;
+            task::yield_now().await;
         }
         // For the upstream's end of what was dialled.
         taken.pop();
@@ -327,5 +339,38 @@ fn out_of_descriptors_idle_connections_make_room_and_without_any_it_is_a_503() {
         taken.extend(std::iter::from_fn(spare));
         other.says(POST).await;
         other.is_refused(503, "proxy_internal_error").await;
+    });
+}
+
+#[test]
+fn out_of_descriptors_idle_connections_make_room_for_other_protocols_too() {
+    if !testing::is_again() {
+        return testing::again(
+            "forward::http1::tests::pooling::out_of_descriptors_idle_connections_make_room_for_other_protocols_too",
+            "ip link set lo up; ulimit -n 64; exec \"$@\"",
+        );
+    }
+    run(async {
+        let world = World::new().await;
+        let (_idle, _upstream) = used(&world).await;
+        let (captured, mut app) = testing::pair().await;
+        let mut taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+
+        let connection = testing::connection(&world.worker, world.address);
+        let first = First {
+            detected: Detected::Opaque,
+            client_bytes: Buffer::default(),
+            upstream_bytes: Buffer::default(),
+            upstream: None,
+        };
+        task::spawn_local(opaque::serve(connection, captured, first));
+        while world.worker.http1_pool.idle_count() > 0 {
+            task::yield_now().await;
+        }
+        // For the upstream's end of what was dialled.
+        taken.pop();
+        let mut fresh = world.upstream().await;
+        app.write_all(b"no HTTP").await.expect("room");
+        fresh.hears("no HTTP").await;
     });
 }
