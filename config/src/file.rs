@@ -139,26 +139,6 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_an_error_with_its_position() {
-        let problems =
-            parse("listen: [\"127.0.0.1:15001\"]\nlimits:\n  max_conections: 5\n").unwrap_err();
-        assert_eq!(problems[0].at, Some((3, 3)), "{problems:?}");
-        assert!(
-            problems[0].message.contains("max_conections"),
-            "{problems:?}"
-        );
-    }
-
-    #[test]
-    fn every_bad_value_is_told_at_once_with_its_position() {
-        let problems =
-            parse("listen: [\"0.0.0.0:15001\"]\ncapture:\n  proxy_uid: 65534\n").unwrap_err();
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert_eq!(problems[0].at, Some((1, 1)));
-        assert_eq!(problems[1].at, Some((3, 3)));
-    }
-
-    #[test]
     fn a_value_of_the_wrong_kind_says_what_to_write() {
         for (text, write) in [
             ("listen: 5", "a list"),
@@ -183,6 +163,26 @@ mod tests {
     fn the_admin_listener_has_a_port_of_its_own() {
         let problems = parse("admin: 127.0.0.1:15001\n").unwrap_err();
         assert_eq!(problems[0].at, Some((1, 1)), "{problems:?}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_position() {
+        let problems =
+            parse("listen: [\"127.0.0.1:15001\"]\nlimits:\n  max_conections: 5\n").unwrap_err();
+        assert_eq!(problems[0].at, Some((3, 3)), "{problems:?}");
+        assert!(
+            problems[0].message.contains("max_conections"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn every_bad_value_is_told_at_once_with_its_position() {
+        let problems =
+            parse("listen: [\"0.0.0.0:15001\"]\ncapture:\n  proxy_uid: 65534\n").unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert_eq!(problems[0].at, Some((1, 1)));
+        assert_eq!(problems[1].at, Some((3, 3)));
     }
 
     #[test]
