@@ -15,7 +15,7 @@ use std::{
 
 use clap::Parser;
 use outrigger_proxy::{
-    control::{Control, ControlState, Hooks, Listening},
+    control::{Control, ControlState, Hooks, Listening, is_probe},
     failure::Failure,
 };
 use socket2::{Domain, SockRef, Socket, Type};
@@ -116,20 +116,17 @@ async fn work(
     mark: Option<u32>,
     state: Arc<ControlState>,
 ) -> io::Result<()> {
-    let mut accepting = Vec::new();
     for listener in listeners {
         let listener = TcpListener::from_std(listener)?;
         let state = state.clone();
-        accepting.push(tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let state = state.clone();
                 tokio::spawn(async move { serve(stream, id, mark, &state).await });
             }
-        }));
+        });
     }
-    for task in accepting {
-        let _ = task.await;
-    }
+    state.pulse.answer(id, || true).await;
     Ok(())
 }
 
@@ -142,6 +139,10 @@ async fn serve(
     let original = original_destination(&client)?;
     if state.canary.is_expected(original) {
         state.canary.answer(client, original, worker).await;
+        return Ok(());
+    }
+    if is_probe(original) {
+        state.answer_probe(client).await;
         return Ok(());
     }
     LIVE.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use outrigger_iptables::{Installed, Refusal};
+use outrigger_iptables::{Backend, Installed, Refusal};
 use serde_json::{Value, json};
 
 use crate::settings;
@@ -23,13 +23,15 @@ pub(crate) struct Args {
     /// Where the proxy listens, instead of what the file says (repeatable)
     #[arg(long, value_name = "ADDRESS", value_parser = settings::listen_address)]
     listen: Vec<SocketAddr>,
-    /// How rules are loaded: `nft` (over netlink; no program is needed)
-    #[arg(long, value_name = "BACKEND", default_value = "nft", value_parser = backend)]
-    backend: &'static str,
+    /// How rules are loaded: `nft` (over netlink; no program is needed), `iptables` (this host's),
+    /// `iptables-legacy`, `iptables-nft`, or `auto` (nft if it works here, else iptables). Rules in
+    /// iptables go on until the lease has run out (2 s) after the proxy was killed
+    #[arg(long, value_name = "BACKEND", default_value_t = Backend::Nft)]
+    backend: Backend,
     /// Whose connections are captured: `netns`, everybody's in this network namespace
     #[arg(long, value_name = "SCOPE", default_value = "netns", value_parser = scope)]
     scope: &'static str,
-    /// Print what would be loaded, in nft syntax, and change nothing
+    /// Print what would be loaded, in the syntax of nft or iptables-restore, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the result as one JSON object
@@ -43,6 +45,7 @@ Examples:
   sudo proxyctl install-rules                    capture
   sudo proxyctl install-rules --config out.yaml  the same with a configuration, or change it
   proxyctl install-rules --dry-run | less        look first
+  sudo proxyctl install-rules --backend auto     where nft may not work
   sudo proxyctl remove-rules                     end the capture
 
 Exit codes:
@@ -64,14 +67,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     if args.dry_run {
         return finish(
-            outrigger_iptables::dry_run(&settings),
+            outrigger_iptables::dry_run(&settings, args.backend),
             args.json,
-            |plan| println!("{}", plan.to_string().trim_end()),
-            |plan| json!({ "result": "dry run", "rules": plan.to_string() }),
+            |rules| println!("{}", rules.trim_end()),
+            |rules| json!({ "result": "dry run", "rules": rules }),
         );
     }
     finish(
-        outrigger_iptables::install(&settings),
+        outrigger_iptables::install(&settings, args.backend),
         args.json,
         describe,
         |installed| {
@@ -122,15 +125,22 @@ pub(crate) fn finish<T>(
 fn describe(installed: &Installed) {
     let families: Vec<_> = installed.families.iter().map(|f| f.name()).collect();
     println!(
-        "{}: new {} connections go to the proxy (pid {}, user {}); table {}",
+        "{}: new {} connections go to the proxy (pid {}, user {}); {}",
         result_word(installed),
         families.join(" and "),
         installed.proxy_pid,
         installed.proxy_uid,
-        installed.table,
+        place(installed),
     );
     for note in &installed.notes {
         println!("note: {note}");
+    }
+}
+
+fn place(installed: &Installed) -> String {
+    match installed.backend {
+        "nft" => format!("table {}", installed.table),
+        _ => format!("chain {}", installed.table),
     }
 }
 
@@ -139,16 +149,6 @@ fn result_word(installed: &Installed) -> &'static str {
         "captured"
     } else {
         "already captured"
-    }
-}
-
-fn backend(text: &str) -> Result<&'static str, String> {
-    match text {
-        "nft" => Ok("nft"),
-        "auto" | "iptables" | "iptables-legacy" | "iptables-nft" => Err(format!(
-            "the backend `{text}` is not in this version; use `nft`, which needs no program but Linux 5.12 or newer"
-        )),
-        _ => Err("no such backend; use `nft`".into()),
     }
 }
 

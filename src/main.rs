@@ -12,6 +12,7 @@ mod privileges;
 mod remove_rules;
 mod serve;
 mod settings;
+mod status;
 mod sys;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ enum Command {
     Serve(serve::Args),
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
+    Status(status::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
+        Command::Status(args) => status::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
     };

@@ -53,6 +53,34 @@ fn the_proxys_port_on_another_address_of_the_host_leads_to_no_loop() {
     );
 }
 
+/// With few ports to choose from, an application's connection soon gets the port that one of the
+/// proxy's own has to another destination.
+#[test]
+fn a_port_that_the_proxy_uses_to_another_destination_is_no_loop() {
+    const PORTS: [u16; 6] = [81, 82, 83, 84, 85, 86];
+    let world = World::new();
+    world
+        .app
+        .sh("echo 40000 40011 > /proc/sys/net/ipv4/ip_local_port_range");
+    let _peers = PORTS.map(|port| {
+        world.peer(port, |mut stream| {
+            stream.say("hello")?;
+            stream.hear_to_end().map(drop)
+        })
+    });
+    let _proxy = world.captured();
+    let _held: Vec<_> = PORTS
+        .into_iter()
+        .flat_map(|port| [port; 4])
+        .map(|port| {
+            let mut client = world.app.connect((SVC4, port));
+            let heard = client.hear(5);
+            assert_eq!(heard.expect("the greeting"), b"hello", "port {port}");
+            client
+        })
+        .collect();
+}
+
 #[test]
 fn the_proxys_own_connection_coming_back_is_a_loop_refused_and_counted() {
     let world = World::new();
@@ -113,11 +141,29 @@ fn more_connections_than_the_limit_are_reset_and_counted_and_the_rest_live_on() 
 fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
     let world = World::new();
     let _nginx = world.nginx();
+    let proxy = world.serve("workers: 1");
+    world.capture(&proxy);
+    // Afterwards, since at its start the proxy fits its connection limit to what it may open.
+    proxy.limit_descriptors(64);
+    assert_overrun_is_survived(&world, &["out_of_resources"]);
+}
+
+#[test]
+fn a_connection_limit_above_what_descriptors_carry_is_lowered_and_holds() {
+    let world = World::new();
+    let _nginx = world.nginx();
     let proxy = world.serve_limited(
         "workers: 1\nlimits: { max_connections: 10000 }",
-        &["--nofile=64"],
+        &["--nofile=128"],
     );
     world.capture(&proxy);
+    assert_overrun_is_survived(&world, &["connection_limit", "out_of_resources"]);
+}
+
+/// Opens more connections than the proxy can carry: each is served or refused, none hangs, and the
+/// refusals are counted under one of `reasons`.
+#[track_caller]
+fn assert_overrun_is_survived(world: &World, reasons: &[&str]) {
     let request = "GET /hello HTTP/1.1\r\nHost: svc\r\n\r\n";
     let mut held = Vec::new();
     let mut refused = 0;
@@ -150,7 +196,7 @@ fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
     }
     assert!(
         refused > 30,
-        "64 descriptors cannot carry 100 connections; refused: {refused}"
+        "so few descriptors cannot carry 100 connections; refused: {refused}"
     );
     drop(held);
     wait_until(SOON, "requests succeed again", || {
@@ -160,14 +206,17 @@ fn a_proxy_out_of_descriptors_answers_or_resets_and_recovers() {
             .status
             .success()
     });
-    wait_until(SOON, "a refusal for lack of descriptors is counted", || {
+    wait_until(SOON, "a refusal is counted", || {
         // At accept, or at the dial.
         [
             "outrigger_connections_refused_total",
             "outrigger_requests_total",
         ]
         .iter()
-        .any(|name| world.metric_sum(name, "out_of_resources") >= 1.0)
+        .any(|name| {
+            let counted = |reason: &&str| world.metric_sum(name, reason) >= 1.0;
+            reasons.iter().any(counted)
+        })
     });
 }
 

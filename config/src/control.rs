@@ -4,7 +4,7 @@
 //! that speaks of them (SCM_RIGHTS). The socket's name space is the network namespace, so the
 //! containers of a pod share it; the name is also the lock that keeps two instances off one port.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub fn socket_name(port: u16) -> String {
 pub enum Request {
     /// Who are you?
     Hello,
+    /// How is the capture doing?
+    Status,
     /// From now on, answer a connection whose original destination is one of `targets` as a canary:
     /// read one line, the nonce, and answer one line, a [`CanaryAnswer`]. Replaces earlier targets;
     /// an empty list ends it. It ends by itself when this control connection closes.
@@ -35,6 +37,7 @@ pub enum Request {
     /// released): the netlink socket that owns a table.
     Hold { table: Tether },
     /// Capture has been widened and read back; the tables held under this generation are in force.
+    /// Done once the first beat has renewed every lease of that generation.
     Captured { generation: u64 },
     /// Close the descriptors held under `generation`, so that the kernel removes their tables;
     /// without one, all of them.
@@ -52,6 +55,35 @@ pub struct Tether {
     pub generation: u64,
     /// What the table was made from, to tell a repeated install from a changed one.
     pub fingerprint: String,
+    /// Without one the table works for as long as it is there.
+    #[serde(default)]
+    pub lease: Option<Lease>,
+    /// The descriptor owns no rules: once it is closed they work until the lease has run out.
+    #[serde(default)]
+    pub outlives: bool,
+}
+
+/// What keeps a capture at work: the redirect applies only for `millis` after the proxy's last beat,
+/// a datagram to each address that carries the generation (8 bytes, big-endian). The rules drop the
+/// beat, so that sending it fails with EPERM, by which the proxy knows that they are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    pub millis: u64,
+    /// One address per captured family.
+    pub beats: Vec<SocketAddr>,
+}
+
+/// Where the proxy dials to see that a redirect leads to itself and that it is told the original
+/// destination. The rules redirect only the proxy's own connections to it, lease or no lease.
+/// 127.0.0.0/8 needs no route. IPv6 has no such spare address, and discard (port 9) at `::1` is
+/// nothing that a proxy would dial otherwise.
+pub fn probe_address(beat: IpAddr) -> SocketAddr {
+    const DISCARD: u16 = 9;
+    match beat {
+        IpAddr::V4(_) => (Ipv4Addr::new(127, 192, 0, 3), DISCARD).into(),
+        IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, DISCARD).into(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +99,7 @@ pub enum TetherKind {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
     Hello(Identity),
+    Status(Status),
     Done,
     /// What dialling the loop probe's target came to.
     LoopProbe(LoopOutcome),
@@ -110,6 +143,21 @@ pub struct Identity {
     pub tethers: Vec<Tether>,
     /// Unix time in seconds since which capture is on.
     pub captured_since: Option<u64>,
+}
+
+/// A running proxy and its capture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    pub proxy: Identity,
+    /// Whether new connections are redirected now: rules are held and their lease runs.
+    pub is_captured: bool,
+    /// How often the lease ran out while rules were held, so that new connections went direct.
+    pub lapses: u64,
+    /// For how long in all, in seconds.
+    pub lapsed_secs: f64,
+    /// What kept the latest beat from renewing the lease.
+    pub obstacle: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

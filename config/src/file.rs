@@ -139,6 +139,37 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_key_is_an_error_with_its_position() {
+        let problems =
+            parse("listen: [\"127.0.0.1:15001\"]\nlimits:\n  max_conections: 5\n").unwrap_err();
+        assert_eq!(problems[0].at, Some((3, 3)), "{problems:?}");
+        assert!(
+            problems[0].message.contains("max_conections"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn every_bad_value_is_told_at_once_with_its_position() {
+        let problems =
+            parse("listen: [\"0.0.0.0:15001\"]\ncapture:\n  proxy_uid: 65534\n").unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert_eq!(problems[0].at, Some((1, 1)));
+        assert_eq!(problems[1].at, Some((3, 3)));
+    }
+
+    #[test]
+    fn a_lease_that_no_kernel_can_keep_is_refused() {
+        for lease in ["300ms", "450ms", "61s", "1s 1ns"] {
+            let problems = parse(&format!("capture:\n  lease: {lease}\n")).unwrap_err();
+            assert_eq!(problems[0].at, Some((2, 3)), "{lease}: {problems:?}");
+        }
+        for lease in ["400ms", "2s", "1m"] {
+            assert!(parse(&format!("capture:\n  lease: {lease}\n")).is_ok());
+        }
+    }
+
+    #[test]
     fn a_value_of_the_wrong_kind_says_what_to_write() {
         for (text, write) in [
             ("listen: 5", "a list"),
@@ -163,26 +194,6 @@ mod tests {
     fn the_admin_listener_has_a_port_of_its_own() {
         let problems = parse("admin: 127.0.0.1:15001\n").unwrap_err();
         assert_eq!(problems[0].at, Some((1, 1)), "{problems:?}");
-    }
-
-    #[test]
-    fn an_unknown_key_is_an_error_with_its_position() {
-        let problems =
-            parse("listen: [\"127.0.0.1:15001\"]\nlimits:\n  max_conections: 5\n").unwrap_err();
-        assert_eq!(problems[0].at, Some((3, 3)), "{problems:?}");
-        assert!(
-            problems[0].message.contains("max_conections"),
-            "{problems:?}"
-        );
-    }
-
-    #[test]
-    fn every_bad_value_is_told_at_once_with_its_position() {
-        let problems =
-            parse("listen: [\"0.0.0.0:15001\"]\ncapture:\n  proxy_uid: 65534\n").unwrap_err();
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert_eq!(problems[0].at, Some((1, 1)));
-        assert_eq!(problems[1].at, Some((3, 3)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -61,6 +62,11 @@ pub struct Capture {
     /// Needed only where one uid is all there is (a rootless user namespace); setting it takes
     /// CAP_NET_ADMIN or CAP_NET_RAW. Default: none.
     pub proxy_mark: Option<u32>,
+    /// How long the redirect applies after the proxy's last sign of life, of which it gives four in
+    /// that time. A proxy that hangs without dying loses new connections, which then go direct,
+    /// after this long. From 400 ms (below, a busy machine would be taken for a hung proxy) to 1 m,
+    /// in steps of 100 ms, which every kernel's clock can count. Default 2 s.
+    pub lease: Span,
     pub include: Include,
     pub exclude: Exclude,
 }
@@ -70,6 +76,7 @@ impl Default for Capture {
         Self {
             proxy_uid: 1337,
             proxy_mark: None,
+            lease: Span::from_secs(2),
             include: Include::default(),
             exclude: Exclude::default(),
         }
@@ -304,6 +311,15 @@ impl Settings {
             problems.push((
                 "capture.proxy_mark",
                 "0 is the mark of every unmarked connection; use any other number".into(),
+            ));
+        }
+        let lease = self.capture.lease.0;
+        if !(Duration::from_millis(400)..=Duration::from_secs(60)).contains(&lease)
+            || !lease.as_nanos().is_multiple_of(100_000_000)
+        {
+            problems.push((
+                "capture.lease",
+                "write 400ms to 60s, in steps of 100ms; the default is 2s".into(),
             ));
         }
         if self.limits.max_header_bytes < 1024 {

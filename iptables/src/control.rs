@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use outrigger_config::control::{Identity, MAX_LINE, Reply, Request, Tether, socket_name};
+use outrigger_config::control::{Identity, MAX_LINE, Reply, Request, Status, Tether, socket_name};
 use rustix::{
     io::Errno,
     net::{
@@ -78,6 +78,16 @@ impl Proxy {
         match self.ask("asking the proxy who it is", &Request::Hello)? {
             Reply::Hello(identity) => Ok(identity),
             other => Err(unexpected("asking the proxy who it is", &other)),
+        }
+    }
+
+    /// # Errors
+    /// When the proxy does not answer, or not with its status.
+    pub(crate) fn status(&mut self) -> Result<Status, Refusal> {
+        let doing = "asking the proxy for its status";
+        match self.ask(doing, &Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            other => Err(unexpected(doing, &other)),
         }
     }
 

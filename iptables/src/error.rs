@@ -4,7 +4,9 @@ use std::{fmt, io, net::SocketAddr};
 
 use outrigger_config::control::LoopOutcome;
 
-use crate::{listeners::Listener, nft::NftError, plan::Family, process::Process};
+use crate::{
+    legacy::IptablesError, listeners::Listener, nft::NftError, plan::Family, process::Process,
+};
 
 /// The first check that failed. The rules are as they were before.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub enum Refusal {
     Locked { holder: Option<Process> },
     /// nftables refused.
     Kernel(NftError),
+    /// The iptables programs, or what they load, do not do it.
+    Iptables(IptablesError),
     /// Something about this host could not be read.
     Host { doing: String, cause: io::Error },
     /// No control socket; whoever does listen on the port is named.
@@ -55,6 +59,8 @@ pub enum Refusal {
     },
     /// The kernel holds something else than what was sent.
     ReadBack { difference: String },
+    /// The proxy's first beat did not put the rules into force.
+    NoLease,
     /// Capture is still on after the proxy was asked to let go.
     StillThere(Vec<Leftover>),
 }
@@ -100,6 +106,7 @@ impl Refusal {
             Self::Locked { .. } => "lock",
             Self::Kernel(error) if error.is_lack_of_privilege() => "privilege",
             Self::Kernel(_) => "kernel",
+            Self::Iptables(error) => error.check(),
             Self::Host { .. } => "host",
             Self::NoProxy { .. } | Self::ProxySilent { .. } | Self::Control { .. } => "control",
             Self::Declined { .. } => "declined",
@@ -111,6 +118,7 @@ impl Refusal {
             Self::Canary { .. } => "canary",
             Self::Loop { .. } => "loop",
             Self::ReadBack { .. } => "read-back",
+            Self::NoLease => "lease",
             Self::StillThere(_) => "leftover",
         }
     }
@@ -126,6 +134,7 @@ impl Refusal {
             Self::Locked { holder: Some(holder) } => format!("wait for it, or end process {}", holder.pid),
             Self::Locked { holder: None } => "wait for it and try again".into(),
             Self::Kernel(error) => error.advice(),
+            Self::Iptables(error) => error.advice(),
             Self::Host { .. } => "check that /proc is mounted and readable".into(),
             Self::NoProxy { listeners, port } if listeners.is_empty() => {
                 format!("start it with `proxyctl serve` (same `listen` port, {port}, same network namespace), then try again")
@@ -157,6 +166,7 @@ impl Refusal {
             Self::Canary { seen, .. } => seen.advice().into(),
             Self::Loop { .. } => "check capture.proxy_uid and capture.proxy_mark against how the proxy really runs".into(),
             Self::ReadBack { .. } => "another program may be changing the rules at the same time; look at `nft monitor` and try again".into(),
+            Self::NoLease => "look for a rule that drops datagrams on the loopback interface (`nft list ruleset`), and at the proxy's log".into(),
             Self::StillThere(leftovers) => leftovers.iter().map(Leftover::advice).collect::<Vec<_>>().join("; "),
         }
     }
@@ -224,6 +234,7 @@ impl fmt::Display for Refusal {
                 Peer(holder.as_ref())
             ),
             Self::Kernel(error) => error.fmt(f),
+            Self::Iptables(error) => error.fmt(f),
             Self::Host { doing, cause } | Self::Control { doing, cause } => {
                 write!(f, "{doing}: {cause}")
             }
@@ -295,6 +306,10 @@ impl fmt::Display for Refusal {
                 f,
                 "the kernel holds something else than was loaded: {difference}"
             ),
+            Self::NoLease => write!(
+                f,
+                "the proxy says that it beats, but its beat renewed no lease"
+            ),
             Self::StillThere(leftovers) => {
                 for (index, leftover) in leftovers.iter().enumerate() {
                     let separator = if index == 0 { "" } else { "; " };
@@ -352,6 +367,7 @@ impl std::error::Error for Refusal {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Kernel(error) => Some(error),
+            Self::Iptables(error) => Some(error),
             Self::Host { cause, .. } | Self::Control { cause, .. } => Some(cause),
             _ => None,
         }
@@ -361,6 +377,12 @@ impl std::error::Error for Refusal {
 impl From<NftError> for Refusal {
     fn from(error: NftError) -> Self {
         Self::Kernel(error)
+    }
+}
+
+impl From<IptablesError> for Refusal {
+    fn from(error: IptablesError) -> Self {
+        Self::Iptables(error)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     plan::{Family, Plan},
 };
 
-pub(crate) use canary::probe;
+pub(crate) use canary::{probe, redirect};
 
 /// Finds the proxy and makes sure that it is the one configured: the control socket and every
 /// socket that a redirected connection could reach must be its own, and its user's.

@@ -1,11 +1,14 @@
 //! Outrigger's capture: which rules ([`plan`]), what a proxy must prove first (`gate`), and how
 //! the rules are bound to its life ([`install`], [`remove`]). Rules are loaded over netlink
-//! ([`nft`]); no other program runs.
+//! ([`nft`]) without any program, or where that is asked for by the iptables programs (`legacy`).
 
+mod backend;
+mod conntrack;
 mod control;
 mod error;
 mod gate;
 mod host;
+mod legacy;
 pub mod listeners;
 mod lock;
 pub mod nft;
@@ -14,7 +17,9 @@ mod process;
 mod sys;
 mod tether;
 
+pub use backend::{Backend, dry_run, install};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
+pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Installed, Removed, dry_run, install, remove};
+pub use tether::{Installed, Removed, remove, status};

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use netlink_packet_core::{
@@ -59,16 +59,47 @@ impl Listener {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn on_port(port: u16) -> io::Result<Vec<Listener>> {
-    let mut found = dump(AF_INET, port)?;
-    found.extend(dump(AF_INET6, port)?);
+    let mut found = listening(AF_INET, port)?;
+    found.extend(listening(AF_INET6, port)?);
     Ok(found)
 }
 
-fn dump(family: u8, port: u16) -> io::Result<Vec<Listener>> {
+/// Both ends of every TCP connection that data could still flow on: a new connection cannot take
+/// their place.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(crate) fn live_connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
+    let mut found = HashSet::new();
+    for family in [AF_INET, AF_INET6] {
+        for socket in dump(family, !REPLACEABLE)? {
+            let id = &socket.header.socket_id;
+            let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+            found.insert((
+                end(id.source_address, id.source_port),
+                end(id.destination_address, id.destination_port),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+const REPLACEABLE: StateFlags = StateFlags::LISTEN
+    .union(StateFlags::CLOSE)
+    .union(StateFlags::TIME_WAIT)
+    .union(StateFlags::SYN_SENT);
+
+fn listening(family: u8, port: u16) -> io::Result<Vec<Listener>> {
+    let sockets = dump(family, StateFlags::LISTEN)?;
+    let listeners = sockets.iter().filter_map(listener);
+    Ok(listeners.filter(|l| l.address.port() == port).collect())
+}
+
+fn dump(family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
-    socket.send(&request(family), 0)?;
+    socket.send(&request(family, states), 0)?;
     let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -78,7 +109,7 @@ fn dump(family: u8, port: u16) -> io::Result<Vec<Listener>> {
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    found.extend(listener(&response).filter(|l| l.address.port() == port));
+                    found.push(*response);
                 }
                 NetlinkPayload::Done(_) => return Ok(found),
                 // A kernel without IPv6 has no such sockets.
@@ -94,14 +125,14 @@ fn dump(family: u8, port: u16) -> io::Result<Vec<Listener>> {
     }
 }
 
-fn request(family: u8) -> Vec<u8> {
+fn request(family: u8, states: StateFlags) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
+        states,
         socket_id: if family == AF_INET {
             SocketId::new_v4()
         } else {

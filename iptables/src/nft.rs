@@ -6,10 +6,12 @@ mod read_back;
 mod socket;
 
 pub use error::NftError;
-pub use read_back::{TableInfo, tables, verify};
+pub use read_back::{TableInfo, is_leased, tables, verify};
 pub use socket::NetlinkSocket;
 
-use crate::plan::Table;
+use netlink_packet_netfilter::NetfilterProtoFamily;
+
+use crate::plan::{Family, Table};
 
 /// Makes `table` and its sets, owned by `socket`; nothing passes through it yet.
 ///
@@ -38,4 +40,21 @@ pub fn widen(socket: &mut NetlinkSocket, table: &Table) -> Result<(), NftError> 
 /// When the kernel refuses, with its reason.
 pub fn delete(socket: &mut NetlinkSocket, table: &str) -> Result<(), NftError> {
     socket.transact(vec![encode::delete(table)])
+}
+
+/// Deletes a table of iptables-nft with its chain OUTPUT, in one transaction and only if nothing else
+/// is in it.
+///
+/// # Errors
+/// When the kernel refuses, because something is in it above all.
+pub fn delete_empty(
+    socket: &mut NetlinkSocket,
+    family: Family,
+    table: &str,
+) -> Result<(), NftError> {
+    let family = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    socket.transact_in(family, encode::delete_empty(table, "OUTPUT"))
 }

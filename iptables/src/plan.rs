@@ -9,9 +9,10 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Settings};
+use outrigger_config::{IpNet, Settings, control::Lease};
 use serde::Serialize;
 
+pub(crate) use build::LEASES;
 pub use intervals::Intervals;
 pub(crate) use show::is_host;
 
@@ -21,6 +22,13 @@ use crate::{error::Refusal, host::Host};
 /// always sees the service address, and its own dial is still translated by them.
 const NAT_PRIORITY: i32 = -150;
 const FILTER_PRIORITY: i32 = 0;
+/// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
+const HEARTBEAT_PRIORITY: i32 = -310;
+
+/// Two families live in a set of leases, but dead elements count until they are collected.
+pub(crate) const LEASES_SIZE: u32 = 256;
+/// Connections that begin at once, bound to a device; more than that wait for a retransmission more.
+pub(crate) const SOURCES_SIZE: u32 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -46,11 +54,13 @@ pub struct Plan {
     /// The families that are captured, never empty.
     pub families: Vec<Family>,
     pub proxy: ProxyIdentity,
+    pub lease: Lease,
     /// Keeps conntrack hooked while live captured connections need their translation.
     pub anchor: Table,
     pub capture: Table,
     /// What a user should know that the rules do not say.
     pub notes: Vec<String>,
+    fingerprint: String,
 }
 
 /// Who the proxy must be, and how its own connections are told from the application's.
@@ -84,12 +94,23 @@ pub enum Elements {
     Ports(Intervals),
     Uids(Vec<u32>),
     Gids(Vec<u32>),
+    /// The families whose lease runs: filled by rules, and emptied by time.
+    Leases,
+    /// IPv4 addresses and ports that connections came from: filled and emptied likewise.
+    Sources,
+}
+
+impl Elements {
+    /// Whether rules fill it, so that what it holds is no matter of the plan.
+    pub(crate) fn are_dynamic(&self) -> bool {
+        matches!(self, Self::Leases | Self::Sources)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: &'static str,
-    /// Hooked into output, or only jumped to.
+    /// Hooked in, or only jumped to.
     pub hook: Option<Hook>,
     pub rules: Vec<Rule>,
 }
@@ -97,7 +118,14 @@ pub struct Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     pub kind: HookKind,
+    pub place: Place,
     pub priority: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Output,
+    Postrouting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +157,13 @@ pub enum Match {
     DestinationIn(Family, &'static str),
     Port(u16),
     PortIn(&'static str),
+    UdpPort(u16),
+    /// The first 8 bytes of a datagram.
+    Payload(u64),
+    FamilyIn(&'static str),
+    /// Over IPv4.
+    SourceIn(&'static str),
+    OutElsewhere,
     Established,
 }
 
@@ -139,6 +174,16 @@ pub enum Verdict {
     Jump(&'static str),
     RedirectTo(u16),
     RejectWithReset,
+    /// Puts the packet's family into the set, to stay for so long, and drops the packet.
+    RenewAndDrop {
+        set: &'static str,
+        millis: u64,
+    },
+    /// The same with the packet's source, over IPv4.
+    NoteSourceAndDrop {
+        set: &'static str,
+        millis: u64,
+    },
 }
 
 impl Plan {
@@ -150,35 +195,24 @@ impl Plan {
         let proxy = build::identify(settings, host)?;
         let (families, notes) = build::captured_families(settings, host)?;
         let port = settings.port();
-        let capture = Table {
-            name: table_name(port, generation),
-            comment: format!(
-                "Outrigger: captured for the proxy on port {port}, gone when it is gone"
-            ),
-            sets: build::sets(settings, &families),
-            chains: vec![
-                build::output_chain(),
-                build::capture_chain(settings, &proxy, &families, port),
-            ],
-        };
+        let lease = build::lease(settings, &families);
+        let capture = |generation| build::capture(settings, &proxy, &families, &lease, generation);
         Ok(Self {
             port,
             generation,
+            anchor: build::anchor(port, generation),
+            capture: capture(generation),
+            fingerprint: format!("{:016x}", fnv1a(capture(0).to_string().as_bytes())),
             families,
             proxy,
-            anchor: build::anchor(port, generation),
-            capture,
+            lease,
             notes,
         })
     }
 
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
-    pub fn fingerprint(&self) -> String {
-        let neutral = Table {
-            name: String::new(),
-            ..self.capture.clone()
-        };
-        format!("{:016x}", fnv1a(neutral.to_string().as_bytes()))
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The probe of the gate: redirects `targets` and nothing else, past the same exclusion of the
@@ -229,11 +263,22 @@ impl Plan {
 impl Hook {
     const NAT: Self = Self {
         kind: HookKind::Nat,
+        place: Place::Output,
         priority: NAT_PRIORITY,
     };
     const FILTER: Self = Self {
         kind: HookKind::Filter,
+        place: Place::Output,
         priority: FILTER_PRIORITY,
+    };
+    const LEAVING: Self = Self {
+        place: Place::Postrouting,
+        ..Self::FILTER
+    };
+    const HEARTBEAT: Self = Self {
+        kind: HookKind::Filter,
+        place: Place::Output,
+        priority: HEARTBEAT_PRIORITY,
     };
 }
 

@@ -5,15 +5,17 @@ use std::collections::BTreeSet;
 
 use outrigger_config::{
     Settings,
-    control::{Identity, Request, Tether, TetherKind},
+    control::{Identity, Request, Status, Tether, TetherKind},
 };
 use serde::Serialize;
 
 use crate::{
+    conntrack,
     control::Proxy,
     error::{Leftover, Refusal},
     gate,
     host::Host,
+    legacy,
     lock::InstallLock,
     nft::{self, NetlinkSocket, TableInfo},
     plan::{Family, Plan, generation_of, is_ours, table_name},
@@ -25,6 +27,8 @@ use crate::{
 pub struct Installed {
     /// False: the same capture was in force already, and nothing was changed.
     pub changed: bool,
+    /// How the rules were loaded.
+    pub backend: &'static str,
     pub table: String,
     pub generation: u64,
     pub families: Vec<Family>,
@@ -36,7 +40,7 @@ pub struct Installed {
 /// What a removal came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removed {
-    /// The capture tables that are gone now; empty: there was nothing to remove.
+    /// The captures that are gone now; empty: there was nothing to remove.
     pub tables: Vec<String>,
     pub notes: Vec<String>,
 }
@@ -45,7 +49,7 @@ pub struct Removed {
 ///
 /// # Errors
 /// When the settings cannot be planned on this host.
-pub fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
+pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
     let host = look()?;
     // Without the privilege to list tables this is taken for the first generation.
     let tables = NetlinkSocket::open()
@@ -59,7 +63,7 @@ pub fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
-pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
+pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
     let port = settings.port();
     let host = look()?;
     let mut reader = NetlinkSocket::open()?;
@@ -75,13 +79,16 @@ pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
         let plan = Plan::new(settings, &host, generation)?;
         // An install that was killed just before its end leaves an older anchor behind.
         let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
-        return Ok(report(&plan, &identity, false));
+        return Ok(legacy::sweep(port, report(&plan, &identity, false)));
     }
     let generation = next_generation(port, &tables, &identity.tethers);
     let plan = Plan::new(settings, &host, generation)?;
-    gate::probe(&mut proxy, &identity, &plan)?;
+    gate::probe(&mut proxy, &identity, &plan, |targets| {
+        gate::redirect(&plan, targets)
+    })?;
     capture(&mut reader, &mut proxy, &identity, &plan)?;
-    Ok(report(&plan, &identity, true))
+    let installed = report(&plan, &identity, true);
+    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -90,10 +97,12 @@ pub fn install(settings: &Settings) -> Result<Installed, Refusal> {
 /// When a table of ours is still there: whose it is and how to end it.
 pub fn remove(port: u16) -> Result<Removed, Refusal> {
     let mut reader = NetlinkSocket::open()?;
-    nft::tables(&mut reader)?;
+    tables_if_any(&mut reader)?;
     let _lock = InstallLock::acquire(port)?;
     let before = captures(&mut reader, port)?;
     let mut notes = Vec::new();
+    // Nobody owns these, so that no proxy is needed for it.
+    let in_iptables = legacy::remove(port);
     let asked = ask_to_release(port);
     let after = captures(&mut reader, port)?;
     if !after.is_empty() {
@@ -103,7 +112,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
             _ => Err(Refusal::StillThere(after.iter().map(leftover).collect())),
         };
     }
-    if nft::tables(&mut reader)?
+    if tables_if_any(&mut reader)?
         .iter()
         .any(|t| is_ours(&t.name, port))
     {
@@ -112,22 +121,36 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
                 .into(),
         );
     }
+    let mut gone = in_iptables?;
+    gone.extend(before.into_iter().map(|table| table.name));
     Ok(Removed {
-        tables: before.into_iter().map(|table| table.name).collect(),
+        tables: gone,
         notes,
     })
 }
 
-fn look() -> Result<Host, Refusal> {
+/// What the proxy on `port` says of its capture; `None`: no proxy runs there.
+///
+/// # Errors
+/// When the proxy does not answer.
+pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect(port)? {
+        Some(mut proxy) => proxy.status().map(Some),
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn look() -> Result<Host, Refusal> {
     Host::look().map_err(|cause| Refusal::Host {
         doing: "looking at the host".into(),
         cause,
     })
 }
 
-fn report(plan: &Plan, identity: &Identity, changed: bool) -> Installed {
+pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Installed {
     Installed {
         changed,
+        backend: "nft",
         table: plan.capture.name.clone(),
         generation: plan.generation,
         families: plan.families.clone(),
@@ -135,6 +158,16 @@ fn report(plan: &Plan, identity: &Identity, changed: bool) -> Installed {
         proxy_uid: plan.proxy.uid,
         notes: plan.notes.clone(),
     }
+}
+
+/// To be called last: what ends from then on has been captured. The capture works without it too.
+pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed) -> Installed {
+    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families) {
+        installed.notes.push(format!(
+            "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
+        ));
+    }
+    installed
 }
 
 /// The generation under which exactly this capture is in force, whole and alone.
@@ -161,11 +194,17 @@ fn in_force(
             return Ok(None);
         }
     }
-    Ok(Some(held.generation))
+    // Else the proxy hangs, and captures nothing: it has to prove itself anew.
+    let is_leased = nft::is_leased(reader, &plan.capture, &plan.families)?;
+    Ok(is_leased.then_some(held.generation))
 }
 
 /// A redirect of ours that this proxy does not hold would outlive it, or belongs to another.
-fn refuse_strangers(port: u16, tables: &[TableInfo], identity: &Identity) -> Result<(), Refusal> {
+pub(crate) fn refuse_strangers(
+    port: u16,
+    tables: &[TableInfo],
+    identity: &Identity,
+) -> Result<(), Refusal> {
     let strangers: Vec<_> = tables
         .iter()
         .filter(|table| is_capture(&table.name, port))
@@ -179,7 +218,7 @@ fn refuse_strangers(port: u16, tables: &[TableInfo], identity: &Identity) -> Res
     }
 }
 
-fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether]) -> u64 {
+pub(crate) fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether]) -> u64 {
     let named = tables.iter().filter_map(|t| generation_of(&t.name, port));
     let held = tethers.iter().map(|tether| tether.generation);
     // Saturating: the number comes from names that others may have given.
@@ -211,7 +250,7 @@ fn capture(
     done
 }
 
-fn tether(plan: &Plan, kind: TetherKind) -> Tether {
+pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
     let table = match kind {
         TetherKind::Capture => &plan.capture,
         TetherKind::Anchor => &plan.anchor,
@@ -220,7 +259,9 @@ fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         kind,
         table: table.name.clone(),
         generation: plan.generation,
-        fingerprint: plan.fingerprint(),
+        fingerprint: plan.fingerprint().into(),
+        lease: (kind == TetherKind::Capture).then(|| plan.lease.clone()),
+        outlives: false,
     }
 }
 
@@ -241,11 +282,16 @@ fn put_into_force(
         &Request::Captured {
             generation: plan.generation,
         },
-    )
+    )?;
+    if nft::is_leased(reader, &plan.capture, &plan.families)? {
+        Ok(())
+    } else {
+        Err(Refusal::NoLease)
+    }
 }
 
 /// Only now, with the new generation in force, so that there is no gap.
-fn let_go_of_others(
+pub(crate) fn let_go_of_others(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     identity: &Identity,
@@ -300,9 +346,17 @@ fn ask_to_release(port: u16) -> Result<(), Refusal> {
 }
 
 fn captures(reader: &mut NetlinkSocket, port: u16) -> Result<Vec<TableInfo>, Refusal> {
-    let mut tables = nft::tables(reader)?;
+    let mut tables = tables_if_any(reader)?;
     tables.retain(|table| is_capture(&table.name, port));
     Ok(tables)
+}
+
+/// None either where the kernel has no nftables.
+pub(crate) fn tables_if_any(reader: &mut NetlinkSocket) -> Result<Vec<TableInfo>, Refusal> {
+    match nft::tables(reader) {
+        Err(error) if !error.is_lack_of_privilege() => Ok(Vec::new()),
+        tables => Ok(tables?),
+    }
 }
 
 /// Ours, and more than an anchor, which redirects nothing.

@@ -164,11 +164,15 @@ async fn obey(
     shared.readiness.start_draining();
     // Capture ends before anything is turned away; from here on new connections go direct.
     shared.control.start_draining();
-    shared.control.release_capture();
-    phase.send_replace(Phase::Draining);
+    let lasting = shared.control.release_capture();
+    let drained = async {
+        tokio::time::sleep(lasting).await;
+        phase.send_replace(Phase::Draining);
+        phase.closed().await;
+    };
     tokio::select! {
-        () = phase.closed() => tracing::info!("drained"),
-        () = tokio::time::sleep(deadline.0) => {
+        () = drained => tracing::info!("drained"),
+        () = tokio::time::sleep(lasting + deadline.0) => {
             tracing::warn!(live = shared.connections.live(), "drain deadline passed; cutting what is left");
         }
         () = stop_ordered(&mut signals, shared) => {
@@ -346,9 +350,8 @@ fn max_connections(wanted: Option<NonZeroUsize>) -> usize {
 /// Two descriptors for each connection, within the process's limit.
 fn connections_allowed() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let descriptors = limit
-        .unwrap_or(1 << 20)
-        .saturating_sub(RESERVED_DESCRIPTORS);
+    let limit = limit.unwrap_or(1 << 20);
+    let descriptors = limit - RESERVED_DESCRIPTORS.min(limit / 2);
     usize::try_from(descriptors / 2)
         .unwrap_or(usize::MAX)
         .max(1)

@@ -3,7 +3,7 @@
 //!
 //! accept → original destination → detect → forward (per request: check out, relay, record).
 //!
-//! A probe of the gate ends after the original destination with an answer of its own.
+//! A probe of the gate, or of our own heartbeat, ends after the original destination with an answer of its own.
 //!
 //! Failure edges: a connection that nobody redirected, or that is our own, is reset and counted;
 //! after that every failure is told by the forwarder in the protocol that the client speaks.
@@ -16,6 +16,7 @@ use crate::{
     accept,
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
+    control::is_probe,
     detect::{self, Detected},
     failure::Failure,
     forward,
@@ -55,9 +56,12 @@ pub async fn serve(
         Ok(original) => original,
         Err(failure) => return refuse(&worker, stream, client, failure),
     };
-    let probes = &worker.shared.control.canary;
-    if probes.is_expected(original.0) {
-        return probes.answer(stream, original.0, worker.id).await;
+    let control = &worker.shared.control;
+    if control.canary.is_expected(original.0) {
+        return control.canary.answer(stream, original.0, worker.id).await;
+    }
+    if is_probe(original.0) {
+        return control.answer_probe(stream).await;
     }
     let destination = worker.shared.registry.destination(original.0, accepted);
     let connection = Connection {

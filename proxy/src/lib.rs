@@ -18,6 +18,7 @@ pub mod drain;
 pub mod failure;
 pub mod forward;
 pub mod observe;
+pub mod pulse;
 pub mod readiness;
 pub mod shared;
 mod signals;

@@ -38,26 +38,28 @@ pub struct Shared {
     pub started: Instant,
 }
 
-/// The local addresses of the proxy's own upstream connections. One that comes back as a client is
-/// a loop.
+/// The proxy's own upstream connections, by both ends. One that comes back as a client is a loop. The
+/// local end alone does not tell: the kernel gives one port to any number of connections, each to
+/// another destination, so a client's may be that of one of ours.
 #[derive(Debug, Default)]
-pub struct OwnConnections(Mutex<HashSet<SocketAddr>>);
+pub struct OwnConnections(Mutex<HashSet<(SocketAddr, SocketAddr)>>);
 
 impl OwnConnections {
-    pub fn insert(&self, local: SocketAddr) {
-        self.lock().insert(local);
+    pub fn insert(&self, local: SocketAddr, peer: SocketAddr) {
+        self.lock().insert((local, peer));
     }
 
-    pub fn remove(&self, local: SocketAddr) {
-        self.lock().remove(&local);
+    pub fn remove(&self, local: SocketAddr, peer: SocketAddr) {
+        self.lock().remove(&(local, peer));
     }
 
     pub fn count(&self) -> usize {
         self.lock().len()
     }
 
-    pub fn contains(&self, client: SocketAddr) -> bool {
-        self.lock().contains(&client)
+    /// Whether what `client` dialled `original` with is ours.
+    pub fn contains(&self, client: SocketAddr, original: SocketAddr) -> bool {
+        self.lock().contains(&(client, original))
     }
 
     #[cfg(test)]
@@ -65,7 +67,7 @@ impl OwnConnections {
         self.lock().is_empty()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(SocketAddr, SocketAddr)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,5 +127,23 @@ impl Shared {
             connections: ConnectionLimit::new(usize::MAX),
             started: Instant::now(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_one_of_our_connections_has_to_another_destination_makes_no_loop() {
+        let [local, here, elsewhere] = ["192.0.2.1:40000", "192.0.2.2:80", "192.0.2.3:80"]
+            .map(|address| address.parse().expect("an address"));
+        let own = OwnConnections::default();
+        own.insert(local, here);
+        own.insert(local, elsewhere);
+        own.remove(local, elsewhere);
+        assert!(own.contains(local, here));
+        assert!(!own.contains(local, elsewhere));
+        assert_eq!(own.count(), 1);
     }
 }

@@ -70,6 +70,7 @@ pub async fn run(
         .into_iter()
         .map(|listener| task::spawn_local(accept_all(worker.clone(), listener)))
         .collect();
+    task::spawn_local(answer_pulse(worker.clone(), &accepting));
     // An error means that the control thread is gone, and with it the reason to serve.
     let _ = phase.wait_for(|p| *p != Phase::Serving).await;
     drop(is_accepting);
@@ -85,6 +86,22 @@ pub async fn run(
     tokio::select! {
         () = drained => {}
         _ = phase.wait_for(|p| *p == Phase::Stopping) => {}
+    }
+}
+
+/// For as long as every listener is accepted from.
+fn answer_pulse(
+    worker: Rc<Worker>,
+    accepting: &[task::JoinHandle<()>],
+) -> impl Future<Output = ()> + use<> {
+    let accepting: Vec<_> = accepting
+        .iter()
+        .map(task::JoinHandle::abort_handle)
+        .collect();
+    async move {
+        let is_accepting = || !accepting.iter().any(task::AbortHandle::is_finished);
+        let pulse = &worker.shared.control.pulse;
+        pulse.answer(worker.id, is_accepting).await;
     }
 }
 

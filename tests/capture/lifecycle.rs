@@ -3,6 +3,8 @@
 use std::{
     fs,
     io::ErrorKind,
+    os::unix::{fs::chown, process::ExitStatusExt},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
@@ -125,6 +127,34 @@ fn a_kill_under_load_refuses_no_connection() {
     }
 }
 
+/// Writing a core would keep the dead proxy's descriptors, and so its capture, for seconds.
+#[test]
+fn a_crash_dumps_no_core_and_ends_the_capture() {
+    let pair = wire();
+    // As the proxy's user from the start, in a directory of its own: a process that changed its user
+    // would dump none anyway, nor one that may not write.
+    let directory =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("core-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    chown(&directory, Some(proxyctl::PROXY_UID), None).unwrap();
+    let mut command = proxyctl::as_user(proxyctl::PROXY_UID, "sh".as_ref());
+    let serve = format!(
+        "ulimit -c unlimited; exec {} serve --admin off --log-level error",
+        proxyctl::proxyctl().display()
+    );
+    command.args(["-c", &serve]).current_dir(&directory);
+    let mut proxy = proxyctl::start(&pair.app, command);
+    until("the proxy", || {
+        ctl(&pair.app, INSTALL).json["result"] == "captured"
+    });
+    proxy.signal("ABRT");
+    let status = proxy.wait();
+    assert_eq!(status.signal(), Some(6), "{status}");
+    assert!(!status.core_dumped(), "{status}");
+    assert_eq!(pair.app.ruleset(), "");
+    assert_captured(&pair, false);
+}
+
 #[test]
 fn a_second_install_changes_nothing() {
     let pair = wire();
@@ -186,7 +216,7 @@ fn two_installs_at_once_make_one_capture() {
     results.sort_unstable();
     let already = "already captured";
     assert_eq!(results, [already, already, already, "captured"]);
-    assert_eq!(pair.app.ruleset().matches("redirect").count(), 2);
+    assert_eq!(pair.app.ruleset().matches("jump capture").count(), 1);
 }
 
 /// Killed at whatever message it sends, an install leaves the capture whole or not there at all,

@@ -1,11 +1,15 @@
 //! Capture end to end: real commands, a real kernel, private network namespaces.
 
+mod backends;
+mod lease;
 mod lifecycle;
 #[path = "../support/netns.rs"]
 mod netns;
 #[path = "../support/proxyctl.rs"]
 mod proxyctl;
 mod refusals;
+mod slipping;
+mod status;
 #[path = "../support/wire.rs"]
 mod wire;
 
@@ -16,6 +20,7 @@ use std::{
 };
 
 const INSTALL: &str = "install-rules --json";
+const STATUS: &str = "status --json";
 const REMOVE: &str = "remove-rules --json";
 
 static CONFIGS: AtomicU32 = AtomicU32::new(0);

@@ -62,9 +62,14 @@ impl Namespace {
         })
     }
 
-    /// What the `nft` program lists.
+    /// What the `nft` program lists, without the leases that happen to run.
     pub(crate) fn ruleset(&self) -> String {
-        self.enter(|| run("nft list ruleset"))
+        let listed = self.enter(|| run("nft --stateless list ruleset"));
+        let is_lease = |line: &&str| line.trim().starts_with("elements = { ipv");
+        listed
+            .split_inclusive('\n')
+            .filter(|line| !is_lease(line))
+            .collect()
     }
 }
 

@@ -236,6 +236,21 @@ fn has_one_user() -> bool {
 }
 
 /// A captured proxy that carried nothing means that the test went past it and proved nothing.
+impl Proxy<'_> {
+    /// Lowers what a running proxy may open, which its own user may do.
+    pub fn limit_descriptors(&self, count: usize) {
+        let as_itself = if has_one_user() {
+            String::new()
+        } else {
+            format!("setpriv --reuid {UID} --regid {UID} --clear-groups ")
+        };
+        let pid = self.process.pid().as_raw_nonzero();
+        self.world.app.sh(&format!(
+            "{as_itself}prlimit --pid {pid} --nofile={count}:{count}"
+        ));
+    }
+}
+
 impl Drop for Proxy<'_> {
     fn drop(&mut self) {
         if thread::panicking() || !self.is_captured.get() || self.process.exited().is_some() {

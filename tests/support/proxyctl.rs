@@ -130,6 +130,12 @@ impl Outcome {
         assert_eq!(self.json["result"], result, "{self:?}");
         self
     }
+
+    #[track_caller]
+    pub(crate) fn expect_one_of(self, results: &[&str]) -> Self {
+        assert!(results.contains(&self.text("result")), "{self:?}");
+        self
+    }
 }
 
 /// Runs `proxyctl ARGUMENTS` inside, as root.
@@ -141,13 +147,15 @@ pub(crate) fn ctl_as(namespace: &Namespace, uid: u32, arguments: &str) -> Outcom
     finish(namespace, as_user(uid, &proxyctl()), arguments)
 }
 
-fn finish(namespace: &Namespace, mut command: Command, arguments: &str) -> Outcome {
+/// Runs `command`, which ends with `proxyctl`, with more arguments.
+pub(crate) fn finish(namespace: &Namespace, mut command: Command, arguments: &str) -> Outcome {
     let words: Vec<_> = arguments.split_whitespace().collect();
     command.args(words);
     let output = namespace.enter(|| command.output().unwrap());
     let stdout = String::from_utf8(output.stdout).unwrap();
     Outcome {
-        code: output.status.code().unwrap(),
+        // None: a signal ended it.
+        code: output.status.code().unwrap_or(-1),
         json: serde_json::from_str(&stdout).unwrap_or_default(),
         stdout,
         stderr: String::from_utf8(output.stderr).unwrap(),

@@ -2,15 +2,22 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
 
-use crate::netns::{Namespace, Pair};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    netns::{Namespace, Pair},
+    proxyctl::until,
+};
 
 pub(crate) const V4: &str = "10.77.0.2:8080";
 pub(crate) const V6: &str = "[fd77::2]:8080";
+
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// A wire with echo servers at its far end.
 pub(crate) fn wire() -> Pair {
@@ -60,9 +67,25 @@ impl Client {
 
     pub(crate) fn try_connect(namespace: &Namespace, address: &str) -> std::io::Result<Self> {
         let address: SocketAddr = address.parse().unwrap();
-        let limit = Duration::from_secs(10);
-        let stream = namespace.enter(|| TcpStream::connect_timeout(&address, limit))?;
-        stream.set_read_timeout(Some(limit))?;
+        let stream = namespace.enter(|| TcpStream::connect_timeout(&address, LIMIT))?;
+        Self::greeted(stream)
+    }
+
+    /// From a port of the application's choice.
+    pub(crate) fn from_port(namespace: &Namespace, port: u16, address: &str) -> Self {
+        let address: SocketAddr = address.parse().unwrap();
+        let connect = || {
+            let socket = bound_socket(port, address)?;
+            socket.connect_timeout(&address.into(), LIMIT)?;
+            Self::greeted(socket.into())
+        };
+        namespace
+            .enter(connect)
+            .unwrap_or_else(|error| panic!("from port {port} to {address}: {error}"))
+    }
+
+    fn greeted(stream: TcpStream) -> std::io::Result<Self> {
+        stream.set_read_timeout(Some(LIMIT))?;
         let own = stream.local_addr()?;
         let mut stream = BufReader::new(stream);
         let mut seen = String::new();
@@ -85,10 +108,43 @@ impl Client {
     }
 }
 
+/// Ends with a reset, so that the next connection may have the very same two ends.
+pub(crate) fn bound_socket(port: u16, to: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    socket.bind(&SocketAddr::from((any, port)).into())?;
+    Ok(socket)
+}
+
 #[track_caller]
 pub(crate) fn assert_captured(pair: &Pair, expected: bool) {
     for address in [V4, V6] {
         let client = Client::connect(&pair.app, address);
         assert_eq!(client.is_captured, expected, "{address}");
+    }
+}
+
+/// One family's lease may have been renewed once more than the other's.
+#[track_caller]
+pub(crate) fn until_direct(pair: &Pair) {
+    for address in [V4, V6] {
+        until("the end of the capture", || {
+            Client::try_connect(&pair.app, address).is_ok_and(|client| !client.is_captured)
+        });
+    }
+}
+
+/// After a lapse: until the next beat connections go direct.
+#[track_caller]
+pub(crate) fn until_captured(pair: &Pair) {
+    for address in [V4, V6] {
+        until("the capture's return", || {
+            Client::try_connect(&pair.app, address).is_ok_and(|client| client.is_captured)
+        });
     }
 }

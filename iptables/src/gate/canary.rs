@@ -30,7 +30,13 @@ const TIME_PER_FAMILY: Duration = Duration::from_secs(15);
 /// An answer is one short line of JSON.
 const MAX_ANSWER: usize = 4096;
 
-pub(crate) fn probe(proxy: &mut Proxy, identity: &Identity, plan: &Plan) -> Result<(), Refusal> {
+/// `redirect` makes the probe addresses lead to the proxy for as long as what it returns lives.
+pub(crate) fn probe<T>(
+    proxy: &mut Proxy,
+    identity: &Identity,
+    plan: &Plan,
+    redirect: impl FnOnce(&[SocketAddr]) -> Result<T, Refusal>,
+) -> Result<(), Refusal> {
     let targets = plan
         .families
         .iter()
@@ -45,11 +51,7 @@ pub(crate) fn probe(proxy: &mut Proxy, identity: &Identity, plan: &Plan) -> Resu
             nonce: nonce.clone(),
         },
     )?;
-    // Owned by this socket, so it goes with it, on success and on every error alike.
-    let mut socket = NetlinkSocket::open()?;
-    let table = plan.canary(&addresses);
-    nft::create(&mut socket, &table)?;
-    nft::widen(&mut socket, &table)?;
+    let _redirected = redirect(&addresses)?;
 
     let sockets = on_port(plan.port)?;
     for target in &targets {
@@ -73,6 +75,16 @@ pub(crate) fn probe(proxy: &mut Proxy, identity: &Identity, plan: &Plan) -> Resu
             nonce: String::new(),
         },
     )
+}
+
+/// The redirect of a probe in a table of its own, owned by the socket: it goes with it, on success and
+/// on every error alike.
+pub(crate) fn redirect(plan: &Plan, targets: &[SocketAddr]) -> Result<NetlinkSocket, Refusal> {
+    let mut socket = NetlinkSocket::open()?;
+    let table = plan.canary(targets);
+    nft::create(&mut socket, &table)?;
+    nft::widen(&mut socket, &table)?;
+    Ok(socket)
 }
 
 /// An address to dial that is nobody's: its port is bound here, and nobody listens on it.

@@ -4,18 +4,20 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_NONREC};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
     Hook as HookAttribute, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey,
     NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage, SetAttribute,
-    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage,
-    TableAttribute, TableFlags, TableMessage, Verdict as Code, VerdictAttribute,
+    SetDescription, SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage,
+    SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage, Verdict as Code,
+    VerdictAttribute,
 };
 
 use super::socket::Step;
 use crate::plan::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, Match, Rule, Set, Table, Verdict, is_host,
+    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Place, Rule,
+    SOURCES_SIZE, Set, Table, Verdict, is_host,
 };
 
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
@@ -58,6 +60,27 @@ pub(super) fn delete(table: &str) -> Step {
     }
 }
 
+/// A chain and its table, unless a rule or another chain is in them.
+pub(super) fn delete_empty(table: &str, chain: &str) -> Vec<Step> {
+    let chain = NfTablesMessage::DeleteChain(ChainMessage {
+        attributes: vec![
+            ChainAttribute::Table(table.into()),
+            ChainAttribute::Name(chain.into()),
+        ],
+    });
+    let table = delete(table);
+    [
+        ("deleting an empty chain".into(), chain),
+        (table.doing, table.message),
+    ]
+    .map(|(doing, message)| Step {
+        doing,
+        message,
+        flags: NLM_F_NONREC,
+    })
+    .into()
+}
+
 fn new_table(table: &Table) -> Step {
     Step {
         doing: format!("creating table {}", table.name),
@@ -86,24 +109,38 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
         Elements::Ports(_) => (13, 2, SetFlags::Interval, BIG_ENDIAN),
         Elements::Uids(_) => (24, 4, SetFlags::empty(), HOST_ENDIAN),
         Elements::Gids(_) => (25, 4, SetFlags::empty(), HOST_ENDIAN),
+        Elements::Leases => (2, 1, SetFlags::Eval | SetFlags::Timeout, HOST_ENDIAN),
+        // A concatenation's types stand six bits apart, its keys on four bytes each.
+        Elements::Sources => (
+            (7 << 6) | 13,
+            8,
+            SetFlags::Eval | SetFlags::Timeout,
+            NO_ENDIAN,
+        ),
     };
+    let mut attributes = vec![
+        SetAttribute::Table(table.name.clone()),
+        SetAttribute::Name(set.name.into()),
+        SetAttribute::Flags(flags),
+        SetAttribute::KeyType(key_type),
+        SetAttribute::KeyLen(key_length),
+        SetAttribute::Id(id),
+        SetAttribute::UserData(key_order(order)),
+    ];
+    let size = match &set.elements {
+        Elements::Leases => Some(LEASES_SIZE),
+        Elements::Sources => Some(SOURCES_SIZE),
+        _ => None,
+    };
+    attributes.extend(size.map(|size| SetAttribute::Description(vec![SetDescription::Size(size)])));
     Step {
         doing: format!("adding set {}", set.name),
-        message: NfTablesMessage::NewSet(SetMessage {
-            attributes: vec![
-                SetAttribute::Table(table.name.clone()),
-                SetAttribute::Name(set.name.into()),
-                SetAttribute::Flags(flags),
-                SetAttribute::KeyType(key_type),
-                SetAttribute::KeyLen(key_length),
-                SetAttribute::Id(id),
-                SetAttribute::UserData(key_order(order)),
-            ],
-        }),
+        message: NfTablesMessage::NewSet(SetMessage { attributes }),
         flags: NLM_F_CREATE,
     }
 }
 
+const NO_ENDIAN: u32 = 0;
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 
@@ -129,6 +166,15 @@ fn new_elements(table: &Table, set: &Set, elements: Vec<Element>) -> Step {
     }
 }
 
+/// The key of `family` in a set of leases.
+pub(super) fn lease_key(family: Family) -> Vec<u8> {
+    let number = match family {
+        Family::V4 => libc::NFPROTO_IPV4,
+        Family::V6 => libc::NFPROTO_IPV6,
+    };
+    vec![number as u8]
+}
+
 pub(super) fn elements(elements: &Elements) -> Vec<Element> {
     match elements {
         Elements::V4(intervals) | Elements::V6(intervals) | Elements::Ports(intervals) => {
@@ -139,6 +185,7 @@ pub(super) fn elements(elements: &Elements) -> Vec<Element> {
             .iter()
             .map(|id| element(id.to_ne_bytes().to_vec(), SetElementFlags::empty()))
             .collect(),
+        Elements::Leases | Elements::Sources => Vec::new(),
     }
 }
 
@@ -208,11 +255,15 @@ pub(super) fn hook(hook: Hook) -> [ChainAttribute; 3] {
         HookKind::Nat => "nat",
         HookKind::Filter => "filter",
     };
+    let place = match hook.place {
+        Place::Output => InetHookNumber::LocalOut,
+        Place::Postrouting => InetHookNumber::PostRouting,
+    };
     [
         ChainAttribute::Type(kind.into()),
         ChainAttribute::Policy(NF_ACCEPT),
         ChainAttribute::Hook(vec![
-            HookAttribute::Number(InetHookNumber::LocalOut.into()),
+            HookAttribute::Number(place.into()),
             HookAttribute::Priority(hook.priority.cast_unsigned()),
         ]),
     ]
@@ -232,9 +283,12 @@ fn new_rule(table: &Table, chain: &Chain, rule: &Rule) -> Step {
     }
 }
 
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+const UDP_HEADER: u32 = 8;
+const DYNSET_UPDATE: u32 = 1;
 /// `enum ip_conntrack_info`'s bit for a connection that has seen both directions.
 const CT_STATE_ESTABLISHED: u32 = 2;
 
@@ -311,6 +365,28 @@ impl Expr {
                 self.destination_port();
                 self.is_in(set);
             }
+            Match::UdpPort(port) => {
+                self.meta(MetaKey::L4Proto);
+                self.equals(&[libc::IPPROTO_UDP as u8]);
+                self.load(TRANSPORT_HEADER, 2, 2);
+                self.equals(&port.to_be_bytes());
+            }
+            Match::Payload(number) => {
+                self.load(TRANSPORT_HEADER, UDP_HEADER, 8);
+                self.equals(&number.to_be_bytes());
+            }
+            Match::SourceIn(set) => {
+                self.source();
+                self.is_in(set);
+            }
+            Match::OutElsewhere => {
+                self.meta(MetaKey::Oif);
+                self.compare(Operator::NotEqual, &LOOPBACK_INDEX.to_ne_bytes());
+            }
+            Match::FamilyIn(set) => {
+                self.meta(MetaKey::Nfproto);
+                self.is_in(set);
+            }
             Match::Established => {
                 self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
                 self.mask(&CT_STATE_ESTABLISHED.to_ne_bytes());
@@ -341,16 +417,22 @@ impl Expr {
                 );
             }
             Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
+            Verdict::NoteSourceAndDrop { set, millis } => {
+                self.source_of_known_kind();
+                self.renew(set, *millis);
+                self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
+            }
+            Verdict::RenewAndDrop { set, millis } => {
+                self.meta(MetaKey::Nfproto);
+                self.renew(set, *millis);
+                self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
+            }
         }
     }
 
     fn family(&mut self, family: Family) {
-        let number = match family {
-            Family::V4 => libc::NFPROTO_IPV4,
-            Family::V6 => libc::NFPROTO_IPV6,
-        };
         self.meta(MetaKey::Nfproto);
-        self.equals(&[number as u8]);
+        self.equals(&lease_key(family));
     }
 
     fn tcp(&mut self) {
@@ -379,8 +461,12 @@ impl Expr {
     }
 
     fn load(&mut self, base: u32, offset: u32, length: u32) {
+        self.load_into(Register::Reg1, base, offset, length);
+    }
+
+    fn load_into(&mut self, register: Register, base: u32, offset: u32, length: u32) {
         self.0.push(Expressions::Payload(vec![
-            Payload::DestinationRegister(Register::Reg1),
+            Payload::DestinationRegister(register),
             Payload::Base(base),
             Payload::Offset(offset),
             Payload::Len(length),
@@ -425,6 +511,31 @@ impl Expr {
             Immediate::DestinationRegister(register),
             Immediate::Data(data),
         ]));
+    }
+
+    fn source(&mut self) {
+        self.family(Family::V4);
+        self.tcp();
+        self.source_of_known_kind();
+    }
+
+    /// Address and port side by side, where a rule has seen that the packet is IPv4 and TCP.
+    fn source_of_known_kind(&mut self) {
+        self.load(NETWORK_HEADER, 12, 4);
+        self.load_into(Register::Reg32_01, TRANSPORT_HEADER, 0, 2);
+    }
+
+    fn renew(&mut self, set: &str, millis: u64) {
+        let number = |kind, number: u32| DefaultNla::new(kind, number.to_be_bytes().to_vec());
+        self.0.push(Expressions::Other {
+            expression_type: "dynset".into(),
+            attributes: vec![
+                DefaultNla::new(1, [set.as_bytes(), &[0]].concat()),
+                number(3, DYNSET_UPDATE),
+                number(4, Register::Reg1.into()),
+                DefaultNla::new(6, millis.to_be_bytes().to_vec()),
+            ],
+        });
     }
 
     /// An expression that the netlink crate has no type for, all of whose attributes are numbers.

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::{NetlinkSocket, NftError, encode};
-use crate::plan::{Chain, Rule, Set, Table};
+use crate::plan::{Chain, Family, LEASES, Rule, Set, Table};
 
 /// A table of family `inet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,19 +75,57 @@ pub fn verify(socket: &mut NetlinkSocket, table: &Table) -> Result<Option<String
     first_other_rule(socket, table)
 }
 
+/// Whether the lease of every one of `families` runs in `table` at this moment.
+///
+/// # Errors
+/// When the kernel could not be asked.
+pub fn is_leased(
+    socket: &mut NetlinkSocket,
+    table: &Table,
+    families: &[Family],
+) -> Result<bool, NftError> {
+    // The kernel lists no element whose time is up.
+    let held = held_elements(socket, table, LEASES)?.unwrap_or_default();
+    let runs = |&family: &Family| {
+        held.iter()
+            .any(|(key, _)| *key == encode::lease_key(family))
+    };
+    Ok(families.iter().all(runs))
+}
+
 fn has_elements(socket: &mut NetlinkSocket, table: &Table, set: &Set) -> Result<bool, NftError> {
+    let Some(mut held) = held_elements(socket, table, set.name)? else {
+        return Ok(false);
+    };
+    if set.elements.are_dynamic() {
+        return Ok(true);
+    }
+    let mut planned: Vec<_> = encode::elements(&set.elements)
+        .into_iter()
+        .filter_map(key)
+        .collect();
+    held.sort_unstable();
+    planned.sort_unstable();
+    Ok(held == planned)
+}
+
+/// `None`: there is no such set.
+fn held_elements(
+    socket: &mut NetlinkSocket,
+    table: &Table,
+    set: &str,
+) -> Result<Option<Vec<Key>>, NftError> {
     let request = NfTablesMessage::GetSetElement(SetElementMessage {
         attributes: vec![
             SetElementList::Table(table.name.clone()),
-            SetElementList::Set(set.name.into()),
+            SetElementList::Set(set.into()),
         ],
     });
-    let doing = format!("reading back set {}", set.name);
-    let found = match socket.dump(&doing, &request) {
-        Err(error) if is_missing(&error) => return Ok(false),
+    let found = match socket.dump(&format!("reading back set {set}"), &request) {
+        Err(error) if is_missing(&error) => return Ok(None),
         found => found?,
     };
-    let mut held: Vec<_> = found
+    let elements = found
         .into_iter()
         .filter_map(|message| match message {
             NfTablesMessage::NewSetElement(message) => Some(message.attributes),
@@ -101,17 +139,13 @@ fn has_elements(socket: &mut NetlinkSocket, table: &Table, set: &Set) -> Result<
         .flatten()
         .filter_map(key)
         .collect();
-    let mut planned: Vec<_> = encode::elements(&set.elements)
-        .into_iter()
-        .filter_map(key)
-        .collect();
-    held.sort_unstable();
-    planned.sort_unstable();
-    Ok(held == planned)
+    Ok(Some(elements))
 }
 
-/// An element's key and flags, which are all that ours have.
-fn key(element: encode::Element) -> Option<(Vec<u8>, u32)> {
+/// An element's key and flags, which are all that ours have besides the time of a lease.
+type Key = (Vec<u8>, u32);
+
+fn key(element: encode::Element) -> Option<Key> {
     let ListAttribute::Element(attributes) = element else {
         return None;
     };

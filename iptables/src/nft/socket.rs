@@ -69,6 +69,15 @@ impl NetlinkSocket {
 
     /// All of `steps` or none of them.
     pub(super) fn transact(&mut self, steps: Vec<Step>) -> Result<(), NftError> {
+        self.transact_in(NetfilterProtoFamily::Inet, steps)
+    }
+
+    /// For tables that are not ours, and so of another family.
+    pub(super) fn transact_in(
+        &mut self,
+        family: NetfilterProtoFamily,
+        steps: Vec<Step>,
+    ) -> Result<(), NftError> {
         let mut bytes = Vec::new();
         let control = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
         let begin = NetfilterMessage::new(control.clone(), ControlMessage::BatchBegin);
@@ -80,7 +89,7 @@ impl NetlinkSocket {
             let ack = if index == last_step { NLM_F_ACK } else { 0 };
             self.put(
                 &mut bytes,
-                inet(step.message),
+                of(family, step.message),
                 NLM_F_REQUEST | ack | step.flags,
             );
             doing.push(step.doing);
@@ -120,6 +129,16 @@ impl NetlinkSocket {
         doing: &str,
         request: &NfTablesMessage,
     ) -> Result<Vec<NfTablesMessage>, NftError> {
+        let found = self.dump_all(doing, &inet(request.clone()))?;
+        Ok(found.into_iter().filter_map(of_nftables).collect())
+    }
+
+    /// Every object that a `Get…` message of any subsystem names.
+    pub(crate) fn dump_all(
+        &mut self,
+        doing: &str,
+        request: &NetfilterMessage,
+    ) -> Result<Vec<NetfilterMessageInner>, NftError> {
         for _ in 0..DUMP_TRIES {
             if let Some(found) = self.ask(doing, request, NLM_F_DUMP)? {
                 return Ok(found);
@@ -131,14 +150,21 @@ impl NetlinkSocket {
         ))
     }
 
+    /// Has one thing done that needs no transaction.
+    pub(crate) fn tell(&mut self, doing: &str, order: &NetfilterMessage) -> Result<(), NftError> {
+        self.ask(doing, order, NLM_F_ACK).map(drop)
+    }
+
     /// The one object that a `Get…` message names.
     pub(super) fn find(
         &mut self,
         doing: &str,
         request: &NfTablesMessage,
     ) -> Result<Option<NfTablesMessage>, NftError> {
-        match self.ask(doing, request, NLM_F_ACK) {
-            Ok(found) => Ok(found.and_then(|mut found| found.pop())),
+        match self.ask(doing, &inet(request.clone()), NLM_F_ACK) {
+            Ok(found) => Ok(found
+                .and_then(|mut found| found.pop())
+                .and_then(of_nftables)),
             Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -148,11 +174,11 @@ impl NetlinkSocket {
     fn ask(
         &mut self,
         doing: &str,
-        request: &NfTablesMessage,
+        request: &NetfilterMessage,
         flags: u16,
-    ) -> Result<Option<Vec<NfTablesMessage>>, NftError> {
+    ) -> Result<Option<Vec<NetfilterMessageInner>>, NftError> {
         let mut bytes = Vec::new();
-        let sequence = self.put(&mut bytes, inet(request.clone()), NLM_F_REQUEST | flags);
+        let sequence = self.put(&mut bytes, request.clone(), NLM_F_REQUEST | flags);
         self.send(&bytes).map_err(|e| NftError::new(doing, e))?;
         let mut found = Vec::new();
         let mut consistent = true;
@@ -164,10 +190,7 @@ impl NetlinkSocket {
                 }
                 consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(NetfilterMessage {
-                        inner: NetfilterMessageInner::NfTables(object),
-                        ..
-                    }) => found.push(object),
+                    NetlinkPayload::InnerMessage(object) => found.push(object.inner),
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(NftError::new(doing, error.to_io()));
                     }
@@ -222,9 +245,17 @@ impl AsFd for NetlinkSocket {
     }
 }
 
+fn of_nftables(object: NetfilterMessageInner) -> Option<NfTablesMessage> {
+    match object {
+        NetfilterMessageInner::NfTables(object) => Some(object),
+        _ => None,
+    }
+}
+
 fn inet(message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0),
-        message,
-    )
+    of(NetfilterProtoFamily::Inet, message)
+}
+
+fn of(family: NetfilterProtoFamily, message: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }

@@ -1,13 +1,16 @@
 //! From settings to rules: which connections are left alone, which are redirected, in which order.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv6Net;
-use outrigger_config::{IpNet, PortRange, Settings};
+use outrigger_config::{
+    IpNet, PortRange, Settings,
+    control::{Lease, probe_address},
+};
 
 use super::{
     Chain, Elements, Family, Hook, Intervals, Match, ProxyIdentity, Rule, Set, Table, Verdict,
-    anchor_name,
+    anchor_name, table_name,
 };
 use crate::{error::Refusal, host::Host};
 
@@ -83,7 +86,7 @@ const fn included(family: Family) -> &'static str {
 }
 
 /// Only sets that restrict something: an absent set keeps a rule, and each connect, shorter.
-pub(super) fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
+fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
     let capture = &settings.capture;
     let mut sets = Vec::new();
     let mut add = |name, elements| sets.push(Set { name, elements });
@@ -125,15 +128,136 @@ pub(super) fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
     sets
 }
 
-pub(super) fn output_chain() -> Chain {
-    Chain {
-        name: "output",
-        hook: Some(Hook::NAT),
-        rules: vec![Rule::new([Match::PureSyn], Verdict::Jump("capture"))],
+/// The families whose lease runs.
+pub(crate) const LEASES: &str = "leases";
+
+/// Where connections came from that cannot take the redirect.
+const BOUND: &str = "bound_to_device";
+/// Longer than until the first retransmission and the second.
+const BOUND_MILLIS: u64 = 5000;
+
+pub(super) fn lease(settings: &Settings, families: &[Family]) -> Lease {
+    let loopback = |family: &Family| (family.loopback(), settings.port()).into();
+    Lease {
+        millis: u64::try_from(settings.capture.lease.0.as_millis()).unwrap_or(u64::MAX),
+        beats: families.iter().map(loopback).collect(),
     }
 }
 
-pub(super) fn capture_chain(
+pub(super) fn capture(
+    settings: &Settings,
+    proxy: &ProxyIdentity,
+    families: &[Family],
+    lease: &Lease,
+    generation: u64,
+) -> Table {
+    let port = settings.port();
+    let mut sets = sets(settings, families);
+    sets.push(Set {
+        name: LEASES,
+        elements: Elements::Leases,
+    });
+    let mut chains = vec![
+        heartbeat_chain(proxy, lease, generation),
+        output_chain(proxy, lease, port),
+        capture_chain(settings, proxy, families, port),
+    ];
+    if families.contains(&Family::V4) {
+        sets.push(Set {
+            name: BOUND,
+            elements: Elements::Sources,
+        });
+        chains.push(astray_chain(port));
+    }
+    Table {
+        name: table_name(port, generation),
+        comment: format!("Outrigger: captured for the proxy on port {port}, gone when it is gone"),
+        sets,
+        chains,
+    }
+}
+
+/// A socket bound to a device cannot reach the proxy on `lo`: its redirected packet would leave by that
+/// device, for nowhere. It is dropped, and its source noted, so that its retransmission a second later
+/// goes direct. (IPv6 finds no route for such a packet and drops it before any hook sees it.)
+fn astray_chain(port: u16) -> Chain {
+    Chain {
+        name: "astray",
+        hook: Some(Hook::LEAVING),
+        rules: vec![Rule::new(
+            [
+                Match::OutElsewhere,
+                Match::Destination(Family::V4.loopback().into()),
+                Match::Port(port),
+            ],
+            Verdict::NoteSourceAndDrop {
+                set: BOUND,
+                millis: BOUND_MILLIS,
+            },
+        )],
+    }
+}
+
+/// A dead man's switch: the capture applies to a family only while the proxy's beats renew its lease.
+/// Two generations stand side by side for a moment, each with beats of its own.
+fn heartbeat_chain(proxy: &ProxyIdentity, lease: &Lease, generation: u64) -> Chain {
+    let renew = |beat: &SocketAddr| {
+        Rule::new(
+            [
+                is_from(proxy),
+                Match::OutLoopback,
+                Match::Destination(beat.ip().into()),
+                Match::UdpPort(beat.port()),
+                Match::Payload(generation),
+            ],
+            Verdict::RenewAndDrop {
+                set: LEASES,
+                millis: lease.millis,
+            },
+        )
+    };
+    Chain {
+        name: "heartbeat",
+        hook: Some(Hook::HEARTBEAT),
+        rules: lease.beats.iter().map(renew).collect(),
+    }
+}
+
+/// The proxy's probes are redirected lease or no lease, or it could never prove itself again.
+fn output_chain(proxy: &ProxyIdentity, lease: &Lease, port: u16) -> Chain {
+    let probe = |beat: &SocketAddr| {
+        let target = probe_address(beat.ip());
+        Rule::new(
+            [
+                Match::PureSyn,
+                is_from(proxy),
+                Match::Destination(target.ip().into()),
+                Match::Port(target.port()),
+            ],
+            Verdict::RedirectTo(port),
+        )
+    };
+    let mut rules: Vec<_> = lease.beats.iter().map(probe).collect();
+    rules.push(Rule::new(
+        [Match::PureSyn, Match::FamilyIn(LEASES)],
+        Verdict::Jump("capture"),
+    ));
+    Chain {
+        name: "output",
+        hook: Some(Hook::NAT),
+        rules,
+    }
+}
+
+/// The surer of the two where both are known: an application may have been given a mark.
+fn is_from(proxy: &ProxyIdentity) -> Match {
+    match (proxy.excluded_uid, proxy.mark) {
+        (Some(uid), _) => Match::SocketUid(uid),
+        (None, mark) => Match::Mark(mark.unwrap_or_default()),
+    }
+}
+
+fn capture_chain(
     settings: &Settings,
     proxy: &ProxyIdentity,
     families: &[Family],
@@ -144,6 +268,9 @@ pub(super) fn capture_chain(
     let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
     leave(Match::OutLoopback);
     leave(Match::DestinationLocal);
+    if families.contains(&Family::V4) {
+        leave(Match::SourceIn(BOUND));
+    }
     if families.contains(&Family::V6) {
         // Link-local destinations need their interface, which the proxy's dial would not have.
         leave(Match::Destination(LINK_LOCAL_V6));

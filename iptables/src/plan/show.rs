@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, Match, Plan, Rule, Set, Table,
-    Verdict,
+    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, LEASES_SIZE, Match, Place, Plan,
+    Rule, SOURCES_SIZE, Set, Table, Verdict,
 };
 
 /// Elements on one line, above which each gets its own.
@@ -39,12 +39,25 @@ impl Display for Table {
 
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (kind, size) = match &self.elements {
+            Elements::Leases => ("nf_proto", LEASES_SIZE),
+            Elements::Sources => ("ipv4_addr . inet_service", SOURCES_SIZE),
+            _ => return self.fmt_static(f),
+        };
+        writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
+        writeln!(f, "\t\tsize {size}\n\t\tflags dynamic,timeout\n\t}}")
+    }
+}
+
+impl Set {
+    fn fmt_static(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (kind, is_interval) = match &self.elements {
             Elements::V4(_) => ("ipv4_addr", true),
             Elements::V6(_) => ("ipv6_addr", true),
             Elements::Ports(_) => ("inet_service", true),
             Elements::Uids(_) => ("uid", false),
             Elements::Gids(_) => ("gid", false),
+            Elements::Leases | Elements::Sources => return Ok(()),
         };
         writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
         if is_interval {
@@ -76,6 +89,7 @@ impl Elements {
                 })
                 .collect(),
             Self::Uids(ids) | Self::Gids(ids) => ids.iter().map(ToString::to_string).collect(),
+            Self::Leases | Self::Sources => Vec::new(),
         }
     }
 }
@@ -109,9 +123,13 @@ impl Display for Hook {
             HookKind::Nat => "nat",
             HookKind::Filter => "filter",
         };
+        let place = match self.place {
+            Place::Output => "output",
+            Place::Postrouting => "postrouting",
+        };
         write!(
             f,
-            "type {kind} hook output priority {}; policy accept;",
+            "type {kind} hook {place} priority {}; policy accept;",
             self.priority
         )
     }
@@ -150,6 +168,11 @@ impl Display for Match {
             Self::DestinationIn(family, set) => write!(f, "{} daddr @{set}", family.word()),
             Self::Port(port) => write!(f, "tcp dport {port}"),
             Self::PortIn(set) => write!(f, "tcp dport @{set}"),
+            Self::UdpPort(port) => write!(f, "udp dport {port}"),
+            Self::Payload(number) => write!(f, "@th,64,64 {number:#x}"),
+            Self::SourceIn(set) => write!(f, "ip saddr . tcp sport @{set}"),
+            Self::OutElsewhere => f.write_str("oif != \"lo\""),
+            Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),
         }
     }
@@ -163,6 +186,16 @@ impl Display for Verdict {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::RedirectTo(port) => write!(f, "redirect to :{port}"),
             Self::RejectWithReset => f.write_str("reject with tcp reset"),
+            Self::NoteSourceAndDrop { set, millis } => write!(
+                f,
+                "update @{set} {{ ip saddr . tcp sport timeout {millis}ms }} drop"
+            ),
+            Self::RenewAndDrop { set, millis } => {
+                write!(
+                    f,
+                    "update @{set} {{ meta nfproto timeout {millis}ms }} drop"
+                )
+            }
         }
     }
 }

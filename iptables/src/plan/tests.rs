@@ -48,6 +48,7 @@ fn the_defaults_capture_both_families_and_leave_local_and_proxy_traffic_alone() 
             "meta skuid 1337 return",
             "oif \"lo\" return",
             "fib daddr type local return",
+            "ip saddr . tcp sport @bound_to_device return",
             "ip6 daddr fe80::/10 return",
             "tcp dport @excluded_ports return",
             "meta nfproto ipv4 meta l4proto tcp redirect to :15001",
@@ -64,9 +65,38 @@ fn the_entry_takes_pure_syns_only_at_a_priority_before_other_nat() {
         "{table}"
     );
     assert!(
-        table.contains("tcp flags & (fin | syn | rst | ack) == syn jump capture"),
+        table.contains(
+            "tcp flags & (fin | syn | rst | ack) == syn meta nfproto @leases jump capture"
+        ),
         "{table}"
     );
+}
+
+#[test]
+fn a_beat_renews_the_lease_of_its_family_and_its_generation_only() {
+    let marked = parse("listen: ['127.0.0.1:7']\ncapture: { proxy_mark: 9, lease: 1m }").unwrap();
+    let one_uid = Host {
+        only_uid: Some(0),
+        ..host()
+    };
+    let plan = Plan::new(&marked, &one_uid, 0x2a).unwrap();
+    let beat = "meta mark 0x00000009 oif \"lo\" ip daddr 127.0.0.1 udp dport 7 @th,64,64 0x2a \
+                update @leases { meta nfproto timeout 60000ms } drop";
+    let table = plan.capture.to_string();
+    assert!(table.contains(beat), "{table}");
+    assert!(table.contains("hook output priority -310"), "{table}");
+    assert!(!table.contains("ip6"), "{table}");
+    assert_eq!(plan.lease.beats, ["127.0.0.1:7".parse().unwrap()]);
+}
+
+/// A lease that has run out must not bar the way to the proof that brings it back.
+#[test]
+fn the_proxys_probe_is_redirected_without_a_lease() {
+    let table = plan("").capture.to_string();
+    for daddr in ["ip daddr 127.192.0.3", "ip6 daddr ::1"] {
+        let probe = format!("== syn meta skuid 1337 {daddr} tcp dport 9 redirect to :15001");
+        assert!(table.contains(&probe), "{table}");
+    }
 }
 
 #[test]
@@ -192,7 +222,7 @@ fn thousands_of_networks_load() {
 fn a_read_back_sees_a_missing_rule_a_changed_set_and_a_missing_table() {
     let whole = plan(EVERYTHING).capture;
     let mut fewer_rules = whole.clone();
-    fewer_rules.chains[1].rules.remove(2);
+    fewer_rules.chains[2].rules.remove(2);
     let mut other_set = whole.clone();
     other_set.sets.retain(|set| set.name != EXCLUDED_PORTS);
     other_set.sets.push(Set {
@@ -236,7 +266,7 @@ fn a_table_ends_with_its_socket_and_cannot_be_made_twice() {
 fn an_error_names_the_step_that_failed() {
     in_namespace(|| {
         let mut table = plan("").capture;
-        table.chains[1].rules[0] = Rule::new([Match::SocketUidIn("no_such_set")], Verdict::Return);
+        table.chains[2].rules[0] = Rule::new([Match::SocketUidIn("no_such_set")], Verdict::Return);
         let mut socket = NetlinkSocket::open().unwrap();
         nft::create(&mut socket, &table).unwrap();
         let error = nft::widen(&mut socket, &table).unwrap_err();

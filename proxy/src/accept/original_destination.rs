@@ -31,7 +31,7 @@ pub fn original_destination(
     if shared.is_own_listener(original) {
         return Err(Failure::NotRedirected);
     }
-    if shared.own.contains(client.0) {
+    if shared.own.contains(client.0, original) {
         return Err(Failure::Loop);
     }
     Ok(OriginalDst(original))

@@ -5,6 +5,8 @@
 //! instances off one port, so it comes before the listeners.
 
 mod canary;
+mod heartbeat;
+mod lapses;
 mod lines;
 mod session;
 mod state;
@@ -20,7 +22,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr as UnixAddr, UnixListener as StdUnixListener},
     },
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -37,7 +39,8 @@ use crate::failure::Failure;
 use session::Session;
 
 pub use canary::CanaryTargets;
-pub use state::{ControlState, Listening};
+pub use heartbeat::is_probe;
+pub use state::{CaptureFigures, ControlState, Listening};
 
 /// Control connections at once: an install, a removal and a few that only look.
 const MAX_SESSIONS: usize = 16;
@@ -97,7 +100,7 @@ impl Control {
         ControlState::new(slots, listening, instance, workers, mark).map(Arc::new)
     }
 
-    /// Serves until dropped.
+    /// Serves, and keeps the capture's lease renewed, until dropped.
     ///
     /// # Errors
     /// When the runtime cannot watch the socket.
@@ -107,8 +110,10 @@ impl Control {
         let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         let mut check = time::interval(ANCHOR_CHECK);
         check.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut beating = pin!(heartbeat::run(state.clone()));
         loop {
             let stream = tokio::select! {
+                never = &mut beating => match never {},
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {

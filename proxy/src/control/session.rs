@@ -65,12 +65,13 @@ impl Session {
         tracing::debug!(?request, "control request");
         let done = match request {
             Request::Hello => return Reply::Hello(self.state.identity()),
+            Request::Status => return Reply::Status(self.state.status()),
             Request::LoopProbe { target } => return self.probe_loop(target).await,
             Request::ExpectCanary { targets, nonce } => {
                 self.state.canary.expect(self.id, targets, nonce)
             }
             Request::Hold { table } => self.hold(table, line.descriptors),
-            Request::Captured { generation } => self.state.captured(generation),
+            Request::Captured { generation } => self.state.captured(generation).await,
             Request::Release { generation } => {
                 self.state.release(generation);
                 Ok(())

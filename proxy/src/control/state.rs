@@ -8,17 +8,30 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Tether};
+use outrigger_config::control::{Identity, Status, Tether};
+use tokio::{net::TcpStream, sync::Notify};
 
-use super::{CanaryTargets, tethers::Tethers};
+use super::{
+    CanaryTargets,
+    heartbeat::{Heartbeat, Held, Obstacle},
+    lapses::Lapses,
+    tethers::Tethers,
+};
+use crate::pulse::Pulse;
+
+/// For each step of the first round, on a host that is short of CPU; the installer waits 3 s for all.
+const FIRST_ROUND: Duration = Duration::from_millis(800);
 
 #[derive(Debug)]
 pub struct ControlState {
     /// Asked by every worker for every connection.
     pub canary: CanaryTargets,
+    /// Answered by every worker.
+    pub pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
     instance: String,
     listening: Listening,
     workers: usize,
@@ -27,6 +40,22 @@ pub struct ControlState {
     draining: AtomicBool,
     sessions: AtomicU64,
     tethers: Mutex<Tethers>,
+    lapses: Mutex<Lapses>,
+    /// What kept the latest beat from renewing the lease.
+    obstacle: Mutex<Option<String>>,
+    captures_changed: Notify,
+}
+
+/// How well the capture has been kept up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CaptureFigures {
+    /// Whether new connections are redirected now.
+    pub is_active: bool,
+    /// Unix time in seconds since which a capture is held.
+    pub since: Option<u64>,
+    /// How often the lease ran out, and for how long in all.
+    pub lapses: u64,
+    pub lapsed: Duration,
 }
 
 /// The listening sockets, as the gate will look for them.
@@ -69,6 +98,8 @@ impl ControlState {
     ) -> io::Result<Self> {
         Ok(Self {
             canary: CanaryTargets::new(instance.clone()),
+            pulse: Pulse::new(workers),
+            heartbeat: Heartbeat::new(instance.clone(), mark),
             instance,
             tethers: Mutex::new(Tethers::new(slots, listening.highest)?),
             listening,
@@ -77,7 +108,15 @@ impl ControlState {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
+            lapses: Mutex::default(),
+            obstacle: Mutex::default(),
+            captures_changed: Notify::new(),
         })
+    }
+
+    /// Tells a probe of [`is_probe`](super::is_probe) who answers.
+    pub async fn answer_probe(&self, stream: TcpStream) {
+        self.heartbeat.answer_probe(stream).await;
     }
 
     /// No capture is taken on from now on.
@@ -85,9 +124,13 @@ impl ControlState {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Ends capture and keeps live connections translated: the first step of a graceful stop.
-    pub fn release_capture(&self) {
-        self.tethers().release(None);
+    /// Ends capture and keeps live connections translated: the first step of a graceful stop. Returns
+    /// for how long rules may redirect nevertheless.
+    pub fn release_capture(&self) -> Duration {
+        let mut tethers = self.tethers();
+        let lasting = tethers.outliving();
+        tethers.release(None);
+        lasting
     }
 
     /// Lets go of everything, once the last connection has ended.
@@ -95,9 +138,19 @@ impl ControlState {
         self.tethers().release_all();
     }
 
-    /// Unix time in seconds since which capture is on.
-    pub fn captured_since(&self) -> Option<u64> {
-        self.tethers().captured_since()
+    pub fn figures(&self) -> CaptureFigures {
+        let (since, has_leases) = {
+            let tethers = self.tethers();
+            (tethers.captured_since(), !tethers.leases(None).is_empty())
+        };
+        let now = Instant::now();
+        let lapses = self.lapses();
+        CaptureFigures {
+            is_active: since.is_some() && (!has_leases || lapses.is_active(now)),
+            since,
+            lapses: lapses.count(now),
+            lapsed: lapses.total(now),
+        }
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -115,6 +168,18 @@ impl ControlState {
             draining: self.draining.load(Ordering::Relaxed),
             tethers: tethers.list(),
             captured_since: tethers.captured_since(),
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let figures = self.figures();
+        let obstacle = self.obstacle();
+        Status {
+            proxy: self.identity(),
+            is_captured: figures.is_active,
+            lapses: figures.lapses,
+            lapsed_secs: figures.lapsed.as_secs_f64(),
+            obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
         }
     }
 
@@ -141,8 +206,60 @@ impl ControlState {
         tethers.hold(session, tether, descriptor)
     }
 
-    pub(super) fn captured(&self, generation: u64) -> Result<(), String> {
-        self.tethers().captured(generation)
+    /// Counts a capture as in force once its first beat has been seen to work.
+    pub(super) async fn captured(&self, generation: u64) -> Result<(), String> {
+        let leases = self.tethers().leases(Some(generation));
+        let began = match leases.iter().map(Held::length).min() {
+            Some(shortest) => {
+                let round = self.heartbeat.round(&self.pulse, &leases, FIRST_ROUND);
+                let began = round.await.map_err(|obstacle| obstacle.to_string())?;
+                Some((began, shortest))
+            }
+            None => None,
+        };
+        self.tethers().captured(generation)?;
+        if let Some((began, shortest)) = began {
+            self.lapses().renewed(began, shortest);
+        }
+        self.captures_changed.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn leases(&self) -> Vec<Held> {
+        let leases = self.tethers().leases(None);
+        if leases.is_empty() {
+            self.lapses().end(Instant::now());
+        }
+        leases
+    }
+
+    pub(super) async fn captures_changed(&self) {
+        self.captures_changed.notified().await;
+    }
+
+    /// Keeps and tells what a round of beats came to.
+    pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
+        *self.obstacle() = round.as_ref().err().map(ToString::to_string);
+        let mut lapses = self.lapses();
+        match round {
+            Ok(began) => {
+                if let Some(window) = lapses.renewed(began, lease) {
+                    let seconds = window.as_secs_f64();
+                    tracing::warn!(
+                        "capture is on again; for {seconds:.1} s new connections went direct"
+                    );
+                }
+            }
+            // Meanwhile let go of on purpose.
+            Err(_) if self.tethers().captured_since().is_none() => {}
+            Err(obstacle) => {
+                if lapses.has_lapsed(Instant::now()) {
+                    tracing::error!("capture has lapsed, new connections go direct: {obstacle}");
+                } else {
+                    tracing::debug!("no beat: {obstacle}");
+                }
+            }
+        }
     }
 
     pub(super) fn release(&self, generation: Option<u64>) {
@@ -151,6 +268,14 @@ impl ControlState {
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {
         self.tethers().drop_idle_anchors(live_connections);
+    }
+
+    fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+        self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lapses(&self) -> MutexGuard<'_, Lapses> {
+        self.lapses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tethers(&self) -> MutexGuard<'_, Tethers> {

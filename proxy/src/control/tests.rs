@@ -122,6 +122,8 @@ fn tether(kind: TetherKind, generation: u64) -> Tether {
         table: format!("{kind:?}_{generation}"),
         generation,
         fingerprint: "f".into(),
+        lease: None,
+        outlives: false,
     }
 }
 
@@ -257,7 +259,7 @@ async fn a_capture_in_force_outlives_its_install() {
     assert!(identity.captured_since.is_some());
     fixture.state.release_capture();
     assert!(fixture.state.identity().tethers.is_empty());
-    assert!(fixture.state.captured_since().is_none());
+    assert!(fixture.state.figures().since.is_none());
 }
 
 #[tokio::test]

@@ -8,20 +8,24 @@ use std::{
     fs::File,
     io,
     os::fd::{OwnedFd, RawFd},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::control::{Tether, TetherKind};
+use outrigger_config::control::{Lease, Tether, TetherKind};
 use rustix::{
     io::{DupFlags, dup3, fcntl_dupfd_cloexec},
     net::{AddressFamily, netlink, sockopt},
 };
+
+use super::heartbeat;
 
 /// Looks, a second apart, that must find no live connection before an anchor goes: the last
 /// segments of a connection follow its sockets' close.
 const QUIET_LOOKS: u32 = 2;
 /// Captures held at once; an install adds one and releases the others.
 const MAX_CAPTURES: usize = 8;
+/// In milliseconds.
+const SHORTEST_LEASE: u64 = 100;
 
 #[derive(Debug)]
 pub(super) struct Tethers {
@@ -61,6 +65,20 @@ impl Tethers {
         self.held.iter().map(|held| held.tether.clone()).collect()
     }
 
+    /// The leases of the captures in force and, before it is, of `coming`.
+    pub(super) fn leases(&self, coming: Option<u64>) -> Vec<heartbeat::Held> {
+        self.held
+            .iter()
+            .filter(|held| held.in_force || Some(held.tether.generation) == coming)
+            .filter_map(|held| {
+                Some(heartbeat::Held {
+                    generation: held.tether.generation,
+                    lease: held.tether.lease.clone()?,
+                })
+            })
+            .collect()
+    }
+
     pub(super) fn captured_since(&self) -> Option<u64> {
         self.captured_since
     }
@@ -73,6 +91,9 @@ impl Tethers {
     ) -> Result<(), String> {
         if !is_netfilter_socket(&descriptor) {
             return Err("the descriptor is not a netfilter netlink socket".into());
+        }
+        if let Some(lease) = &tether.lease {
+            check(lease)?;
         }
         let moved = match tether.kind {
             TetherKind::Capture => self.move_above_listeners(&descriptor),
@@ -119,6 +140,21 @@ impl Tethers {
         let another_stays = self.anchors().any(|anchor| !is_meant(anchor));
         let kept = self.anchors().max().filter(|_| !another_stays);
         self.close_anchors(|anchor| is_meant(anchor) && Some(anchor) != kept);
+    }
+
+    /// For how long the rules of captures that own none work on once they are released: a lease, and
+    /// the round of beats that may be under way.
+    pub(super) fn outliving(&self) -> Duration {
+        let leases = self.leases(None).into_iter();
+        let outlives = |generation| {
+            let of = |held: &&Held| held.tether.generation == generation;
+            self.held.iter().filter(of).any(|held| held.tether.outlives)
+        };
+        leases
+            .filter(|held| outlives(held.generation))
+            .map(|held| held.length() + held.length() / heartbeat::BEATS_A_LEASE)
+            .max()
+            .unwrap_or_default()
     }
 
     pub(super) fn release_all(&mut self) {
@@ -213,6 +249,20 @@ impl Tethers {
             }
         }
     }
+}
+
+/// Not a way to make the proxy send whatever one likes, or without end.
+fn check(lease: &Lease) -> Result<(), String> {
+    if lease.beats.is_empty() || lease.beats.len() > 2 {
+        return Err("a lease has one beat for each family".into());
+    }
+    if let Some(beat) = lease.beats.iter().find(|beat| !beat.ip().is_loopback()) {
+        return Err(format!("a beat goes to loopback, not to {beat}"));
+    }
+    if lease.millis < SHORTEST_LEASE {
+        return Err(format!("a lease of {} ms is too short", lease.millis));
+    }
+    Ok(())
 }
 
 fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {

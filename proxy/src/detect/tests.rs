@@ -218,7 +218,7 @@ fn a_late_request_takes_the_connection_that_was_dialled_meanwhile() {
         let (server, _) = listener.accept().await.unwrap();
         // It counts as dialled once the worker knows its address.
         let local = server.peer_addr().unwrap();
-        while !worker.shared.own.contains(local) {
+        while !worker.shared.own.contains(local, destination) {
             tokio::task::yield_now().await;
         }
         app.write_all(REQUEST).await.unwrap();

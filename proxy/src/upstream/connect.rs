@@ -68,7 +68,7 @@ async fn dial(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream, Failur
     }
     // The address is ours before the answer has come: were the dial redirected to ourselves, it
     // would be accepted before it counts as connected here.
-    let registration = Registration::new(shared, &socket).map_err(failed)?;
+    let registration = Registration::new(shared, &socket, peer).map_err(failed)?;
     let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
     stream.writable().await.map_err(failed)?;
     match stream.take_error() {
@@ -95,22 +95,24 @@ fn open(shared: &Shared, peer: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A local address listed as our own until dropped.
+/// A connection listed as our own until dropped.
 #[derive(Debug)]
 struct Registration {
     local: SocketAddr,
+    peer: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Registration {
-    fn new(shared: &Arc<Shared>, socket: &Socket) -> io::Result<Self> {
+    fn new(shared: &Arc<Shared>, socket: &Socket, peer: SocketAddr) -> io::Result<Self> {
         let local = socket
             .local_addr()?
             .as_socket()
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
-        shared.own.insert(local);
+        shared.own.insert(local, peer);
         Ok(Self {
             local,
+            peer,
             shared: shared.clone(),
         })
     }
@@ -118,7 +120,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.shared.own.remove(self.local);
+        self.shared.own.remove(self.local, self.peer);
     }
 }
 
@@ -137,12 +139,12 @@ mod tests {
             let dial = connect(&shared, address);
             let accepted = async {
                 let (stream, from) = listener.accept().await.unwrap();
-                assert!(shared.own.contains(from));
+                assert!(shared.own.contains(from, address));
                 (stream, from)
             };
             let ((_stream, from), upstream) = tokio::join!(accepted, dial);
             drop(upstream.unwrap());
-            assert!(!shared.own.contains(from));
+            assert!(!shared.own.contains(from, address));
         });
     }
 

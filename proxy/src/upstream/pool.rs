@@ -7,15 +7,20 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use socket2::SockRef;
-use tokio::{net::TcpStream, task};
+use tokio::{
+    net::TcpStream,
+    task::{self, coop},
+};
 
 use super::{Upstream, connect_for};
 use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
@@ -81,6 +86,13 @@ impl Pool {
         destination.clone()
     }
 
+    /// Forgets a destination that has no idle connections and no other user than `idle`.
+    pub fn forget(&self, peer: SocketAddr, idle: &Rc<IdleConnections>) {
+        if idle.connections.borrow().is_empty() && Rc::strong_count(idle) == 2 {
+            self.destinations.borrow_mut().remove(&peer);
+        }
+    }
+
     /// Takes a connection that was just dialled.
     pub fn lease(&self, upstream: Upstream) -> Lease {
         self.last_id.set(self.last_id.get() + 1);
@@ -98,6 +110,11 @@ impl Pool {
     /// Idle connections of this worker.
     pub fn idle_count(&self) -> usize {
         self.idle.get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn destination_count(&self) -> usize {
+        self.destinations.borrow().len()
     }
 
     /// Closes every idle connection and tells how many there were.
@@ -209,7 +226,11 @@ impl Lease {
     /// the event loop has been told of whatever arrived.
     pub fn is_quiet(&self) -> bool {
         let mut nobody = Context::from_waker(Waker::noop());
-        poll_disturbed(&mut nobody, &self.upstream.stream).is_pending()
+        // Outside of the task's budget: once that is spent, all looks quiet.
+        let disturbed = poll_fn(|cx| poll_disturbed(cx, &self.upstream.stream));
+        pin!(coop::unconstrained(disturbed))
+            .poll(&mut nobody)
+            .is_pending()
     }
 
     /// Whether the peer, whose orderly end was read, provably took nothing of the present request:

@@ -119,6 +119,8 @@ impl Drop for Session {
             reset_when_dropped(&self.client);
             self.record_cut();
         }
+        let pool = &self.connection.worker.http1_pool;
+        pool.forget(self.connection.original.0, &self.idle_upstreams);
     }
 }
 

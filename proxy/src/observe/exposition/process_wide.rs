@@ -9,6 +9,7 @@ use super::{
     series::{Series, gauge, open, write_counter},
 };
 use crate::{
+    control::CaptureFigures,
     observe::{AccessLog, process::Process},
     shared::Shared,
 };
@@ -23,7 +24,7 @@ pub(super) struct ProcessWide {
     active_upstream: u64,
     destinations: u64,
     workers_accepting: u64,
-    captured_since: Option<u64>,
+    capture: CaptureFigures,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -43,7 +44,7 @@ impl ProcessWide {
             active_upstream: (shared.own.count() as u64).saturating_sub(idle_upstream),
             destinations: shared.registry.count() as u64,
             workers_accepting: shared.readiness.accepting() as u64,
-            captured_since: shared.control.captured_since(),
+            capture: shared.control.figures(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -73,6 +74,34 @@ impl ProcessWide {
             .counter(labels, *count)?;
         }
         Ok(())
+    }
+
+    fn capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let capture = &self.capture;
+        gauge(
+            encoder,
+            "outrigger_capture_active",
+            "1 while new connections are redirected to this process",
+            capture.is_active.into(),
+        )?;
+        if let Some(since) = capture.since {
+            gauge(
+                encoder,
+                "outrigger_capture_start_time_seconds",
+                "Unix time since which this process holds the rules that redirect",
+                since,
+            )?;
+        }
+        self.counter(
+            encoder,
+            "outrigger_capture_lapses",
+            "Times that the lease ran out and new connections went direct",
+            &[(&[], capture.lapses)],
+        )?;
+        let mut name = "outrigger_capture_lapsed_seconds".to_owned();
+        let help = "Time in which new connections went direct because the lease had run out";
+        let mut lapsed = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
+        write_counter(&mut lapsed, self.format, capture.lapsed.as_secs_f64())
     }
 
     fn process(&self, encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
@@ -191,20 +220,7 @@ impl Collector for ProcessWide {
             "Workers that accept connections",
             self.workers_accepting,
         )?;
-        gauge(
-            encoder,
-            "outrigger_capture_active",
-            "1 while this process holds the rules that redirect connections to it",
-            self.captured_since.is_some().into(),
-        )?;
-        if let Some(since) = self.captured_since {
-            gauge(
-                encoder,
-                "outrigger_capture_start_time_seconds",
-                "Unix time since which it holds them",
-                since,
-            )?;
-        }
+        self.capture(encoder)?;
         if let Some(dropped) = self.access_log_dropped {
             self.counter(
                 encoder,

@@ -108,3 +108,21 @@ fn a_destination_that_nobody_uses_is_forgotten() {
         );
     });
 }
+
+/// A task that has used up its budget is told that nothing is ready, whatever is.
+#[test]
+fn a_spent_budget_does_not_hide_what_has_arrived() {
+    run(async {
+        let worker = testing::worker(Settings::default());
+        let (lease, mut server) = lease(&worker, b"").await;
+        server.write_all(b"unasked for").await.expect("room");
+        lease.upstream.stream.readable().await.expect("readable");
+        let is_quiet = poll_fn(|cx| {
+            while let Poll::Ready(step) = coop::poll_proceed(cx) {
+                step.made_progress();
+            }
+            Poll::Ready(lease.is_quiet())
+        });
+        assert!(!is_quiet.await);
+    });
+}

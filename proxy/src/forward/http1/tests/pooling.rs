@@ -279,6 +279,27 @@ fn a_connection_that_was_asked_to_authenticate_is_pinned_too() {
     });
 }
 
+/// A crawler's thousand destinations, none of which keeps its connection, must not pile up.
+#[test]
+fn a_destination_of_which_nothing_is_kept_is_forgotten_with_its_last_client() {
+    run(async {
+        let world = World::new().await;
+        let (mut one, mut other) = (world.client().await, world.client().await);
+        for client in [&mut one, &mut other] {
+            client.says(GET).await;
+            let mut upstream = world.upstream().await;
+            upstream.hears(GET).await;
+            upstream
+                .says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .await;
+        }
+        one.is_served().await;
+        assert_eq!(world.worker.http1_pool.destination_count(), 1);
+        other.is_served().await;
+        assert_eq!(world.worker.http1_pool.destination_count(), 0);
+    });
+}
+
 #[test]
 fn out_of_descriptors_idle_connections_make_room_and_without_any_it_is_a_503() {
     if !testing::is_again() {

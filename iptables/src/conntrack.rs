@@ -1,0 +1,201 @@
+//! Connections that ended before the capture began and that connection tracking still remembers. It
+//! decides on translation once per entry, so a new connection between the same two ports would be
+//! taken for the old one and go past the capture.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    conntrack::{
+        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
+    },
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_ROUTE};
+
+use crate::{
+    error::Refusal,
+    listeners::live_connections,
+    nft::{NetlinkSocket, NftError},
+    plan::Family,
+};
+
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+
+/// Makes connection tracking forget them: of this host's own TCP connections, those that nobody
+/// translated and that no socket lives on any more. A live one stays as it is, and so does what
+/// is forwarded for others, since a firewall may let it pass for its entry only.
+pub(crate) fn forget_ended(
+    socket: &mut NetlinkSocket,
+    families: &[Family],
+) -> Result<usize, Refusal> {
+    let look = |doing: &str| {
+        let doing = doing.to_owned();
+        move |cause| Refusal::Host { doing, cause }
+    };
+    let own = own_addresses().map_err(look("listing the addresses of this host"))?;
+    let mut forgotten = 0;
+    for &family in families {
+        let entries = entries(socket, family)?;
+        // After the entries, so that none of a connection that has begun since is taken for ended.
+        let live = live_connections().map_err(look("listing the TCP connections"))?;
+        for entry in entries {
+            let is_ended =
+                own.contains(&entry.from.ip()) && !live.contains(&(entry.from, entry.to));
+            if is_ended && forget(socket, family, entry)? {
+                forgotten += 1;
+            }
+        }
+    }
+    Ok(forgotten)
+}
+
+/// An untranslated TCP connection.
+struct Entry {
+    from: SocketAddr,
+    to: SocketAddr,
+    /// What names it to the kernel.
+    name: Vec<ConntrackAttribute>,
+}
+
+fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
+    let request = message(family, ConntrackMessage::Get(Vec::new()));
+    let found = socket.dump_all("listing tracked connections", &request)?;
+    let entry = |object| match object {
+        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => entry(attributes),
+        _ => None,
+    };
+    Ok(found.into_iter().filter_map(entry).collect())
+}
+
+fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
+    let mut ends = None;
+    let mut name = Vec::new();
+    for attribute in attributes {
+        match &attribute {
+            ConntrackAttribute::CtaTupleOrig(tuple) => {
+                ends = tcp_ends(tuple);
+                name.push(attribute);
+            }
+            ConntrackAttribute::CtaStatus(status) if status.intersects(Status::NatMask) => {
+                return None;
+            }
+            ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&other.kind()) => {
+                name.push(attribute);
+            }
+            _ => {}
+        }
+    }
+    let (from, to) = ends?;
+    Some(Entry { from, to, name })
+}
+
+fn tcp_ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {
+    let (mut from, mut to) = (None::<IpAddr>, None::<IpAddr>);
+    let (mut from_port, mut to_port, mut is_tcp) = (None, None, false);
+    for part in tuple {
+        match part {
+            Tuple::Ip(addresses) => {
+                for address in addresses {
+                    match address {
+                        IPTuple::SourceAddress(ip) => from = Some(*ip),
+                        IPTuple::DestinationAddress(ip) => to = Some(*ip),
+                        _ => {}
+                    }
+                }
+            }
+            Tuple::Proto(numbers) => {
+                for number in numbers {
+                    match number {
+                        ProtoTuple::Protocol(protocol) => is_tcp = *protocol == Protocol::Tcp,
+                        ProtoTuple::SourcePort(port) => from_port = Some(*port),
+                        ProtoTuple::DestinationPort(port) => to_port = Some(*port),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let ends = (
+        SocketAddr::new(from?, from_port?),
+        SocketAddr::new(to?, to_port?),
+    );
+    is_tcp.then_some(ends)
+}
+
+/// False: it was gone already.
+fn forget(socket: &mut NetlinkSocket, family: Family, entry: Entry) -> Result<bool, NftError> {
+    let order = message(family, ConntrackMessage::Delete(entry.name));
+    match socket.tell("forgetting an ended connection", &order) {
+        Ok(()) => Ok(true),
+        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn message(family: Family, message: ConntrackMessage) -> NetfilterMessage {
+    let family = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+/// Asked of the routing tables: trying to bind proves nothing where `ip_nonlocal_bind` is set.
+fn own_addresses() -> io::Result<HashSet<IpAddr>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut found = HashSet::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
+                    found.extend(own_address(&address.attributes));
+                }
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(16)..).unwrap_or_default();
+        }
+    }
+}
+
+/// On a point-to-point link `Address` is the far end's, and `Local` comes too.
+fn own_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+    let mut found = None;
+    for attribute in attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => return Some(*ip),
+            AddressAttribute::Address(ip) => found = Some(*ip),
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,210 @@
+//! Capture with the iptables programs, for hosts where everything must be iptables' or that have
+//! nothing else.
+//!
+//! Rules of iptables belong to nobody, so no kernel removes them with the proxy. They work only
+//! while the proxy's beat renews a lease (a list of xt_recent with one entry), and after its death
+//! stay without effect until `remove-rules`.
+
+mod change;
+mod error;
+mod lease;
+mod programs;
+mod rules;
+mod ruleset;
+
+use std::net::SocketAddr;
+
+use outrigger_config::{
+    Settings,
+    control::{Identity, Request, Tether, TetherKind},
+};
+
+pub use error::IptablesError;
+pub use programs::Variant;
+
+use crate::{
+    control::Proxy,
+    error::Refusal,
+    gate,
+    lock::InstallLock,
+    nft::{self, NetlinkSocket},
+    plan::{Family, Plan},
+    tether::{self, Installed},
+};
+use change::{Change, Tables};
+
+/// Measured on Linux 6.18: a thousand rules add 2 to 3 µs to a connect of 11 µs.
+const MAX_RULES: usize = 1000;
+
+/// What would be loaded, as input of the restore programs.
+pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> {
+    let mut text = String::new();
+    for note in &plan.notes {
+        text += &format!("# {note}\n");
+    }
+    for &family in &plan.families {
+        let command = match family {
+            Family::V4 => variant.name().to_owned(),
+            Family::V6 => variant.name().replacen("ip", "ip6", 1),
+        };
+        let wanted = Tables::planned(plan, family)?;
+        text += &format!("# {command}-restore --noflush\n{wanted}");
+    }
+    Ok(text)
+}
+
+/// As [`crate::install`], with the rules in iptables.
+pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed, Refusal> {
+    let port = settings.port();
+    let host = tether::look()?;
+    let mut reader = NetlinkSocket::open()?;
+    let _lock = InstallLock::acquire(port)?;
+    let tables = tether::tables_if_any(&mut reader)?;
+
+    let draft = Plan::new(settings, &host, 0)?;
+    let mut change = Change::begin(variant, &draft)?;
+    let (mut proxy, identity) = gate::identify(&draft)?;
+    tether::refuse_strangers(port, &tables, &identity)?;
+    if let Some(generation) = in_force(&change, &draft, &identity, variant) {
+        let plan = Plan::new(settings, &host, generation)?;
+        tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
+        return Ok(report(&plan, &identity, variant, false));
+    }
+    let generation = tether::next_generation(port, &tables, &identity.tethers);
+    let mut plan = Plan::new(settings, &host, generation)?;
+    plan.lease.millis = lease::seconds(&plan) * 1000;
+    let done = hold(&mut proxy, &mut plan, variant)
+        .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
+        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
+    if let Err(refusal) = done {
+        change.roll_back();
+        let _ = proxy.tell(
+            "asking the proxy to let the new capture go",
+            &Request::Release {
+                generation: Some(generation),
+            },
+        );
+        return Err(refusal);
+    }
+    let installed = report(&plan, &identity, variant, true);
+    Ok(tether::forget_ended(&mut reader, installed))
+}
+
+/// After an install by another backend: takes away what there is of ours in iptables.
+pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
+    if lease::is_any_listed(port) {
+        let note = match change::remove_all(port) {
+            Ok(gone) => format!("removed: {}", gone.join(", ")),
+            Err(error) => format!(
+                "older rules are left, without effect: {error}; {}",
+                error.advice()
+            ),
+        };
+        installed.notes.push(note);
+    }
+    installed
+}
+
+/// Whether the programs of `variant` are there and understand this kernel.
+pub(crate) fn works(variant: Variant, families: &[Family]) -> bool {
+    families.iter().all(|&family| {
+        programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
+    })
+}
+
+/// Removes ours from every variant and family; names what is gone.
+pub(crate) fn remove(port: u16) -> Result<Vec<String>, Refusal> {
+    Ok(change::remove_all(port)?)
+}
+
+/// The generation under which exactly this capture is in force, whole and alone.
+fn in_force(change: &Change, draft: &Plan, identity: &Identity, variant: Variant) -> Option<u64> {
+    let mut captures = identity
+        .tethers
+        .iter()
+        .filter(|tether| tether.kind == TetherKind::Capture);
+    let (Some(held), None) = (captures.next(), captures.next()) else {
+        return None;
+    };
+    let is_same = held.fingerprint == fingerprint(draft, variant)
+        && identity.captured_since.is_some()
+        && change.is_done();
+    let is_fresh =
+        |family: &Family| lease::is_renewed(draft, *family, &lease::entry(draft, *family));
+    (is_same && draft.families.iter().all(is_fresh)).then_some(held.generation)
+}
+
+/// The proxy beats for what it holds. Nothing of this capture is owned by the socket; it is held
+/// for the beat's sake, and so that an install and `remove-rules` treat both backends alike.
+fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refusal> {
+    let mut anchor = NetlinkSocket::open()?;
+    let anchored =
+        nft::create(&mut anchor, &plan.anchor).and_then(|()| nft::widen(&mut anchor, &plan.anchor));
+    match anchored {
+        Ok(()) => proxy.hold(tether::tether(plan, TetherKind::Anchor), &anchor)?,
+        Err(error) => plan.notes.push(format!(
+            "connections that live when the rules are removed may break: nothing keeps their translation here ({error})"
+        )),
+    }
+    let capture = Tether {
+        table: chain(plan.port, variant),
+        fingerprint: fingerprint(plan, variant),
+        outlives: true,
+        ..tether::tether(plan, TetherKind::Capture)
+    };
+    proxy.hold(capture, &NetlinkSocket::open()?)
+}
+
+fn put_into_force(
+    change: &mut Change,
+    proxy: &mut Proxy,
+    identity: &Identity,
+    plan: &Plan,
+) -> Result<(), Refusal> {
+    gate::probe(proxy, identity, plan, |targets: &[SocketAddr]| {
+        change.load_probe(plan, targets)?;
+        targets
+            .iter()
+            .try_for_each(|target| lease::start_probe(*target))?;
+        Ok(())
+    })?;
+    change.load_capture()?;
+    let entries: Vec<_> = plan
+        .families
+        .iter()
+        .map(|&family| (family, lease::entry(plan, family)))
+        .collect();
+    proxy.tell(
+        "telling the proxy that capture is on",
+        &Request::Captured {
+            generation: plan.generation,
+        },
+    )?;
+    for (family, before) in entries {
+        if !lease::is_renewed(plan, family, &before) {
+            return Err(IptablesError::NoBeat { family }.into());
+        }
+    }
+    change.finish()?;
+    Ok(())
+}
+
+fn fingerprint(plan: &Plan, variant: Variant) -> String {
+    format!("{} {}", variant.name(), plan.fingerprint())
+}
+
+/// The capture's name for people: where to look, and for what.
+fn chain(port: u16, variant: Variant) -> String {
+    format!("{} {}", variant.name(), rules::capture_name(port))
+}
+
+fn report(plan: &Plan, identity: &Identity, variant: Variant, changed: bool) -> Installed {
+    let mut installed = tether::report(plan, identity, changed);
+    installed.backend = variant.name();
+    installed.table = chain(plan.port, variant);
+    installed.notes.push(format!(
+        "iptables rules do not end with the proxy: should it be killed, new connections are refused for up to {} s, then go direct, and the rules stay without effect until remove-rules; --backend nft has neither",
+        lease::seconds(plan)
+    ));
+    installed
+}

@@ -1,0 +1,116 @@
+//! `proxyctl status`: whether capture is on, by whom, since when.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use outrigger_config::{Span, control::Status};
+use serde_json::json;
+
+use crate::{install_rules::finish, settings};
+
+/// Tell whether connections are captured, by which proxy, and since when
+///
+/// The proxy itself is asked, over its control socket: it knows whether its rules are at work.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Configuration file, for the port in `listen` [default: all defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The proxy's listen port, instead of what the file says
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Root and the proxy's own user may ask.
+
+Examples:
+  sudo proxyctl status
+  sudo proxyctl status --port 15001 --json
+
+Exit codes:
+  0  connections are captured
+  1  they are not, or the proxy does not answer
+  2  the command line or the configuration is wrong";
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let port = match (args.port, settings::load(args.config.as_deref())) {
+        (Some(port), Ok(_)) => port,
+        (None, Ok(settings)) => settings.port(),
+        (_, Err(code)) => return code,
+    };
+    let status = outrigger_iptables::status(port);
+    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured);
+    let told = finish(
+        status,
+        args.json,
+        |status| describe(port, status.as_ref()),
+        |status| {
+            let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
+            value["result"] = json!(result_word(status.as_ref()));
+            value
+        },
+    );
+    if is_captured { told } else { ExitCode::FAILURE }
+}
+
+fn describe(port: u16, status: Option<&Status>) {
+    let Some(status) = status else {
+        return println!("direct: no proxy runs on port {port}");
+    };
+    let proxy = &status.proxy;
+    let since = proxy.captured_since.map(|since| {
+        let elapsed = unix_now().saturating_sub(since);
+        format!("; rules held for {}", Span::from_secs(elapsed))
+    });
+    println!(
+        "{}{}",
+        result_word(Some(status)),
+        since.as_deref().unwrap_or_default()
+    );
+    if let Some(obstacle) = &status.obstacle {
+        println!("  no beat: {obstacle}");
+    }
+    for tether in &proxy.tethers {
+        println!("  table {}", tether.table);
+        if let Some(lease) = &tether.lease {
+            println!("  lease {}", Span::from_millis(lease.millis));
+        }
+    }
+    if status.lapses > 0 {
+        println!(
+            "  the lease ran out {} times, for {:.1} s in all; new connections went direct",
+            status.lapses, status.lapsed_secs
+        );
+    }
+    println!(
+        "  proxy pid {}, user {}, version {}, {} workers, up {}{}",
+        proxy.pid,
+        proxy.uid,
+        proxy.version,
+        proxy.workers,
+        Span::from_secs(proxy.uptime_secs),
+        if proxy.draining { ", draining" } else { "" }
+    );
+}
+
+fn result_word(status: Option<&Status>) -> &'static str {
+    match status {
+        Some(status) if status.is_captured => "captured",
+        Some(status) if status.proxy.captured_since.is_some() => "lapsed",
+        Some(_) | None => "direct",
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
