@@ -1,8 +1,7 @@
 //! The way of a captured connection, from accept to its end. Each step is a module of its own and
-//! none calls a later one:
+//! none calls the next:
 //!
-//! accept → original destination → detect → forward (per request: route, admit, pick, check out,
-//! relay, record).
+//! accept → original destination → detect → forward (per request: check out, relay, record).
 //!
 //! A probe of the gate, or of our own heartbeat, ends after the original destination with an answer of its own.
 //!

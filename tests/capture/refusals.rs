@@ -75,6 +75,18 @@ fn a_dry_run_that_cannot_be_written_says_so_and_one_that_is_not_read_to_its_end_
     assert_eq!(run(writer.into()), (Some(0), String::new()));
 }
 
+/// Regression: it said that it was serving, on no address at all.
+#[test]
+fn a_proxy_with_nothing_to_listen_on_does_not_start() {
+    let pair = wire();
+    pair.app
+        .enter(|| fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap());
+    let mut command = Command::new(proxyctl::proxyctl());
+    command.args(["serve", "--admin", "off", "--listen", "[::1]:15001"]);
+    let mut proxy = start(&pair.app, command);
+    assert_eq!(proxy.wait().code(), Some(1));
+}
+
 #[test]
 fn a_foreign_server_on_the_port() {
     let pair = wire();
