@@ -7,7 +7,7 @@
 use std::{
     fmt,
     io::{ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command},
     sync::mpsc::{self, Receiver, Sender},
@@ -238,13 +238,22 @@ impl World {
         let mut answer = vec![0; 65536];
         let mut count = 0;
         let mut is_open = true;
+        let is_pipelined = bytes
+            .windows(11)
+            .filter(|line| line == b" HTTP/1.1\r\n")
+            .count()
+            > 1;
         // The first answer tells that the proxy has made up its mind; the end, that it is through.
         while is_open {
             match client.read(&mut answer[count..]) {
                 Ok(0) => is_open = false,
                 Ok(more) => {
                     count += more;
-                    let _ = client.shutdown(std::net::Shutdown::Write);
+                    // Not yet where a second answer may follow: a proxy may drop the request of a
+                    // client that has closed, while it is on its way already.
+                    if !is_pipelined || answers_in(&answer[..count]) > 1 {
+                        let _ = client.shutdown(Shutdown::Write);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => is_open = false,
                 Err(_) => break,
@@ -261,6 +270,10 @@ impl World {
             Verdict::Waiting
         }
     }
+}
+
+fn answers_in(bytes: &[u8]) -> usize {
+    bytes.windows(9).filter(|nine| nine == b"HTTP/1.1 ").count()
 }
 
 /// Answers whatever it can read as HTTP/1, and tells of it.
@@ -284,12 +297,14 @@ fn answer(mut stream: TcpStream, tell: &Sender<Message>) {
     let mut block = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut block) {
         bytes.extend(&block[..count]);
+        let mut answers = Vec::new();
         while let Some((message, length)) = message(&bytes) {
             bytes.drain(..length);
-            // In this order: who has the answer can count on its being told.
+            answers.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
             let _ = tell.send(message);
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         }
+        // In this order: who has an answer can count on its being told, and on all that came with it.
+        let _ = stream.write_all(&answers);
     }
 }
 
