@@ -1,11 +1,11 @@
 //! `proxyctl remove-rules`: ends capture.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use outrigger_iptables::Removed;
 use serde_json::json;
 
-use crate::{install_rules::finish, settings};
+use crate::{install_rules::finish, settings::Instance};
 
 /// End the capture; live connections keep flowing, new ones go direct
 ///
@@ -14,12 +14,8 @@ use crate::{install_rules::finish, settings};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Configuration file, for the port in `listen` [default: all defaults]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The proxy's listen port, instead of what the file says
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    #[command(flatten)]
+    instance: Instance,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -36,10 +32,9 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let port = match (args.port, settings::load(args.config.as_deref())) {
-        (Some(port), Ok(_)) => port,
-        (None, Ok(settings)) => settings.port(),
-        (_, Err(code)) => return code,
+    let port = match args.instance.port() {
+        Ok(port) => port,
+        Err(code) => return code,
     };
     finish(
         outrigger_iptables::remove(port),

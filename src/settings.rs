@@ -1,6 +1,10 @@
 //! Settings as a command line asks for them.
 
-use std::{net::SocketAddr, path::Path, process::ExitCode};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use outrigger_config::Settings;
 
@@ -44,4 +48,23 @@ pub(crate) fn check(settings: Settings, command: &str) -> Result<Settings, ExitC
 pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an address and port, such as 127.0.0.1:15001 or [::1]:15001".into())
+}
+
+/// Which proxy a command is about.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Instance {
+    /// Configuration file, for the port in `listen` [default: all defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The proxy's listen port, instead of what the file says
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+}
+
+impl Instance {
+    /// The port that names it. A file that is given must be valid even where it does not decide.
+    pub(crate) fn port(&self) -> Result<u16, ExitCode> {
+        let settings = load(self.config.as_deref())?;
+        Ok(self.port.unwrap_or_else(|| settings.port()))
+    }
 }

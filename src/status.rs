@@ -1,7 +1,6 @@
 //! `proxyctl status`: whether capture is on, by whom, since when.
 
 use std::{
-    path::PathBuf,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -9,7 +8,7 @@ use std::{
 use outrigger_config::{Span, control::Status};
 use serde_json::json;
 
-use crate::{install_rules::finish, settings};
+use crate::{install_rules::finish, settings::Instance};
 
 /// Tell whether connections are captured, by which proxy, and since when
 ///
@@ -17,12 +16,8 @@ use crate::{install_rules::finish, settings};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Configuration file, for the port in `listen` [default: all defaults]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The proxy's listen port, instead of what the file says
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    #[command(flatten)]
+    instance: Instance,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -41,10 +36,9 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let port = match (args.port, settings::load(args.config.as_deref())) {
-        (Some(port), Ok(_)) => port,
-        (None, Ok(settings)) => settings.port(),
-        (_, Err(code)) => return code,
+    let port = match args.instance.port() {
+        Ok(port) => port,
+        Err(code) => return code,
     };
     let status = outrigger_iptables::status(port);
     let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured);
