@@ -1,0 +1,106 @@
+//! `capture`: whose connections are redirected to the proxy.
+
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use super::Problem;
+use crate::{PortRange, Span};
+
+/// Whose connections are redirected to the proxy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capture {
+    /// The uid that the proxy runs as; its own connections are never captured. Default 1337, as
+    /// Istio's.
+    pub proxy_uid: u32,
+    /// A socket mark that the proxy sets on its own connections, and that is never captured.
+    /// Needed only where one uid is all there is (a rootless user namespace); setting it takes
+    /// CAP_NET_ADMIN or CAP_NET_RAW. Default: none.
+    pub proxy_mark: Option<u32>,
+    /// How long the redirect applies after the proxy's last sign of life, of which it gives four in
+    /// that time. A proxy that hangs without dying loses new connections, which then go direct,
+    /// after this long. From 400 ms (below, a busy machine would be taken for a hung proxy) to 1 m,
+    /// in steps of 100 ms, which every kernel's clock can count. Default 2 s.
+    pub lease: Span,
+    pub include: Include,
+    pub exclude: Exclude,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            proxy_uid: 1337,
+            proxy_mark: None,
+            lease: Span::from_secs(2),
+            include: Include::default(),
+            exclude: Exclude::default(),
+        }
+    }
+}
+
+impl Capture {
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.proxy_uid == 65534 {
+            problems.push(("capture.proxy_uid", "65534 is `nobody`, which also stands for every unmapped user; use a uid of the proxy's own".into()));
+        }
+        if self.proxy_mark == Some(0) {
+            problems.push((
+                "capture.proxy_mark",
+                "0 is the mark of every unmarked connection; use any other number".into(),
+            ));
+        }
+        let lease = self.lease.0;
+        if !(Duration::from_millis(400)..=Duration::from_secs(60)).contains(&lease)
+            || !lease.as_nanos().is_multiple_of(100_000_000)
+        {
+            problems.push((
+                "capture.lease",
+                "write 400ms to 60s, in steps of 100ms; the default is 2s".into(),
+            ));
+        }
+        problems
+    }
+}
+
+/// What is captured unless excluded. Default: every destination that is not local to the host,
+/// every port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Include {
+    pub cidrs: Vec<IpNet>,
+    pub ports: Vec<PortRange>,
+}
+
+impl Default for Include {
+    fn default() -> Self {
+        Self {
+            cidrs: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
+            ports: vec![PortRange::ALL],
+        }
+    }
+}
+
+/// What is never captured. Default: port 22, so that a mistake never locks an operator out of the
+/// machines that he reaches from here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Exclude {
+    pub cidrs: Vec<IpNet>,
+    pub ports: Vec<PortRange>,
+    pub uids: Vec<u32>,
+    pub gids: Vec<u32>,
+}
+
+impl Default for Exclude {
+    fn default() -> Self {
+        Self {
+            cidrs: Vec::new(),
+            ports: vec![PortRange::single(22)],
+            uids: Vec::new(),
+            gids: Vec::new(),
+        }
+    }
+}

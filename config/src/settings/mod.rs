@@ -1,0 +1,115 @@
+//! What a user may write. Every key has a default, so that an empty file, or none, is valid; each
+//! default is stated here with its unit and its reason.
+
+mod access_log;
+mod capture;
+mod connections;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget};
+pub use capture::{Capture, Exclude, Include};
+pub use connections::{Limits, Pool, Timeouts};
+
+/// A key's path and what is wrong with its value.
+type Problem = (&'static str, String);
+
+/// The whole configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where captured connections arrive. Loopback only: a redirect in OUTPUT maps exactly there,
+    /// and anything wider would be an open proxy to other hosts. Default: `127.0.0.1:15001` and
+    /// `[::1]:15001`, the port Istio users know.
+    pub listen: Vec<SocketAddr>,
+    /// The admin listener (`/live`, `/ready`, `/metrics`). Default `127.0.0.1:15000`; `null` turns
+    /// it off.
+    pub admin: Option<SocketAddr>,
+    /// Event loops. Default: the CPUs allowed to the process, a cgroup quota counted.
+    pub workers: Option<NonZeroUsize>,
+    pub capture: Capture,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub pool: Pool,
+    pub access_log: AccessLog,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                SocketAddr::from((Ipv4Addr::LOCALHOST, 15001)),
+                SocketAddr::from((Ipv6Addr::LOCALHOST, 15001)),
+            ],
+            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))),
+            workers: None,
+            capture: Capture::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            pool: Pool::default(),
+            access_log: AccessLog::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The port that names this instance: its control socket, tables and sockets carry it.
+    pub fn port(&self) -> u16 {
+        self.listen.first().map_or(0, SocketAddr::port)
+    }
+
+    /// Everything wrong with the values that types alone cannot refuse, as (key path, message).
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.listen.is_empty() {
+            problems.push((
+                "listen",
+                "no address; write at least one, such as `127.0.0.1:15001`".into(),
+            ));
+        }
+        for address in &self.listen {
+            if !is_plain_loopback(address.ip()) {
+                problems.push((
+                    "listen",
+                    format!("{address} is reachable from elsewhere and would be an open proxy; use 127.0.0.1 or [::1]"),
+                ));
+            }
+            if address.port() != self.port() {
+                problems.push((
+                    "listen",
+                    format!("{address} has another port than {}; one instance has one port, in both families", self.listen[0]),
+                ));
+            }
+        }
+        for family in [SocketAddr::is_ipv4, SocketAddr::is_ipv6] {
+            if self.listen.iter().filter(|a| family(a)).count() > 1 {
+                problems.push((
+                    "listen",
+                    "two addresses of one family; a redirect leads to exactly one".into(),
+                ));
+            }
+        }
+        if let Some(admin) = self.admin
+            && admin.port() != 0
+            && self.listen.contains(&admin)
+        {
+            problems.push((
+                "admin",
+                format!("{admin} is in `listen` too; give one of them another port"),
+            ));
+        }
+        problems.extend(self.capture.problems());
+        problems.extend(self.limits.problems());
+        problems
+    }
+}
+
+/// The two loopback addresses that REDIRECT maps to.
+fn is_plain_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
+}
