@@ -234,7 +234,7 @@ fn a_namespace_of_one_user_closes_them_by_the_proxys_mark() {
         "capture: { proxy_mark: 7, proxy_uid: 0, fail_closed: ['192.0.2.0/24', '2001:db8::/32'] }",
     );
     let script = format!(
-        "ip link set lo up; ip link add d0 type dummy; ip link set d0 up
+        "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up
         ip addr add 198.51.100.1/24 dev d0; ip route add default dev d0
         ip -6 addr add fd00::1/64 dev d0 nodad; ip -6 route add default dev d0
         {ctl} serve --admin off --log-level error --workers 1 --config {file} & proxy=$!
