@@ -102,6 +102,9 @@ pub enum TetherKind {
     Capture,
     /// Keeps conntrack, and with it the live captured connections, alive: closed last.
     Anchor,
+    /// Refuses destinations that must not be reached without the proxy. Once its socket is closed the
+    /// table stays, owned by nobody.
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

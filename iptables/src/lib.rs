@@ -23,4 +23,4 @@ pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Installed, Removed, remove, status};
+pub use tether::{Installed, Removed, closed, remove, status};
