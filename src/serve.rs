@@ -89,8 +89,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ));
         }
     };
-    let settings = match settings(&args) {
-        Ok(settings) => settings,
+    let (settings, text) = match settings(&args) {
+        Ok(read) => read,
         Err(code) => return code,
     };
     let filter = match logging::filter(args.log_level.as_deref()) {
@@ -105,7 +105,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     match logging::start(filter, args.log_format) {
         Ok(log) => {
-            let served = serve(settings, inherited, source(args));
+            let served = serve(settings, inherited, source(args, text));
             log.close();
             served.map_or_else(fail, |()| ExitCode::SUCCESS)
         }
@@ -130,17 +130,18 @@ fn serve(
 ///
 /// # Errors
 /// Once everything that is wrong with it has been printed.
-fn settings(args: &Args) -> Result<Settings, ExitCode> {
-    let mut settings = settings::load(args.config.as_deref())?;
+fn settings(args: &Args) -> Result<(Settings, String), ExitCode> {
+    let (mut settings, text) = settings::load_with_text(args.config.as_deref())?;
     put_over(args, &mut settings);
-    settings::check(settings, "serve")
+    Ok((settings::check(settings, "serve")?, text))
 }
 
 /// What a reload reads, and how.
-fn source(args: Args) -> Option<Source> {
+fn source(args: Args, text: String) -> Option<Source> {
     let path = args.config.clone()?;
     let over = Box::new(move |settings: &mut Settings| put_over(&args, settings));
-    Some(Source { path, over })
+    let text = text.into();
+    Some(Source { path, text, over })
 }
 
 fn put_over(args: &Args, settings: &mut Settings) {

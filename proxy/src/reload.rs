@@ -18,6 +18,8 @@ const QUEUE: usize = 16;
 /// Where the settings came from, and what the command line puts over them.
 pub struct Source {
     pub path: PathBuf,
+    /// What stood there when the process started: it may have changed before it is watched.
+    pub text: Arc<str>,
     pub over: Box<dyn Fn(&mut Settings) + Send + Sync>,
 }
 
@@ -94,15 +96,17 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
     let mut watch = Watch::new(&source.path)
         .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
         .ok();
-    let mut seen = read(&source).await;
+    let mut seen: Text = Ok(source.text.clone());
+    let mut may_have_changed = true;
     loop {
         let (request, is_asked) = tokio::select! {
             request = requests.recv() => match request {
                 Some(request) => (request, true),
                 None => return,
             },
-            () = changed(&mut watch) => (None, false),
+            () = changed(&mut watch, may_have_changed) => (None, false),
         };
+        may_have_changed = false;
         let read = read(&source).await;
         if !is_asked && read == seen {
             continue;
@@ -120,8 +124,9 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
     }
 }
 
-async fn changed(watch: &mut Option<Watch>) {
+async fn changed(watch: &mut Option<Watch>, may_have_changed: bool) {
     match watch {
+        _ if may_have_changed => {}
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     }

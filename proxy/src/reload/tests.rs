@@ -4,6 +4,7 @@ use outrigger_config::Span;
 fn compiled(text: &str, before: &Snapshot) -> Result<Compiled, Vec<Problem>> {
     let source = Source {
         path: "x".into(),
+        text: "".into(),
         over: Box::new(|settings| settings.workers = std::num::NonZeroUsize::new(3)),
     };
     compile(&source, before, Ok(text.into()))
