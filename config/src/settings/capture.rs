@@ -6,13 +6,14 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::{PortRange, Scope, Span};
+use crate::{Network, PortRange, Scope, Span};
 
 /// Whose connections are redirected to the proxy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capture {
     /// Whose: `netns` (everybody's in the network namespace), `cgroup:PATH`, `uid:UID[,UID…]` or
@@ -35,6 +36,7 @@ pub struct Capture {
     /// Networks that must not be reached without the proxy: new TCP connections that would be captured
     /// and are not, because the proxy hangs, drains or is gone, are refused (reset). It stays so after
     /// the proxy's end, until `remove-rules`. Needs Linux 6.9. Default: none, everything fails open.
+    #[schemars(with = "Vec<Network>")]
     pub fail_closed: Vec<IpNet>,
 }
 
@@ -114,9 +116,10 @@ const NEVER_CAPTURED: [IpNet; 3] = [
 
 /// What is captured unless excluded. Default: every destination that is not local to the host,
 /// every port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Include {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
 }
@@ -132,9 +135,10 @@ impl Default for Include {
 
 /// What is never captured. Default: port 22, so that a mistake never locks an operator out of the
 /// machines that he reaches from here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Exclude {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
     pub uids: Vec<u32>,
