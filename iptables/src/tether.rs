@@ -348,6 +348,8 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         fingerprint: plan.fingerprint().into(),
         lease: (kind == TetherKind::Capture).then(|| plan.lease.clone()),
         outlives: false,
+        scope: outrigger_config::Scope::default(),
+        cgroup_id: None,
     }
 }
 
