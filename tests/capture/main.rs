@@ -2,6 +2,7 @@
 
 mod backends;
 mod bound;
+mod conntrack_full;
 mod fail_closed;
 mod lease;
 mod lifecycle;
