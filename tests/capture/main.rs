@@ -3,6 +3,7 @@
 mod backends;
 mod bound;
 mod conntrack_full;
+mod exhaustion;
 mod fail_closed;
 mod lease;
 mod lifecycle;
