@@ -6,15 +6,19 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::{PortRange, Span};
+use crate::{Network, PortRange, Scope, Span};
 
 /// Whose connections are redirected to the proxy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capture {
+    /// Whose: `netns` (everybody's in the network namespace), `cgroup:PATH`, `uid:UID[,UID…]` or
+    /// `gid:GID[,GID…]`. Default `netns`, since a container's or pod's namespace is its own.
+    pub scope: Scope,
     /// The uid that the proxy runs as; its own connections are never captured. Default 1337, as
     /// Istio's.
     pub proxy_uid: u32,
@@ -32,12 +36,14 @@ pub struct Capture {
     /// Networks that must not be reached without the proxy: new TCP connections that would be captured
     /// and are not, because the proxy hangs, drains or is gone, are refused (reset). It stays so after
     /// the proxy's end, until `remove-rules`. Needs Linux 6.9. Default: none, everything fails open.
+    #[schemars(with = "Vec<Network>")]
     pub fail_closed: Vec<IpNet>,
 }
 
 impl Default for Capture {
     fn default() -> Self {
         Self {
+            scope: Scope::default(),
             proxy_uid: 1337,
             proxy_mark: None,
             lease: Span::from_secs(2),
@@ -110,9 +116,10 @@ const NEVER_CAPTURED: [IpNet; 3] = [
 
 /// What is captured unless excluded. Default: every destination that is not local to the host,
 /// every port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Include {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
 }
@@ -128,9 +135,10 @@ impl Default for Include {
 
 /// What is never captured. Default: port 22, so that a mistake never locks an operator out of the
 /// machines that he reaches from here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Exclude {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
     pub uids: Vec<u32>,
