@@ -5,14 +5,15 @@
 pub mod control;
 mod duration;
 mod file;
+mod network;
+mod percent;
 mod ports;
 mod settings;
 
 pub use duration::Span;
 pub use file::{Problem, parse, read};
 pub use ipnet::IpNet;
+pub use network::Network;
+pub use percent::Percent;
 pub use ports::PortRange;
-pub use settings::{
-    AccessLog, AccessLogFormat, AccessLogTarget, Capture, Exclude, Include, Limits, Pool, Settings,
-    Timeouts,
-};
+pub use settings::*;

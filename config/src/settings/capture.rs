@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::{PortRange, Span};
+use crate::{Network, PortRange, Span};
 
 /// Whose connections are redirected to the proxy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capture {
     /// The uid that the proxy runs as; its own connections are never captured. Default 1337, as
@@ -67,9 +68,10 @@ impl Capture {
 
 /// What is captured unless excluded. Default: every destination that is not local to the host,
 /// every port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Include {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
 }
@@ -85,9 +87,10 @@ impl Default for Include {
 
 /// What is never captured. Default: port 22, so that a mistake never locks an operator out of the
 /// machines that he reaches from here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Exclude {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
     pub uids: Vec<u32>,
