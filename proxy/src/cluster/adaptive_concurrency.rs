@@ -166,7 +166,11 @@ impl AdaptiveConcurrency {
         let highest = f64::from(self.settings.max_concurrency_limit.get());
         let least = f64::from(self.least());
         state.limit = (scaled + scaled.sqrt()).clamp(least, highest.max(least));
-        state.at_least = if state.limit <= least { state.at_least + 1 } else { 0 };
+        state.at_least = if state.limit <= least {
+            state.at_least + 1
+        } else {
+            0
+        };
         self.limit.store(state.limit as u32, Ordering::Relaxed);
     }
 
@@ -179,7 +183,8 @@ impl AdaptiveConcurrency {
         state.rounds += 1;
         let interval = micros_of(self.settings.min_rtt.interval.0);
         let jitter = self.settings.min_rtt.jitter_percent.fraction();
-        let chance = (mix(state.rounds ^ std::ptr::from_ref(self).addr() as u64) >> 11) as f64 / (1_u64 << 53) as f64;
+        let chance = (mix(state.rounds ^ std::ptr::from_ref(self).addr() as u64) >> 11) as f64
+            / (1_u64 << 53) as f64;
         interval + (interval as f64 * jitter * chance) as u64
     }
 
@@ -196,7 +201,9 @@ impl AdaptiveConcurrency {
             .map(|c| c.swap(0, Ordering::Relaxed))
             .collect();
         let total: u64 = counts.iter().map(|c| u64::from(*c)).sum();
-        let rank = (total as f64 * self.settings.sample_percentile.fraction()).ceil().max(1.0);
+        let rank = (total as f64 * self.settings.sample_percentile.fraction())
+            .ceil()
+            .max(1.0);
         let mut seen = 0;
         counts.iter().enumerate().find_map(|(bucket, count)| {
             seen += u64::from(*count);
@@ -283,7 +290,9 @@ mod tests {
                         self.shed += 1;
                     }
                 }
-                while self.working.len() < capacity && let Some(started) = self.queue.pop_front() {
+                while self.working.len() < capacity
+                    && let Some(started) = self.queue.pop_front()
+                {
                     self.working.push((started, now + service));
                 }
                 self.longest_queue = self.longest_queue.max(self.queue.len());
@@ -303,7 +312,11 @@ mod tests {
         simulation.run(Duration::from_secs(5), 12, 40, service);
         assert!(simulation.shed > 0);
         // Without a limit 16,000 a second would queue.
-        assert!(simulation.longest_queue < 60, "{}", simulation.longest_queue);
+        assert!(
+            simulation.longest_queue < 60,
+            "{}",
+            simulation.longest_queue
+        );
         assert!(simulation.limiter.limit() >= 30, "the capacity is used");
         simulation.run(Duration::from_secs(2), 2, 40, service);
         simulation.run(Duration::from_secs(1), 2, 40, service);
@@ -316,7 +329,11 @@ mod tests {
         simulation.run(Duration::from_secs(5), 1, 40, Duration::from_millis(2));
         simulation.run(Duration::from_secs(20), 1, 40, Duration::from_millis(10));
         simulation.run(Duration::from_secs(5), 1, 40, Duration::from_millis(10));
-        assert!(simulation.limiter.limit() >= 20, "{}", simulation.limiter.limit());
+        assert!(
+            simulation.limiter.limit() >= 20,
+            "{}",
+            simulation.limiter.limit()
+        );
     }
 
     proptest! {

@@ -136,9 +136,21 @@ impl Tally {
         let is_local = outcome == Outcome::LocalOriginFailure;
         let is_gateway = is_local || outcome == Outcome::GatewayFailure;
         let rows = [
-            (&self.consecutive_5xx, outcome != Outcome::Success, settings.consecutive_5xx),
-            (&self.consecutive_gateway, is_gateway, settings.consecutive_gateway_failure),
-            (&self.consecutive_local, is_local, settings.consecutive_local_origin_failure),
+            (
+                &self.consecutive_5xx,
+                outcome != Outcome::Success,
+                settings.consecutive_5xx,
+            ),
+            (
+                &self.consecutive_gateway,
+                is_gateway,
+                settings.consecutive_gateway_failure,
+            ),
+            (
+                &self.consecutive_local,
+                is_local,
+                settings.consecutive_local_origin_failure,
+            ),
         ];
         let mut ejects = false;
         for (row, is_longer, limit) in rows {
@@ -155,7 +167,10 @@ impl Tally {
     /// Requests and successes since the last time.
     fn take(&self) -> (u32, u32) {
         let requests = self.requests.swap(0, Ordering::Relaxed);
-        (requests, self.successes.swap(0, Ordering::Relaxed).min(requests))
+        (
+            requests,
+            self.successes.swap(0, Ordering::Relaxed).min(requests),
+        )
     }
 
     fn forgive(&self) {
@@ -223,10 +238,7 @@ fn ejection_time(settings: &OutlierDetection, times: u32) -> Duration {
         .min(settings.max_ejection_time.0.max(base))
 }
 
-fn below_mean<'a>(
-    rate: &SuccessRate,
-    tallies: &[(&'a Endpoint, (u32, u32))],
-) -> Vec<&'a Endpoint> {
+fn below_mean<'a>(rate: &SuccessRate, tallies: &[(&'a Endpoint, (u32, u32))]) -> Vec<&'a Endpoint> {
     let rates: Vec<_> = tallies
         .iter()
         .filter(|(_, (requests, _))| *requests >= rate.request_volume.get())

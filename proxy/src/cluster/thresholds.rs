@@ -204,9 +204,9 @@ impl Connections {
 
     fn give_back(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
-        let is_surplus =
-            self.surplus
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        let is_surplus = self
+            .surplus
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         if is_surplus.is_err() {
             self.free.add_permits(1);
         }
@@ -220,9 +220,9 @@ impl Connections {
             self.surplus.fetch_add(fewer - forgotten, Ordering::Relaxed);
         }
         for _ in old..max {
-            let is_surplus =
-                self.surplus
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            let is_surplus = self
+                .surplus
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
             if is_surplus.is_err() {
                 self.free.add_permits(1);
             }
@@ -270,10 +270,8 @@ mod tests {
         let thresholds = thresholds(1, 2);
         let held = thresholds.try_connection().expect("free");
         let mut context = Context::from_waker(Waker::noop());
-        let (mut first, mut second) = (
-            pin!(thresholds.connection()),
-            pin!(thresholds.connection()),
-        );
+        let (mut first, mut second) =
+            (pin!(thresholds.connection()), pin!(thresholds.connection()));
         assert!(first.as_mut().poll(&mut context).is_pending());
         assert!(second.as_mut().poll(&mut context).is_pending());
         let mut third = pin!(thresholds.connection());
@@ -341,8 +339,10 @@ mod tests {
                                 let _ = pin!(thresholds.connection()).poll(&mut context);
                                 continue;
                             }
-                            let waiting =
-                                tokio::time::timeout(Duration::from_secs(20), thresholds.connection());
+                            let waiting = tokio::time::timeout(
+                                Duration::from_secs(20),
+                                thresholds.connection(),
+                            );
                             let permit = waiting.await.expect("a wake-up").expect("room to wait");
                             highest.fetch_max(thresholds.usage().connections, Ordering::Relaxed);
                             for _ in 0..rng.below(3) {

@@ -25,9 +25,7 @@ impl LeastRequest {
 
     pub(super) fn draw(&self, hosts: &[Host], rng: &Rng) -> usize {
         let load = |host: &Host| u64::from(host.endpoint.active());
-        self.least(hosts, rng, |a, b| {
-            load(b) * a.share < load(a) * b.share
-        })
+        self.least(hosts, rng, |a, b| load(b) * a.share < load(a) * b.share)
     }
 
     /// The least of the choices, `is_less(a, b)` telling that b is to be preferred.

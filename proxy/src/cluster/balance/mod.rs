@@ -19,7 +19,10 @@ use self::{
     least_request::LeastRequest, maglev::Table, random::Random, ring_hash::Ring,
     round_robin::RoundRobin,
 };
-use super::{endpoint::Endpoint, rng::{Rng, mix}};
+use super::{
+    endpoint::Endpoint,
+    rng::{Rng, mix},
+};
 
 /// An endpoint as a policy sees it.
 #[derive(Clone, Debug)]
@@ -78,7 +81,11 @@ impl Picker {
                 choices.least(hosts, rng, |a, b| {
                     let is_idle = a.endpoint.active() == 0 && b.endpoint.active() == 0;
                     let (x, y) = (cost(a), cost(b));
-                    if is_idle { y * (b.share as f64) < x * a.share as f64 } else { y < x }
+                    if is_idle {
+                        y * (b.share as f64) < x * a.share as f64
+                    } else {
+                        y < x
+                    }
                 })
             }
             Self::Random(policy) => policy.draw(rng),

@@ -23,7 +23,9 @@ impl Latency {
             };
             Some(u64::from(average.to_bits()) << 32 | u64::from(now as u32))
         };
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
     }
 
     /// What the next request is expected to wait, `active` being under way.
@@ -47,7 +49,10 @@ impl Latency {
         }
         let elapsed = (now as u32).wrapping_sub(word as u32) as f32;
         let decay = settings.decay.0.as_micros().max(1) as f32;
-        (f32::from_bits((word >> 32) as u32), (-elapsed / decay).exp())
+        (
+            f32::from_bits((word >> 32) as u32),
+            (-elapsed / decay).exp(),
+        )
     }
 }
 

@@ -43,7 +43,11 @@ pub(super) fn shares(levels: &[Level], overprovisioning: u32, panic_threshold: u
         return levels
             .iter()
             .map(|l| Share {
-                of_all: if total == 0 { 0.0 } else { l.total as f64 / total as f64 },
+                of_all: if total == 0 {
+                    0.0
+                } else {
+                    l.total as f64 / total as f64
+                },
                 is_panicking: l.total > 0,
             })
             .collect();
@@ -54,7 +58,11 @@ pub(super) fn shares(levels: &[Level], overprovisioning: u32, panic_threshold: u
         .iter()
         .zip(healths)
         .map(|(level, health)| {
-            let of_all = if whole > 0.0 { (health / whole).min(left) } else { 0.0 };
+            let of_all = if whole > 0.0 {
+                (health / whole).min(left)
+            } else {
+                0.0
+            };
             left -= of_all;
             Share {
                 of_all,
@@ -80,7 +88,10 @@ mod tests {
     fn of(levels: &[(usize, usize)]) -> Vec<(u32, bool)> {
         let levels: Vec<_> = levels
             .iter()
-            .map(|(usable, total)| Level { usable: *usable, total: *total })
+            .map(|(usable, total)| Level {
+                usable: *usable,
+                total: *total,
+            })
             .collect();
         let shares = shares(&levels, 140, 50);
         shares

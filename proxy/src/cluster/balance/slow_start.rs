@@ -5,7 +5,9 @@ use outrigger_config::SlowStart;
 /// 0 to 1, after `age` milliseconds.
 pub(in crate::cluster) fn factor(settings: &SlowStart, age: u64) -> f64 {
     let window = settings.window.0.as_millis().max(1) as f64;
-    let grown = (age as f64 / window).min(1.0).powf(1.0 / settings.aggression);
+    let grown = (age as f64 / window)
+        .min(1.0)
+        .powf(1.0 / settings.aggression);
     grown.max(settings.min_weight_percent.fraction())
 }
 

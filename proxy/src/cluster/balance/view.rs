@@ -76,6 +76,10 @@ impl View {
         view.finish()
     }
 
+    pub(in crate::cluster) fn is_empty(&self) -> bool {
+        self.pools.is_empty()
+    }
+
     /// A host, and how its breaker let the request through. An untried, usable one if there is one;
     /// a host whose breaker does not admit never.
     pub(in crate::cluster) fn pick(
@@ -85,9 +89,6 @@ impl View {
         rng: &Rng,
         now: Instant,
     ) -> Option<(&Host, Admission)> {
-        if self.pools.is_empty() {
-            return None;
-        }
         let key = context.hash.unwrap_or_else(|| rng.next());
         // A key keeps to its pool, else it would have a host in each.
         let draw = match context.hash {
@@ -198,7 +199,9 @@ impl Builder<'_> {
         let slow_start = self.policy.slow_start();
         let members: Vec<_> = members.collect();
         let factor = |m: &Member| {
-            slow_start.map_or(1.0, |s| slow_start::factor(s, m.endpoint.warm_for(self.now)))
+            slow_start.map_or(1.0, |s| {
+                slow_start::factor(s, m.endpoint.warm_for(self.now))
+            })
         };
         let is_any_slow = slow_start.is_some() && members.iter().any(|m| factor(m) < 1.0);
         let share = |m: &Member| {

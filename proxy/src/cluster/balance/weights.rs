@@ -26,7 +26,12 @@ impl Weights {
             let keep = (held[low] << 32) / total;
             columns[low] = (u32::try_from(keep).unwrap_or(u32::MAX), high as u32);
             held[high] -= total - held[low];
-            if held[high] < total { &mut small } else { &mut large }.push(high);
+            if held[high] < total {
+                &mut small
+            } else {
+                &mut large
+            }
+            .push(high);
         }
         Self::Alias(columns.into())
     }
@@ -37,7 +42,11 @@ impl Weights {
             Self::Alias(columns) => {
                 let column = rng.below(columns.len());
                 let (keep, other) = columns[column];
-                if rng.word() < keep { column } else { other as usize }
+                if rng.word() < keep {
+                    column
+                } else {
+                    other as usize
+                }
             }
         }
     }

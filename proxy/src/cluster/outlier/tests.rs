@@ -142,7 +142,14 @@ fn one_far_below_the_mean_is_ejected_and_equals_are_not() {
     for (index, every) in [7, 7, 7, 7, 7, 7, 7, 7, 7, 2].into_iter().enumerate() {
         for n in 1..=140 {
             let is_failing = n % every == 0;
-            world.observe(index, if is_failing { Outcome::Error } else { Outcome::Success });
+            world.observe(
+                index,
+                if is_failing {
+                    Outcome::Error
+                } else {
+                    Outcome::Success
+                },
+            );
         }
     }
     assert!(world.sweep_after(SWEEP));
@@ -161,7 +168,14 @@ fn a_share_of_failures_ejects_where_asked_for() {
     let mut world = World::of(5, settings);
     for index in 0..5 {
         for _ in 0..60 {
-            world.observe(index, if index == 2 { Outcome::Error } else { Outcome::Success });
+            world.observe(
+                index,
+                if index == 2 {
+                    Outcome::Error
+                } else {
+                    Outcome::Success
+                },
+            );
         }
     }
     assert!(world.sweep_after(SWEEP));
