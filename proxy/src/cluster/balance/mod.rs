@@ -74,17 +74,14 @@ impl Picker {
             Self::PeakEwma(choices, settings) => {
                 let cost = |host: &Host| {
                     let (endpoint, micros) = (&host.endpoint, host.endpoint.micros(now));
-                    let cost = endpoint.latency.cost(settings, endpoint.active(), micros);
-                    cost / host.share as f64
+                    endpoint.latency.cost(settings, endpoint.active(), micros)
                 };
-                // Weights count in the draw already; without load, shares are to follow them.
                 choices.least(hosts, rng, |a, b| {
-                    let is_idle = a.endpoint.active() == 0 && b.endpoint.active() == 0;
-                    let (x, y) = (cost(a), cost(b));
-                    if is_idle {
-                        y * (b.share as f64) < x * a.share as f64
+                    // Weights count in the draw already; without load, shares are to follow them.
+                    if a.endpoint.active() == 0 && b.endpoint.active() == 0 {
+                        cost(b) < cost(a)
                     } else {
-                        y < x
+                        cost(b) * (a.share as f64) < cost(a) * b.share as f64
                     }
                 })
             }

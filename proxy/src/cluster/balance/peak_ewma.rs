@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use outrigger_config::PeakEwma;
 
 /// The average in microseconds (`f32`, upper half) and when it was last moved (microseconds of the
-/// endpoint's life, lower half, which wraps after 71 minutes: it then decays less than it should).
+/// endpoint's life, lower half, which wraps after 71 minutes: after half of that it may decay less than it should).
 /// 0: nothing measured yet.
 #[derive(Debug, Default)]
 pub(in crate::cluster) struct Latency(AtomicU64);
@@ -47,7 +47,8 @@ impl Latency {
         if word == 0 {
             return (settings.default_rtt.0.as_micros() as f32, 1.0);
         }
-        let elapsed = (now as u32).wrapping_sub(word as u32) as f32;
+        // Another worker may have written a moment that this one has not reached yet.
+        let elapsed = ((now as u32).wrapping_sub(word as u32) as i32).max(0) as f32;
         let decay = settings.decay.0.as_micros().max(1) as f32;
         (
             f32::from_bits((word >> 32) as u32),
@@ -70,6 +71,13 @@ mod tests {
         assert!(latency.cost(&settings, 0, 2_000) > 490_000.0);
         latency.observe(&settings, 1_000, 30_000_000);
         assert!(latency.cost(&settings, 0, 30_000_000) < 30_000.0);
+    }
+
+    #[test]
+    fn a_moment_written_by_a_worker_that_is_ahead_is_no_age_of_an_hour() {
+        let (settings, latency) = (PeakEwma::default(), Latency::default());
+        latency.observe(&settings, 500_000, 1_001);
+        assert_eq!(latency.cost(&settings, 0, 1_000), 500_000.0);
     }
 
     #[test]
