@@ -8,6 +8,8 @@ use std::{
 
 use outrigger_config::Settings;
 
+use crate::problems;
+
 /// What the command line could not be understood with, as for clap's own errors.
 pub(crate) const USAGE_ERROR: u8 = 2;
 
@@ -17,13 +19,8 @@ pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
         return Ok(Settings::default());
     };
     outrigger_config::read(path).map_err(|problems| {
-        for problem in problems {
-            let name = path.display();
-            match problem.at {
-                // As compilers do, so that editors and terminals lead there.
-                Some((line, column)) => eprintln!("{name}:{line}:{column}: {}", problem.message),
-                None => eprintln!("{name}: {}", problem.message),
-            }
+        for problem in problems.iter().filter(|p| p.is_error()) {
+            eprintln!("{}", problems::one_line(path, problem));
         }
         ExitCode::from(USAGE_ERROR)
     })
