@@ -26,7 +26,7 @@ fn no_connection_slips_past_a_capture_that_comes_and_goes() {
     let world = World::new();
     let _peer = greeter(&world);
     // Connection tracking is at work all the time, as on any host with a stateful firewall.
-    world.app.sh("nft 'add table inet firewall; add chain inet firewall out { type filter hook output priority 0 ; }; add rule inet firewall out ct state invalid drop'");
+    world.app.sh("nft 'add table inet firewall; add chain inet firewall out { type filter hook output priority 0 ; }; add rule inet firewall out ct state established accept'");
     let proxy = world.serve("");
     let rounds = rounds(10, 100);
     let ledger = Ledger::default();
