@@ -346,3 +346,27 @@ fn an_urgent_byte_arrives_in_its_place() {
         assert_eq!(client.hear_to_end().unwrap(), b"\x01\x01ab!cde?end");
     }
 }
+
+/// Regression: a splice stops before an urgent byte, and was repeated for ever.
+#[test]
+fn an_urgent_byte_within_bulk_data_arrives_in_its_place() {
+    const BULK: usize = 4 << 20;
+    let world = World::new();
+    let _peer = world.peer(23, |mut stream| {
+        let heard = stream.hear_to_end()?;
+        let urgent: Vec<_> = (0..heard.len()).filter(|&at| heard[at] == b'!').collect();
+        stream.say(format!("{} {urgent:?}", heard.len()))
+    });
+    let _proxy = world.captured();
+    let mut client = world.app.connect((SVC4, 23));
+    let half = vec![1; BULK];
+    client.say(&half).unwrap();
+    SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.say(&half).unwrap();
+    client.finish().unwrap();
+    let told = client.hear_to_end().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&told),
+        format!("{} [{BULK}]", 2 * BULK + 1)
+    );
+}

@@ -96,7 +96,10 @@ fn a_limit_of_open_files_that_carries_nothing_is_named() {
 
 #[test]
 fn an_admin_listener_that_others_can_reach_is_warned_of() {
-    let mut server = Server::start(&["--admin", "0.0.0.0:0"]);
+    let arguments = ["serve", "--log-format", "json", "--listen", "127.0.0.1:0"];
+    let mut command = proxyctl(&arguments);
+    command.args(["--admin", "0.0.0.0:0"]);
+    let mut server = Server::spawn(command);
     let line = server.logged("the admin listener on 0.0.0.0:0 is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it");
     assert_eq!(line["level"], "WARN");
 }
