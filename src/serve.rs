@@ -122,6 +122,7 @@ fn serve(
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     warn_of_other_user(&settings);
+    warn_of_open_admin(&settings);
     let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
     bound.reloading(source).serve().map_err(|e| e.to_string())
 }
@@ -131,9 +132,9 @@ fn serve(
 /// # Errors
 /// Once everything that is wrong with it has been printed.
 fn settings(args: &Args) -> Result<(Settings, String), ExitCode> {
-    let (mut settings, text) = settings::load_with_text(args.config.as_deref())?;
+    let (mut settings, text) = settings::load_with_text(args.config.as_deref(), false)?;
     put_over(args, &mut settings);
-    Ok((settings::check(settings, "serve")?, text))
+    Ok((settings::check(settings, "serve", false)?, text))
 }
 
 /// What a reload reads, and how.
@@ -169,6 +170,15 @@ fn warn_of_other_user(settings: &Settings) {
         tracing::warn!(
             "running as uid {uid}, but capture.proxy_uid is {}: `proxyctl install-rules` will refuse to capture for this process; start it as that user (or as root){or_this_user}",
             capture.proxy_uid
+        );
+    }
+}
+
+/// Allowed, since whoever scrapes a pod's metrics comes from elsewhere; never by oversight.
+fn warn_of_open_admin(settings: &Settings) {
+    if let Some(address) = settings.admin.filter(|a| !a.ip().is_loopback()) {
+        tracing::warn!(
+            "the admin listener on {address} is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it"
         );
     }
 }

@@ -39,7 +39,7 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let port = match args.instance.port() {
+    let port = match args.instance.port(args.json) {
         Ok(port) => port,
         Err(code) => return code,
     };
@@ -79,6 +79,9 @@ fn describe(port: u16, status: Option<&Status>) {
         result_word(Some(status)),
         since.as_deref().unwrap_or_default()
     );
+    if let Some(reason) = &status.given_up {
+        println!("  new connections go direct until install-rules is run again: {reason}");
+    }
     if let Some(obstacle) = &status.obstacle {
         println!("  no beat: {obstacle}");
     }
@@ -128,6 +131,7 @@ fn result_word(status: Option<&Status>) -> &'static str {
     match status {
         Some(status) if status.is_captured => "captured",
         Some(status) if status.proxy.captured_since.is_some() => "lapsed",
+        Some(status) if status.given_up.is_some() => "given up",
         Some(_) | None => "direct",
     }
 }

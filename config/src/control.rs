@@ -170,6 +170,9 @@ pub struct Status {
     pub lapsed_secs: f64,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
+    /// Why the proxy itself has let go of its latest capture; another install takes it on again.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

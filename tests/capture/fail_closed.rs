@@ -243,7 +243,7 @@ fn a_namespace_of_one_user_closes_them_by_the_proxys_mark() {
         kill -9 $proxy; wait $proxy
         for address in 192.0.2.1 '[2001:db8::1]'; do
             socat -u TCP:$address:80,connect-timeout=3 OPEN:/dev/null 2>&1
-            socat -u TCP:$address:80,connect-timeout=1,setsockopt-int=1:36:7 OPEN:/dev/null 2>&1
+            socat -u TCP:$address:80,connect-timeout=1,setsockopt-listen=1:36:x07000000 OPEN:/dev/null 2>&1
         done",
         ctl = proxyctl().display(),
     );

@@ -2,6 +2,8 @@
 
 mod backends;
 mod bound;
+mod conntrack_full;
+mod exhaustion;
 mod fail_closed;
 mod lease;
 mod lifecycle;

@@ -124,7 +124,7 @@ fn tether(kind: TetherKind, generation: u64) -> Tether {
         fingerprint: "f".into(),
         lease: None,
         outlives: false,
-        scope: outrigger_config::Scope::default(),
+        scope: Default::default(),
         cgroup_id: None,
     }
 }

@@ -185,7 +185,15 @@ impl Tethers {
         }
     }
 
-    fn has_capture(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    pub(super) fn has_anchor(&self) -> bool {
+        self.anchors().next().is_some()
+    }
+
+    pub(super) fn has_capture(&self) -> bool {
         self.held
             .iter()
             .any(|held| held.tether.kind == TetherKind::Capture)
