@@ -5,7 +5,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::{Span, control::Status};
+use outrigger_config::{
+    Span,
+    control::{Status, TetherKind},
+};
 use serde_json::json;
 
 use crate::{install_rules::finish, settings::Instance};
@@ -41,7 +44,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(code) => return code,
     };
     let status = outrigger_iptables::status(port);
-    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured);
+    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured && scope_problem(status).is_none());
     let told = finish(
         status,
         args.json,
@@ -49,6 +52,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         |status| {
             let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
             value["result"] = json!(result_word(status.as_ref()));
+            value["scope_problem"] = json!(status.as_ref().and_then(scope_problem));
             value
         },
     );
@@ -74,6 +78,12 @@ fn describe(port: u16, status: Option<&Status>) {
     }
     for tether in &proxy.tethers {
         println!("  table {}", tether.table);
+        if tether.kind == TetherKind::Capture {
+            println!("  scope {}", tether.scope);
+        }
+        if let Some(problem) = outrigger_iptables::scope_problem(tether) {
+            println!("  {problem}");
+        }
         if let Some(lease) = &tether.lease {
             println!("  lease {}", Span::from_millis(lease.millis));
         }
@@ -97,10 +107,16 @@ fn describe(port: u16, status: Option<&Status>) {
 
 fn result_word(status: Option<&Status>) -> &'static str {
     match status {
+        Some(status) if status.is_captured && scope_problem(status).is_some() => "stale",
         Some(status) if status.is_captured => "captured",
         Some(status) if status.proxy.captured_since.is_some() => "lapsed",
         Some(_) | None => "direct",
     }
+}
+
+fn scope_problem(status: &Status) -> Option<String> {
+    let mut tethers = status.proxy.tethers.iter();
+    tethers.find_map(outrigger_iptables::scope_problem)
 }
 
 fn unix_now() -> u64 {
