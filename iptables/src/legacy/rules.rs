@@ -223,7 +223,7 @@ impl Conditions {
             Match::DestinationLocal => vec![self.extended("addrtype --dst-type LOCAL")],
             Match::Established => vec![self.extended("conntrack --ctstate ESTABLISHED")],
             Match::SocketCgroup { path, .. } => {
-                vec![self.extended(format!("cgroup --path {path}"))]
+                vec![self.extended(format!("cgroup --path \"{path}\""))]
             }
             Match::Mark(mark) => vec![self.extended(format!("mark --mark {mark:#x}"))],
             Match::SocketUid(uid) => vec![self.of_user(*uid)],
@@ -355,7 +355,7 @@ mod tests {
 COMMIT
 *nat
 :OUTRIGGER_15001 - [0:0]
--A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 9 -j REDIRECT --to-ports 15001
+-A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 47769 -j REDIRECT --to-ports 15001
 -A OUTRIGGER_15001 -m recent ! --rcheck --seconds 2 --name outrigger_15001_4 --mask 0.0.0.0 --rdest -j RETURN
 -A OUTRIGGER_15001 -m owner --uid-owner 1337 -j RETURN
 -A OUTRIGGER_15001 -o lo -j RETURN

@@ -317,7 +317,7 @@ fn output_chain(
     port: u16,
 ) -> Chain {
     let probe = |beat: &SocketAddr| {
-        let target = probe_address(beat.ip());
+        let target = probe_address(*beat);
         Rule::new(
             [
                 Match::PureSyn,
