@@ -107,6 +107,9 @@ pub enum TetherKind {
     Capture,
     /// Keeps conntrack, and with it the live captured connections, alive: closed last.
     Anchor,
+    /// Refuses destinations that must not be reached without the proxy. Once its socket is closed the
+    /// table stays, owned by nobody.
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,6 +175,9 @@ pub struct Status {
     pub lapsed_secs: f64,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
+    /// Why the proxy itself has let go of its latest capture; another install takes it on again.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

@@ -24,4 +24,4 @@ pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Installed, Removed, remove, scope_problem, status};
+pub use tether::{Installed, Removed, closed, remove, scope_problem, status};
