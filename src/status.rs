@@ -44,7 +44,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(code) => return code,
     };
     let status = outrigger_iptables::status(port);
-    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured);
+    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured && scope_problem(status).is_none());
     let told = finish(
         status,
         args.json,
@@ -53,6 +53,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
             value["closed"] = json!(closed(port, status.as_ref()));
             value["result"] = json!(result_word(status.as_ref()));
+            value["scope_problem"] = json!(status.as_ref().and_then(scope_problem));
             value
         },
     );
@@ -93,6 +94,12 @@ fn describe(port: u16, status: Option<&Status>) {
             TetherKind::Capture | TetherKind::Anchor => "",
         };
         println!("  table {}{refused}", tether.table);
+        if tether.kind == TetherKind::Capture {
+            println!("  scope {}", tether.scope);
+        }
+        if let Some(problem) = outrigger_iptables::scope_problem(tether) {
+            println!("  {problem}");
+        }
         if let Some(lease) = &tether.lease {
             println!("  lease {}", Span::from_millis(lease.millis));
         }
@@ -129,11 +136,17 @@ fn closed(port: u16, status: Option<&Status>) -> Vec<String> {
 
 fn result_word(status: Option<&Status>) -> &'static str {
     match status {
+        Some(status) if status.is_captured && scope_problem(status).is_some() => "stale",
         Some(status) if status.is_captured => "captured",
         Some(status) if status.proxy.captured_since.is_some() => "lapsed",
         Some(status) if status.given_up.is_some() => "given up",
         Some(_) | None => "direct",
     }
+}
+
+fn scope_problem(status: &Status) -> Option<String> {
+    let mut tethers = status.proxy.tethers.iter();
+    tethers.find_map(outrigger_iptables::scope_problem)
 }
 
 fn unix_now() -> u64 {

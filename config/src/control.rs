@@ -4,7 +4,7 @@
 //! that speaks of them (SCM_RIGHTS). The socket's name space is the network namespace, so the
 //! containers of a pod share it; the name is also the lock that keeps two instances off one port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -85,13 +85,18 @@ pub struct Lease {
 
 /// Where the proxy dials to see that a redirect leads to itself and that it is told the original
 /// destination. The rules redirect only the proxy's own connections to it, lease or no lease.
-/// 127.0.0.0/8 needs no route. IPv6 has no such spare address, and discard (port 9) at `::1` is
-/// nothing that a proxy would dial otherwise.
-pub fn probe_address(beat: IpAddr) -> SocketAddr {
+/// Each listener has its own, since several instances may run as one user; not at its own port, which no
+/// connection is ever passed on to. 127.0.0.0/8 needs no route. IPv6 has no such spare address; the
+/// port at `::1` is none that a proxy would dial otherwise.
+pub fn probe_address(listener: SocketAddr) -> SocketAddr {
     const DISCARD: u16 = 9;
-    match beat {
-        IpAddr::V4(_) => (Ipv4Addr::new(127, 192, 0, 3), DISCARD).into(),
-        IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, DISCARD).into(),
+    let port = match listener.port() ^ 0x8000 {
+        0 => DISCARD,
+        port => port,
+    };
+    match listener {
+        SocketAddr::V4(_) => (Ipv4Addr::new(127, 192, 0, 3), port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, port).into(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! names itself.
 
 mod canary;
+mod dialler;
 
 use std::{io, net::IpAddr};
 
@@ -119,11 +120,10 @@ mod tests {
 
     fn plan() -> Plan {
         let host = Host {
-            uid: 0,
-            only_uid: None,
             ipv6_on_loopback: false,
             can_shorten_timeouts: true,
             can_outlive_owner: true,
+            ..Host::default()
         };
         Plan::new(&Settings::default(), &host, 1).unwrap()
     }

@@ -5,9 +5,9 @@ use std::{
     net::{Ipv6Addr, UdpSocket},
 };
 
-use crate::{nft, plan};
+use crate::{cgroup::Cgroup, nft, plan};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// The user that this process runs as.
     pub uid: u32,
@@ -19,6 +19,19 @@ pub struct Host {
     pub can_shorten_timeouts: bool,
     /// Whether a table may stay, owned by nobody, once its owner is gone (Linux 6.9).
     pub can_outlive_owner: bool,
+    /// The one that the scope names, if it names one.
+    pub cgroup: Option<Cgroup>,
+    /// Other instances that capture here.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Another proxy of ours in this network namespace, and how its own connections are told. They are
+/// not captured: two that captured each other's would send a connection round for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub port: u16,
+    pub uid: u32,
+    pub mark: Option<u32>,
 }
 
 impl Host {
@@ -31,6 +44,8 @@ impl Host {
             ipv6_on_loopback: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
             can_shorten_timeouts: nft::is_possible(&plan::trial(true, false)),
             can_outlive_owner: nft::is_possible(&plan::trial(false, true)),
+            cgroup: None,
+            neighbours: Vec::new(),
         })
     }
 }

@@ -15,7 +15,7 @@ mod ruleset;
 use std::net::SocketAddr;
 
 use outrigger_config::{
-    Settings,
+    Scope, Settings,
     control::{Identity, Request, Tether, TetherKind},
 };
 
@@ -38,6 +38,7 @@ const MAX_RULES: usize = 1000;
 
 /// What would be loaded, as input of the restore programs.
 pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> {
+    check_scope(plan, variant)?;
     let mut text = String::new();
     for note in &plan.notes {
         text += &format!("# {note}\n");
@@ -56,12 +57,13 @@ pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> 
 /// As [`crate::install`], with the rules in iptables.
 pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed, Refusal> {
     let port = settings.port();
-    let host = tether::look()?;
+    let host = tether::look(settings)?;
     let mut reader = NetlinkSocket::open()?;
     let _lock = InstallLock::acquire(port)?;
     let tables = tether::tables_if_any(&mut reader)?;
 
     let draft = Plan::new(settings, &host, 0)?;
+    check_scope(&draft, variant)?;
     let mut change = Change::begin(variant, &draft)?;
     let (mut proxy, identity) = gate::identify(&draft)?;
     tether::refuse_strangers(port, &tables, &identity)?;
@@ -111,11 +113,20 @@ pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
     installed
 }
 
+/// Measured: with a rule by a cgroup that is gone the kernel answers every change with EINVAL.
+fn check_scope(plan: &Plan, variant: Variant) -> Result<(), IptablesError> {
+    match plan.scope {
+        Scope::Cgroup(_) if variant == Variant::Legacy => Err(IptablesError::CgroupInLegacy),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the programs of `variant` are there and understand this kernel.
-pub(crate) fn works(variant: Variant, families: &[Family]) -> bool {
-    families.iter().all(|&family| {
-        programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
-    })
+pub(crate) fn works(variant: Variant, plan: &Plan) -> bool {
+    check_scope(plan, variant).is_ok()
+        && plan.families.iter().all(|&family| {
+            programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
+        })
 }
 
 /// Removes ours from every variant and family; names what is gone.

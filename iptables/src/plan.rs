@@ -9,21 +9,29 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Settings, control::Lease};
+use outrigger_config::{IpNet, Scope, Settings, control::Lease};
 use serde::Serialize;
 
 pub(crate) use build::LEASES;
 pub use intervals::Intervals;
 pub(crate) use show::is_host;
 
-use crate::{error::Refusal, host::Host};
+use crate::{
+    cgroup::Cgroup,
+    error::Refusal,
+    host::{Host, Neighbour},
+};
 
 /// Below -100, whoever registered last wins against kube-proxy's or Docker's DNAT. Here the proxy
-/// always sees the service address, and its own dial is still translated by them.
+/// always sees the service address, and its own dial is still translated by them. Several instances
+/// may capture in one namespace: the narrower scope comes first.
 const NAT_PRIORITY: i32 = -150;
+const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
+const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
+const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
 const FILTER_PRIORITY: i32 = 0;
 /// Ahead of our own translation: whoever decides on it is the last to see the connection.
-const TIMEOUT_PRIORITY: i32 = NAT_PRIORITY - 1;
+const TIMEOUT_PRIORITY: i32 = CGROUP_NAT_PRIORITY - 1;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
 
@@ -66,6 +74,10 @@ pub struct Plan {
     /// The families that are captured, never empty.
     pub families: Vec<Family>,
     pub proxy: ProxyIdentity,
+    /// Whose connections, with a cgroup's path in full.
+    pub scope: Scope,
+    pub cgroup: Option<Cgroup>,
+    pub neighbours: Vec<Neighbour>,
     pub lease: Lease,
     /// Keeps conntrack hooked while live captured connections need their translation.
     pub anchor: Table,
@@ -176,6 +188,13 @@ pub enum Match {
     SocketUidIn(&'static str),
     SocketGidIn(&'static str),
     Mark(u32),
+    /// Of that cgroup, or of one below it. The level counts from the cgroup namespace of who loads
+    /// the rule.
+    SocketCgroup {
+        path: String,
+        id: u64,
+        level: u32,
+    },
     OutLoopback,
     DestinationLocal,
     Destination(IpNet),
@@ -236,6 +255,8 @@ impl Plan {
     pub fn new(settings: &Settings, host: &Host, generation: u64) -> Result<Self, Refusal> {
         let proxy = build::identify(settings, host)?;
         let (families, mut notes) = build::captured_families(settings, host)?;
+        let scope = build::scope(settings, host, &proxy)?;
+        notes.extend(build::scope_note(host));
         if !host.can_shorten_timeouts {
             notes.push(NO_TIMEOUTS.into());
         }
@@ -249,13 +270,15 @@ impl Plan {
             }
             (
                 build::anchor(port, host.can_shorten_timeouts, generation),
-                build::capture(settings, &proxy, &families, &lease, generation),
+                build::capture(settings, host, &proxy, &families, &lease, generation),
                 closed,
             )
         };
         let (anchor, capture, closed) = tables(0);
         let closed = closed.map_or_else(String::new, |table| table.to_string());
-        let text = format!("{anchor}{capture}{closed}");
+        // The text has a cgroup's path only, and the same path may mean another one tomorrow.
+        let cgroup = host.cgroup.as_ref().map(|cgroup| cgroup.id().to_string());
+        let text = format!("{anchor}{capture}{closed}{}", cgroup.unwrap_or_default());
         let (anchor, capture, closed) = tables(generation);
         Ok(Self {
             port,
@@ -266,6 +289,9 @@ impl Plan {
             fingerprint: format!("{:016x}", fnv1a(text.as_bytes())),
             families,
             proxy,
+            scope,
+            cgroup: host.cgroup.clone(),
+            neighbours: host.neighbours.clone(),
             lease,
             notes,
         })
@@ -306,12 +332,16 @@ impl Plan {
             comment: "Outrigger: a probe, gone in a moment".into(),
             outlives_owner: false,
             timeout: None,
-            sets: Vec::new(),
+            sets: build::scope_sets(&self.scope),
             chains: vec![
                 Chain {
                     name: "output",
                     hook: Some(Hook::NAT),
-                    rules: vec![Rule::new([Match::PureSyn], Verdict::Jump("probe"))],
+                    rules: vec![Rule::new(
+                        std::iter::once(Match::PureSyn)
+                            .chain(build::in_scope(&self.scope, self.cgroup.as_ref())),
+                        Verdict::Jump("probe"),
+                    )],
                 },
                 Chain {
                     name: "probe",

@@ -10,11 +10,10 @@ use crate::nft::{self, NetlinkSocket};
 
 fn host() -> Host {
     Host {
-        uid: 0,
-        only_uid: None,
         ipv6_on_loopback: true,
         can_shorten_timeouts: true,
         can_outlive_owner: true,
+        ..Host::default()
     }
 }
 
@@ -99,7 +98,7 @@ fn a_beat_renews_the_lease_of_its_family_and_its_generation_only() {
 fn the_proxys_probe_is_redirected_without_a_lease() {
     let table = plan("").capture.to_string();
     for daddr in ["ip daddr 127.192.0.3", "ip6 daddr ::1"] {
-        let probe = format!("== syn meta skuid 1337 {daddr} tcp dport 9 redirect to :15001");
+        let probe = format!("== syn meta skuid 1337 {daddr} tcp dport 47769 redirect to :15001");
         assert!(table.contains(&probe), "{table}");
     }
 }
