@@ -22,8 +22,8 @@ use crate::{error::Refusal, host::Host};
 /// always sees the service address, and its own dial is still translated by them.
 const NAT_PRIORITY: i32 = -150;
 const FILTER_PRIORITY: i32 = 0;
-/// Ahead of our own translation: whoever decides on it is the last to see the connection.
-const TIMEOUT_PRIORITY: i32 = NAT_PRIORITY - 1;
+/// Ahead of every translation of ours: whoever decides on it is the last to see the connection.
+const TIMEOUT_PRIORITY: i32 = NAT_PRIORITY - 10;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
 
