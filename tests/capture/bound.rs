@@ -11,7 +11,7 @@ use crate::{
     INSTALL,
     netns::{Namespace, run},
     proxyctl::{ctl, serve, until},
-    wire::{Client, V4, V6, assert_captured, bound_socket, wire},
+    wire::{Client, V4, V6, assert_captured, bound_socket, serve_echo, wire},
 };
 
 /// What the table of the first install is called.
@@ -37,6 +37,21 @@ fn a_socket_bound_to_a_device_goes_direct() {
         assert!(took < Duration::from_millis(2500), "{address}: {took:?}");
     }
     assert_captured(&pair, true);
+}
+
+/// It needs its interface, which the proxy's own connection would not have.
+#[test]
+fn a_link_local_destination_goes_direct() {
+    let pair = wire();
+    serve_echo(&pair.peer, "[::]:9100");
+    pair.peer
+        .enter(|| run("ip -6 addr add fe80::99/64 dev wire0 nodad"));
+    let link = pair.app.enter(|| run("ip -o link show wire0"));
+    let index = link.split(':').next().unwrap().trim();
+    let _proxy = serve(&pair.app, "--workers 2");
+    ctl(&pair.app, INSTALL).expect("captured");
+    let client = Client::connect(&pair.app, &format!("[fe80::99%{index}]:9100"));
+    assert!(!client.is_captured);
 }
 
 /// A note says of a connection only that it has not been seen on `lo`.
