@@ -30,8 +30,8 @@ const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
 const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
 const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
 const FILTER_PRIORITY: i32 = 0;
-/// Ahead of our own translation: whoever decides on it is the last to see the connection.
-const TIMEOUT_PRIORITY: i32 = CGROUP_NAT_PRIORITY - 1;
+/// Ahead of every translation of ours: whoever decides on it is the last to see the connection.
+const TIMEOUT_PRIORITY: i32 = NAT_PRIORITY - 10;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
 

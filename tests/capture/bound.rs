@@ -1,7 +1,7 @@
 //! Sockets bound to a device, whose packets never reach `lo`: they go direct.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use crate::{
     INSTALL,
     netns::{Namespace, run},
     proxyctl::{ctl, serve, until},
-    wire::{Client, V4, V6, assert_captured, bound_socket, wire},
+    wire::{Client, V4, V6, assert_captured, bound_socket, serve_echo, wire},
 };
 
 /// What the table of the first install is called.
@@ -39,6 +39,21 @@ fn a_socket_bound_to_a_device_goes_direct() {
     assert_captured(&pair, true);
 }
 
+/// It needs its interface, which the proxy's own connection would not have.
+#[test]
+fn a_link_local_destination_goes_direct() {
+    let pair = wire();
+    serve_echo(&pair.peer, "[::]:9100");
+    pair.peer
+        .enter(|| run("ip -6 addr add fe80::99/64 dev wire0 nodad"));
+    let link = pair.app.enter(|| run("ip -o link show wire0"));
+    let index = link.split(':').next().unwrap().trim();
+    let _proxy = serve(&pair.app, "--workers 2");
+    ctl(&pair.app, INSTALL).expect("captured");
+    let client = Client::connect(&pair.app, &format!("[fe80::99%{index}]:9100"));
+    assert!(!client.is_captured);
+}
+
 /// A note says of a connection only that it has not been seen on `lo`.
 #[test]
 fn a_connection_that_reaches_the_proxy_leaves_no_note() {
@@ -48,7 +63,7 @@ fn a_connection_that_reaches_the_proxy_leaves_no_note() {
     for _ in 0..300 {
         assert!(Client::connect(&pair.app, V6).is_captured);
     }
-    until("the end of all notes", || notes(&pair.app) == 0);
+    assert_eq!(notes(&pair.app), 0);
     // As long as the note of a socket bound to a device stands, the same port goes direct.
     let address: SocketAddr = V6.parse().unwrap();
     let lost = pair.app.enter(|| {
@@ -87,13 +102,13 @@ fn a_full_set_of_notes_bars_nobody() {
     let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
     let address: SocketAddr = V6.parse().unwrap();
-    // Sockets that are lost, each from a port and one of two addresses of its own.
+    // Sockets that are lost, each from a port and one of three addresses of its own.
     pair.app.enter(|| {
+        run("ip -6 addr add fd77::8/64 dev wire0 nodad");
         run("ip -6 addr add fd77::9/64 dev wire0 nodad");
-        let listener = TcpListener::bind("[::1]:0").unwrap();
-        drop(listener);
-        for source in ["fd77::1", "fd77::9"] {
-            for port in 1025..34_000 {
+        for source in ["fd77::1", "fd77::8", "fd77::9"] {
+            // Below the ports that other clients get.
+            for port in 1025..32_768 {
                 let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
                 let from: SocketAddr = (source.parse::<std::net::IpAddr>().unwrap(), port).into();
                 socket.set_nonblocking(true).unwrap();

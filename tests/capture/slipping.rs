@@ -153,6 +153,26 @@ fn an_attempt_of_a_lapse_does_not_keep_its_port_direct() {
     }
 }
 
+/// Others translate service addresses at -100 (kube-proxy, Docker). The proxy is told the service address,
+/// and its own connection is translated by them.
+#[test]
+fn a_service_address_is_captured_before_others_translate_it() {
+    let pair = wire();
+    let _proxy = serve(&pair.app, "--workers 2");
+    pair.app.enter(|| {
+        run("ip route add 10.96.0.0/16 dev wire0");
+        run("ip -6 route add fd96::/64 dev wire0");
+        run("nft add table inet services");
+        run("nft add chain inet services out { type nat hook output priority -100 ; }");
+        run("nft add rule inet services out ip daddr 10.96.0.1 dnat to 10.77.0.2");
+        run("nft add rule inet services out ip6 daddr fd96::1 dnat to fd77::2");
+    });
+    ctl(&pair.app, INSTALL).expect("captured");
+    for address in ["10.96.0.1:8080", "[fd96::1]:8080"] {
+        assert!(Client::connect(&pair.app, address).is_captured, "{address}");
+    }
+}
+
 /// The kernel's own time for it is ten seconds.
 #[test]
 fn a_reset_connection_is_forgotten_within_two_seconds() {
