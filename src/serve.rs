@@ -6,6 +6,7 @@ use std::{
 };
 
 use outrigger_config::Settings;
+use outrigger_proxy::Source;
 
 use crate::{
     logging::{self, LogFormat},
@@ -22,7 +23,8 @@ Examples:
   proxyctl serve --config /etc/outrigger.yaml
   proxyctl serve --listen 127.0.0.1:15001 --admin off --log-level debug
 
-Signals: SIGTERM or SIGINT drains and ends, a second one cuts; SIGUSR1 reopens the access log.
+Signals: SIGTERM or SIGINT drains and ends, a second one cuts; SIGUSR1 reopens the access log;
+SIGHUP, or a change of the file, reloads the configuration.
 
 Exit codes:
   0  stopped by a signal, after the drain
@@ -87,8 +89,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ));
         }
     };
-    let settings = match settings(&args) {
-        Ok(settings) => settings,
+    let (settings, text) = match settings(&args) {
+        Ok(read) => read,
         Err(code) => return code,
     };
     let filter = match logging::filter(args.log_level.as_deref()) {
@@ -103,7 +105,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     match logging::start(filter, args.log_format) {
         Ok(log) => {
-            let served = serve(settings, inherited);
+            let served = serve(settings, inherited, source(args, text));
             log.close();
             served.map_or_else(fail, |()| ExitCode::SUCCESS)
         }
@@ -111,21 +113,38 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn serve(settings: Settings, inherited: Vec<OwnedFd>) -> Result<(), String> {
+fn serve(
+    settings: Settings,
+    inherited: Vec<OwnedFd>,
+    source: Option<Source>,
+) -> Result<(), String> {
     if let Err(error) = privileges::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     warn_of_other_user(&settings);
     let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
-    bound.serve().map_err(|e| e.to_string())
+    bound.reloading(source).serve().map_err(|e| e.to_string())
 }
 
 /// What the file says, with the command line over it.
 ///
 /// # Errors
 /// Once everything that is wrong with it has been printed.
-fn settings(args: &Args) -> Result<Settings, ExitCode> {
-    let mut settings = settings::load(args.config.as_deref())?;
+fn settings(args: &Args) -> Result<(Settings, String), ExitCode> {
+    let (mut settings, text) = settings::load_with_text(args.config.as_deref())?;
+    put_over(args, &mut settings);
+    Ok((settings::check(settings, "serve")?, text))
+}
+
+/// What a reload reads, and how.
+fn source(args: Args, text: String) -> Option<Source> {
+    let path = args.config.clone()?;
+    let over = Box::new(move |settings: &mut Settings| put_over(&args, settings));
+    let text = text.into();
+    Some(Source { path, text, over })
+}
+
+fn put_over(args: &Args, settings: &mut Settings) {
     if !args.listen.is_empty() {
         settings.listen.clone_from(&args.listen);
     }
@@ -135,7 +154,6 @@ fn settings(args: &Args) -> Result<Settings, ExitCode> {
         None => {}
     }
     settings.workers = args.workers.or(settings.workers);
-    settings::check(settings, "serve")
 }
 
 /// Another user than the settings name serves well enough, but is captured itself.

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use outrigger_config::Settings;
+use outrigger_config::{Problem, Settings};
 
 use crate::problems;
 
@@ -15,10 +15,19 @@ pub(crate) const USAGE_ERROR: u8 = 2;
 
 /// Reads `path`, or takes the defaults without one; problems are printed, all of them.
 pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
+    load_with_text(path).map(|(settings, _)| settings)
+}
+
+/// As [`load`], with the text that the settings come from.
+pub(crate) fn load_with_text(path: Option<&Path>) -> Result<(Settings, String), ExitCode> {
     let Some(path) = path else {
-        return Ok(Settings::default());
+        return Ok((Settings::default(), String::new()));
     };
-    outrigger_config::read(path).map_err(|problems| {
+    let read = || {
+        let text = outrigger_config::text(path).map_err(|problem| vec![problem])?;
+        Ok((outrigger_config::parse(&text)?, text))
+    };
+    read().map_err(|problems: Vec<Problem>| {
         for problem in problems.iter().filter(|p| p.is_error()) {
             eprintln!("{}", problems::one_line(path, problem));
         }

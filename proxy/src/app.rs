@@ -3,7 +3,6 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener as StdListener},
-    num::NonZeroUsize,
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
@@ -25,9 +24,11 @@ use crate::{
     address::ListenerAddr,
     admin,
     cluster::Registry,
+    configuration::Configuration,
     control::{Control, Hooks, Listening},
     observe::{AccessLog, Metrics},
     readiness::Readiness,
+    reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
     sys, upstream,
@@ -46,6 +47,8 @@ pub struct Bound {
     listeners: Vec<Vec<StdListener>>,
     admin: Option<StdListener>,
     control: Control,
+    requests: Requests,
+    source: Option<Source>,
 }
 
 /// Binds everything that `settings` ask for; `inherited` sockets take the place of `listen`. To be
@@ -77,9 +80,11 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
             },
             source,
         })?;
-    let max_connections = max_connections(settings.limits.max_connections);
+    let connections = ConnectionLimit::new(settings.limits.max_connections, connections_allowed());
+    let (reloads, requests) = Reloads::new();
     let shared = Arc::new(Shared {
-        settings,
+        configuration: Configuration::new(settings),
+        reloads,
         instance,
         listeners: listeners.addresses,
         registry: Registry::new(workers),
@@ -88,7 +93,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         control: control_state,
         readiness: Readiness::default(),
         own: OwnConnections::default(),
-        connections: ConnectionLimit::new(max_connections),
+        connections,
         started: Instant::now(),
     });
     Ok(Bound {
@@ -96,10 +101,19 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         listeners: listeners.per_worker,
         admin,
         control,
+        requests,
+        source: None,
     })
 }
 
 impl Bound {
+    /// Follows `source`, which the settings have come from.
+    #[must_use]
+    pub fn reloading(mut self, source: Option<Source>) -> Self {
+        self.source = source;
+        self
+    }
+
     /// The addresses really listened on.
     pub fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
         self.shared.listeners.iter().map(|ListenerAddr(a)| *a)
@@ -128,6 +142,7 @@ impl Bound {
                 let admin = TcpListener::from_std(admin)?;
                 tokio::task::spawn_local(admin::serve(admin, self.shared.clone()));
             }
+            tokio::task::spawn_local(reload::run(self.source, self.shared.clone(), self.requests));
             tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
             let ended = obey(&self.shared, phase, signals).await;
@@ -158,7 +173,7 @@ async fn obey(
         () = stop_ordered(&mut signals, shared) => {}
         () = phase.closed() => return Err(io::Error::other("every worker has ended; see the log above")),
     }
-    let deadline = shared.settings.timeouts.drain;
+    let deadline = shared.configuration.settings().timeouts.drain;
     tracing::info!(%deadline, live = shared.connections.live(), "stopping: draining live connections");
     notify(NotifyState::Stopping);
     shared.readiness.start_draining();
@@ -192,6 +207,7 @@ async fn stop_ordered(signals: &mut Signals, shared: &Shared) {
                 Some(log) => log.reopen(),
                 None => tracing::info!("SIGUSR1: no access log to reopen"),
             },
+            Order::Reload => shared.reloads.ask(),
             Order::None(why) => tracing::info!("{why}"),
         }
     }
@@ -331,23 +347,8 @@ fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What was asked for, within what the process can hold: beyond that a connection would hang in
-/// the queue instead of being refused.
-fn max_connections(wanted: Option<NonZeroUsize>) -> usize {
-    let allowed = connections_allowed();
-    match wanted.map(usize::from) {
-        Some(wanted) if wanted > allowed => {
-            tracing::warn!(
-                "limits.max_connections is {wanted}, but the limit of open files (RLIMIT_NOFILE) carries {allowed} connections: {allowed} it is; raise LimitNOFILE= or `ulimit -n` for more"
-            );
-            allowed
-        }
-        Some(wanted) => wanted,
-        None => allowed,
-    }
-}
-
-/// Two descriptors for each connection, within the process's limit.
+/// Two descriptors for each connection, within the process's limit: beyond that a connection would
+/// hang in the queue instead of being refused.
 fn connections_allowed() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.unwrap_or(1 << 20);

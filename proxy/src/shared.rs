@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,19 +11,23 @@ use std::{
     time::Instant,
 };
 
+#[cfg(any(test, feature = "uncaptured"))]
 use outrigger_config::Settings;
 
 use crate::{
     address::ListenerAddr,
     cluster::Registry,
+    configuration::Configuration,
     control::ControlState,
     observe::{AccessLog, Metrics},
     readiness::Readiness,
+    reload::Reloads,
 };
 
 #[derive(Debug)]
 pub struct Shared {
-    pub settings: Settings,
+    pub configuration: Configuration,
+    pub(crate) reloads: Reloads,
     /// Random for each process start: tells this run's answers and log lines from another's.
     pub instance: Box<str>,
     /// Where captured connections arrive: to be dialled by nobody.
@@ -76,19 +81,37 @@ impl OwnConnections {
 #[derive(Debug)]
 pub struct ConnectionLimit {
     live: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
+    /// What the process can hold, whatever is asked for.
+    possible: usize,
 }
 
 impl ConnectionLimit {
-    pub fn new(max: usize) -> Self {
-        Self {
+    /// At most what was `wanted`, and never more than is `possible`.
+    pub fn new(wanted: Option<NonZeroUsize>, possible: usize) -> Self {
+        let limit = Self {
             live: AtomicUsize::new(0),
-            max,
+            max: AtomicUsize::new(possible),
+            possible,
+        };
+        limit.limit(wanted);
+        limit
+    }
+
+    /// From here on; connections beyond a lower limit live on.
+    pub fn limit(&self, wanted: Option<NonZeroUsize>) {
+        let possible = self.possible;
+        if let Some(wanted) = wanted.filter(|w| w.get() > possible) {
+            tracing::warn!(
+                "limits.max_connections is {wanted}, but the limit of open files (RLIMIT_NOFILE) carries {possible} connections: {possible} it is; raise LimitNOFILE= or `ulimit -n` for more"
+            );
         }
+        let max = wanted.map_or(possible, |w| w.get().min(possible));
+        self.max.store(max, Ordering::Relaxed);
     }
 
     pub fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::Relaxed)
     }
 
     pub fn live(&self) -> usize {
@@ -98,7 +121,7 @@ impl ConnectionLimit {
     /// Counts one more connection, to be released when it ends; false, and not counted, when the
     /// limit is reached.
     pub fn admit(&self) -> bool {
-        let is_admitted = self.live.fetch_add(1, Ordering::Relaxed) < self.max;
+        let is_admitted = self.live.fetch_add(1, Ordering::Relaxed) < self.max();
         if !is_admitted {
             self.release();
         }
@@ -115,7 +138,8 @@ impl Shared {
     /// A process of `workers` workers that listens nowhere.
     pub(crate) fn uncaptured(workers: usize) -> Self {
         Self {
-            settings: Settings::default(),
+            configuration: Configuration::new(Settings::default()),
+            reloads: Reloads::new().0,
             instance: "test".into(),
             listeners: Vec::new(),
             registry: Registry::new(workers),
@@ -124,7 +148,7 @@ impl Shared {
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),
             own: OwnConnections::default(),
-            connections: ConnectionLimit::new(usize::MAX),
+            connections: ConnectionLimit::new(None, usize::MAX),
             started: Instant::now(),
         }
     }

@@ -9,6 +9,8 @@ pub(crate) enum Order {
     Stop,
     /// Log files have been moved away.
     ReopenLogs,
+    /// The configuration file has changed.
+    Reload,
     /// A signal that means nothing here, and must not end the process either.
     None(&'static str),
 }
@@ -40,9 +42,7 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.user1.recv() => Order::ReopenLogs,
-            _ = self.hangup.recv() => Order::None(
-                "SIGHUP ignored: the configuration cannot be reloaded yet; restart to apply changes",
-            ),
+            _ = self.hangup.recv() => Order::Reload,
             _ = self.user2.recv() => Order::None("SIGUSR2 ignored: it has no meaning here"),
         }
     }

@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
+use tokio::io::unix::AsyncFd;
+
 /// The sockets that a service manager bound for this process (LISTEN_FDS), taken over once: the
 /// variables that speak of them are removed. To be called before any other thread is there.
 ///
@@ -32,6 +34,13 @@ pub(crate) fn limit_malloc_arenas(count: usize) {
     }
     #[cfg(not(target_env = "gnu"))]
     let _ = count;
+}
+
+/// Lets the event loop tell when `fd` has something to read.
+pub(crate) fn readiness_of(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same descriptor for as long as it lives, and nobody can
+    // take it out of the `AsyncFd` without ending the registration.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
 /// How many bytes of ours the peer has acknowledged over the life of the connection

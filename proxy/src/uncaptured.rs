@@ -6,6 +6,7 @@ use outrigger_config::Settings;
 
 use crate::{
     address::{ClientAddr, OriginalDst},
+    configuration::Configuration,
     connection::Connection,
     shared::Shared,
     worker::Worker,
@@ -14,7 +15,7 @@ use crate::{
 /// What a process shares, with `settings`, listening nowhere.
 pub fn shared(settings: Settings) -> Arc<Shared> {
     Arc::new(Shared {
-        settings,
+        configuration: Configuration::new(settings),
         ..Shared::uncaptured(1)
     })
 }

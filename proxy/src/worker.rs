@@ -1,6 +1,10 @@
 //! One event loop: its listeners, its connections, and what they share without locks.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::{
     net::TcpListener,
@@ -11,6 +15,7 @@ use tokio::{
 use crate::{
     accept,
     buffer::BufferPool,
+    configuration::{Pinned, View},
     connection,
     drain::Drain,
     forward::{http2, splice::PipePool},
@@ -29,6 +34,7 @@ pub struct Worker {
     pub http1_pool: upstream::Pool,
     pub http2_pool: http2::Pool,
     pub drain: Drain,
+    view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
 }
@@ -47,6 +53,7 @@ impl Worker {
     pub fn new(id: usize, shared: Arc<Shared>) -> Self {
         Self {
             id,
+            view: RefCell::new(View::of(&shared.configuration)),
             shared,
             buffers: BufferPool::default(),
             pipes: PipePool::default(),
@@ -56,6 +63,11 @@ impl Worker {
             live: Cell::new(0),
             idle: Notify::new(),
         }
+    }
+
+    /// The settings in force now, to be kept for as long as the request or tunnel lasts.
+    pub(crate) fn settings(&self) -> Pinned {
+        self.view.borrow_mut().settings()
     }
 }
 

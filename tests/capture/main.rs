@@ -1,6 +1,8 @@
 //! Capture end to end: real commands, a real kernel, private network namespaces.
 
 mod backends;
+mod bound;
+mod fail_closed;
 mod lease;
 mod lifecycle;
 #[path = "../support/netns.rs"]

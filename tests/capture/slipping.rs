@@ -1,6 +1,6 @@
 //! Connections that connection tracking takes for others, and that would slip past the capture.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use rustix::io::Errno;
 
@@ -8,7 +8,7 @@ use crate::{
     INSTALL,
     netns::{Namespace, Pair, run},
     proxyctl::{ctl, serve},
-    wire::{Client, V4, V6, assert_captured, bound_socket, wire},
+    wire::{Client, V4, V6, bound_socket, wire},
 };
 
 const PORTS: std::ops::Range<u16> = 41_000..41_020;
@@ -89,23 +89,6 @@ fn what_others_translate_is_left_alone() {
         "",
         "the plain one is still there"
     );
-}
-
-/// Its packets leave by that device wherever they are sent: redirected, they would go nowhere.
-#[test]
-fn a_socket_bound_to_a_device_goes_direct() {
-    let pair = wire();
-    let _proxy = serve(&pair.app, "--workers 2");
-    ctl(&pair.app, INSTALL).expect("captured");
-    let address: SocketAddr = V4.parse().unwrap();
-    let connected = pair.app.enter(|| {
-        let socket = bound_socket(44_000, address).unwrap();
-        socket.bind_device(Some(b"wire0")).unwrap();
-        // The first retransmission comes after a second.
-        socket.connect_timeout(&address.into(), Duration::from_secs(10))
-    });
-    connected.expect("a connection, if not a captured one");
-    assert_captured(&pair, true);
 }
 
 fn give_up_at_once(namespace: &Namespace, port: u16, address: &str) {

@@ -6,6 +6,7 @@ mod admin;
 #[path = "../support/netns.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
 mod netns;
+mod reload;
 mod server;
 mod signals;
 mod start;

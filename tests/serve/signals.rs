@@ -26,10 +26,7 @@ fn terminate_and_interrupt_end_it_with_success() {
 fn no_other_signal_ends_it() {
     let mut server = Server::start(&[]);
     for (signal, said) in [
-        (
-            Signal::HUP,
-            "SIGHUP ignored: the configuration cannot be reloaded",
-        ),
+        (Signal::HUP, "SIGHUP ignored: started without --config"),
         (Signal::USR1, "SIGUSR1: no access log to reopen"),
         (Signal::USR2, "SIGUSR2 ignored"),
     ] {

@@ -4,33 +4,38 @@ use std::{fmt::Write, net::IpAddr, sync::Arc};
 
 use hyper::{
     Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue},
+    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN},
 };
 use serde::Serialize;
 
 use super::body::Body;
 use crate::{
     observe::{Exposition, Format},
+    reload::Outcome,
     shared::Shared,
 };
 
 /// Every path and what it is for.
-const PATHS: [(&str, &str); 3] = [
+const PATHS: [(&str, &str); 4] = [
     ("/live", "200 while the process runs its control thread"),
     (
         "/ready",
         "200 while it accepts connections, else 503 with reasons",
     ),
     ("/metrics", "Prometheus or OpenMetrics text"),
+    ("/reload", "POST: read the configuration file again"),
 ];
 
-pub(super) fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Response<Body> {
+pub(super) async fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Response<Body> {
     let host = request.headers().get(HOST).map(HeaderValue::as_bytes);
     if !host.is_none_or(is_own_host) {
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
             "this listener answers to IP addresses and localhost only; a page from elsewhere must not read it through a name that it points here\n",
         );
+    }
+    if request.uri().path() == "/reload" {
+        return reload(shared, request).await;
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refusal = plain(
@@ -77,6 +82,30 @@ fn ready(shared: &Shared) -> Response<Body> {
         reasons,
     };
     let mut text = serde_json::to_string(&readiness).expect("plain data is JSON");
+    text.push('\n');
+    respond(status, "application/json", Body::text(text))
+}
+
+async fn reload<B>(shared: &Shared, request: &Request<B>) -> Response<Body> {
+    if *request.method() != Method::POST {
+        let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "POST it\n");
+        let headers = refusal.headers_mut();
+        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        return refusal;
+    }
+    // Only browsers say so, for a page that they show.
+    if request.headers().contains_key(ORIGIN) {
+        return plain(StatusCode::FORBIDDEN, "no web page may ask for this\n");
+    }
+    let Some(outcome) = shared.reloads.outcome().await else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n");
+    };
+    let status = match outcome {
+        Outcome::Applied { .. } => StatusCode::OK,
+        Outcome::Rejected { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        Outcome::NoFile => StatusCode::CONFLICT,
+    };
+    let mut text = serde_json::to_string(&outcome).expect("plain data is JSON");
     text.push('\n');
     respond(status, "application/json", Body::text(text))
 }

@@ -66,7 +66,7 @@ type Service = BoxCloneService<Request<Incoming>, Response<Body>, BoxError>;
 fn service(shared: Arc<Shared>) -> Service {
     let answers = service_fn(move |request: Request<Incoming>| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, &request)) }
+        async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
     });
     let service = ServiceBuilder::new()
         .load_shed()

@@ -82,10 +82,11 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         accepted,
         ..
     } = connection;
+    let settings = worker.settings();
     let Timeouts {
         quiet, tunnel_idle, ..
-    } = worker.shared.settings.timeouts;
-    let max_bytes = worker.shared.settings.limits.max_header_bytes;
+    } = settings.timeouts;
+    let max_bytes = settings.limits.max_header_bytes;
     let dial = || Box::pin(upstream::dial(worker, original.0, client));
 
     let begun = Instant::now();

@@ -79,7 +79,7 @@ fn a_request_line_without_end_is_opaque_once_it_exceeds_the_header_limit() {
     run(async {
         let worker = with_quiet(NEVER);
         let (mut app, task) = detecting(&worker, closed_port().await).await;
-        let limit = worker.shared.settings.limits.max_header_bytes;
+        let limit = worker.settings().limits.max_header_bytes;
         let endless = vec![b'a'; 2 * limit];
         app.write_all(b"GET /").await.unwrap();
         let send = app.write_all(&endless);

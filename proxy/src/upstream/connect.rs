@@ -26,7 +26,7 @@ pub struct Upstream {
 /// The kind of failure; the system's own error is logged.
 pub async fn connect(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream, Failure> {
     let dial = dial(shared, peer);
-    match shared.settings.timeouts.connect {
+    match shared.configuration.settings().timeouts.connect {
         Some(limit) => tokio::time::timeout(limit.0, dial)
             .await
             .unwrap_or(Err(Failure::ConnectTimeout)),
@@ -89,7 +89,7 @@ fn open(shared: &Shared, peer: SocketAddr) -> io::Result<Socket> {
     )?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE))?;
-    if let Some(mark) = shared.settings.capture.proxy_mark {
+    if let Some(mark) = shared.configuration.settings().capture.proxy_mark {
         socket.set_mark(mark)?;
     }
     Ok(socket)

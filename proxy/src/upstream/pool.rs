@@ -176,7 +176,7 @@ impl IdleConnections {
     /// Takes a connection back whose last answer has arrived whole; or closes it, if it is not
     /// worth keeping.
     pub fn check_in(&self, worker: &Rc<Worker>, lease: Lease, now: Instant) {
-        let settings = &worker.shared.settings.pool;
+        let settings = worker.settings().pool;
         let keeps_for = match lease.keeps_for {
             // A second earlier than the server, so that a request does not race its close.
             Some(told) => told

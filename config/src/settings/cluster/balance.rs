@@ -68,8 +68,8 @@ pub struct RingHash {
     pub hash_on: HashOn,
     /// Points on the ring, at least: the more, the more even. Default 1,024, Envoy's.
     pub minimum_ring_size: NonZeroU32,
-    /// Points on the ring, at most, whatever the weights: it bounds memory. At most 8,388,608, which
-    /// is the default, Envoy's.
+    /// Points on the ring, at most, whatever the weights: it bounds memory. Up to 8,388,608. Default
+    /// 8,388,608, Envoy's.
     pub maximum_ring_size: NonZeroU32,
 }
 

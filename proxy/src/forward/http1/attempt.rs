@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
@@ -20,6 +21,7 @@ use crate::{buffer::Buffer, upstream::poll_disturbed, worker::Worker};
 
 pub(super) struct Attempt<'a> {
     pub(super) worker: &'a Worker,
+    pub(super) limits: Limits,
     pub(super) client: &'a TcpStream,
     pub(super) upstream: &'a TcpStream,
     pub(super) request: &'a RequestHead,
@@ -62,6 +64,7 @@ impl Attempt<'_> {
         );
         let download = Download {
             worker: self.worker,
+            limits: self.limits,
             client,
             upstream,
             output: self.output,

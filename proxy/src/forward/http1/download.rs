@@ -2,6 +2,7 @@
 
 use std::{future::poll_fn, io, mem};
 
+use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
@@ -21,6 +22,8 @@ use crate::{
 
 pub(super) struct Download<'a> {
     pub(super) worker: &'a Worker,
+    /// As they were when the request began.
+    pub(super) limits: Limits,
     pub(super) client: &'a TcpStream,
     pub(super) upstream: &'a TcpStream,
     /// Taken from the pool when an answer arrives, and left with what follows it.
@@ -65,7 +68,7 @@ impl Download<'_> {
         if is_tunnel {
             return Err(self.tunnel(Some(head.status)));
         }
-        let max_trailer_bytes = self.worker.shared.settings.limits.max_header_bytes;
+        let max_trailer_bytes = self.limits.max_header_bytes;
         let mut body = Body::new(head.framing, max_trailer_bytes);
         let Ok(taken) = body.take(&self.output.filled()[head.len..]) else {
             return Err(self.tunnel(Some(head.status)));
@@ -89,14 +92,14 @@ impl Download<'_> {
             ready.map_err(|e| DownloadEnd::NoAnswer(e.kind()))?;
             *self.output = self.worker.buffers.take();
         }
-        let limits = &self.worker.shared.settings.limits;
+        let limits = self.limits;
         let mut seen = 0;
         loop {
             let arrived = self.output.filled();
             if arrived.len() > seen
                 && (head::may_be_whole(arrived, seen) || arrived.len() >= limits.max_header_bytes)
             {
-                match response::parse(arrived, self.request, limits) {
+                match response::parse(arrived, self.request, &limits) {
                     Response::Head(head) if head.is_interim() => {
                         self.send(head.len).await?;
                         seen = 0;

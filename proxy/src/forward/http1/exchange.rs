@@ -145,7 +145,7 @@ impl Session {
     }
 
     fn arrived(&self, head: &RequestHead) -> Result<Arrived, &'static str> {
-        let limits = &self.connection.worker.shared.settings.limits;
+        let limits = &self.settings.limits;
         let mut body = Body::new(head.framing, limits.max_header_bytes);
         let count = body.take(&self.input.filled()[head.len..])?;
         Ok(Arrived { body, count })
@@ -161,6 +161,7 @@ impl Session {
     ) -> AttemptEnd {
         let attempt = Attempt {
             worker: &self.connection.worker,
+            limits: self.settings.limits,
             client: &self.client,
             upstream: &lease.upstream.stream,
             request: head,

@@ -38,6 +38,7 @@ use self::{record::Outcome, request::RequestHead};
 use crate::{
     accept::reset_when_dropped,
     buffer::Buffer,
+    configuration::Pinned,
     connection::Connection,
     detect::First,
     failure::Failure,
@@ -47,6 +48,8 @@ use crate::{
 /// A client's connection, and what it has to do with upstream ones.
 struct Session {
     connection: Connection,
+    /// As they were when the request under way began.
+    settings: Pinned,
     client: TcpStream,
     /// What has arrived from the client, from the current request on. Empty and without capacity
     /// while the client is idle.
@@ -78,6 +81,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let worker = connection.worker.clone();
     let mut session = Session {
         idle_upstreams: worker.http1_pool.destination(connection.original.0),
+        settings: worker.settings(),
         connection,
         client,
         input: first.client_bytes,
@@ -144,8 +148,8 @@ impl Session {
             self.idle(drain.as_mut()).await?;
             skip_empty_lines(&mut self.input);
         }
-        let limits = &self.connection.worker.shared.settings.limits;
-        match request::parse(self.input.filled(), limits) {
+        self.settings = self.connection.worker.settings();
+        match request::parse(self.input.filled(), &self.settings.limits) {
             Ok(Some(head)) => Ok(head),
             Ok(None) => Box::pin(self.rest_of_head()).await,
             Err(failure) => Err(Ended::With(failure)),
@@ -181,7 +185,7 @@ impl Session {
 
     /// Reads a head that did not arrive at once.
     async fn rest_of_head(&mut self) -> Result<RequestHead, Ended> {
-        let settings = &self.connection.worker.shared.settings;
+        let settings = self.settings.clone();
         let limits = &settings.limits;
         let head = async {
             let mut seen = self.input.len();

@@ -92,7 +92,7 @@ impl Session {
 
     /// Records the request under way, of which nothing is left but its head in the input.
     pub(super) fn record_cut(&mut self) {
-        let limits = &self.connection.worker.shared.settings.limits;
+        let limits = &self.settings.limits;
         let head = request::parse(self.input.filled(), limits).ok().flatten();
         let mut outcome = Outcome::begin(head.as_ref().map_or(0, |head| head.len));
         outcome.failure = Some(Failure::Drained);

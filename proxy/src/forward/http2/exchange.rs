@@ -52,7 +52,7 @@ async fn forward(
     client: &mut SendResponse<Bytes>,
     account: &mut Account,
 ) -> Result<(), Failure> {
-    let limits = &account.sessions.connection.worker.shared.settings.limits;
+    let limits = account.sessions.connection.worker.settings().limits;
     if account.head.headers.len() > limits.max_headers {
         return Err(refuse(client, account, Failure::HeadTooLarge));
     }

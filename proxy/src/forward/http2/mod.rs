@@ -62,7 +62,7 @@ async fn handshake(
     wire: &Wire,
     offers_connect: bool,
 ) -> Option<server::Connection<Wire, Bytes>> {
-    let settings = &worker.shared.settings;
+    let settings = worker.settings();
     let mut handshake =
         pin!(settings::server(&settings.limits, offers_connect).handshake(wire.clone()));
     let shaken = poll_fn(|cx| {

@@ -96,7 +96,7 @@ impl Idle {
     /// Keeps a session without streams for the next client.
     pub(super) fn put(&self, worker: &Rc<Worker>, session: Rc<Session>) {
         let mut sessions = self.sessions.borrow_mut();
-        let settings = &worker.shared.settings.pool;
+        let settings = worker.settings().pool;
         if session.is_over()
             || worker.drain.has_started()
             || sessions.len() >= settings.max_idle_per_destination
@@ -128,8 +128,8 @@ impl Idle {
 
 /// One timer a worker, however many requests: a session idles for up to a quarter longer than it may.
 async fn sweep_until_empty(worker: Rc<Worker>) {
-    let limit = worker.shared.settings.pool.idle.0;
     while !worker.http2_pool.is_idle() {
+        let limit = worker.settings().pool.idle.0;
         tokio::time::sleep(limit / 4).await;
         worker.http2_pool.sweep(limit, Instant::now());
     }

@@ -65,7 +65,7 @@ impl Session {
     ) -> Result<Rc<Self>, Failure> {
         let peer = upstream.peer;
         let wire = Wire::upstream(upstream, worker);
-        let (requests, connection) = settings::client(&worker.shared.settings.limits)
+        let (requests, connection) = settings::client(&worker.settings().limits)
             .handshake(wire.clone())
             .await
             .map_err(|_| Failure::UpstreamClosed)?;

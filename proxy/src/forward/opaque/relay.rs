@@ -79,7 +79,7 @@ pub(super) async fn relay_counted(
     traffic: &Traffic,
 ) -> Result<(), Failure> {
     let worker = &*connection.worker;
-    let timeouts = &worker.shared.settings.timeouts;
+    let timeouts = worker.settings().timeouts;
     let mut up = Direction::new(worker, client, upstream, to_upstream, &traffic.received);
     let mut down = Direction::new(worker, upstream, client, to_client, &traffic.sent);
     let mut client_reset = pin!(client.ready(Interest::ERROR));

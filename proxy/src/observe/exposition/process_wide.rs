@@ -9,6 +9,7 @@ use super::{
     series::{Series, gauge, open, write_counter},
 };
 use crate::{
+    configuration::ConfigurationFigures,
     control::CaptureFigures,
     observe::{AccessLog, process::Process},
     shared::Shared,
@@ -25,6 +26,7 @@ pub(super) struct ProcessWide {
     destinations: u64,
     workers_accepting: u64,
     capture: CaptureFigures,
+    configuration: ConfigurationFigures,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -45,6 +47,7 @@ impl ProcessWide {
             destinations: shared.registry.count() as u64,
             workers_accepting: shared.readiness.accepting() as u64,
             capture: shared.control.figures(),
+            configuration: shared.configuration.figures(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -102,6 +105,31 @@ impl ProcessWide {
         let help = "Time in which new connections went direct because the lease had run out";
         let mut lapsed = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
         write_counter(&mut lapsed, self.format, capture.lapsed.as_secs_f64())
+    }
+
+    fn configuration(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let configuration = &self.configuration;
+        gauge(
+            encoder,
+            "outrigger_config_generation",
+            "Which configuration is in force: 1 at the start, one more with each reload",
+            configuration.generation,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_config_last_reload_successful",
+            "0 while the file has problems and an earlier configuration is in force",
+            configuration.is_latest_good.into(),
+        )?;
+        self.counter(
+            encoder,
+            "outrigger_config_reloads",
+            "Reloads asked for by a change of the file, SIGHUP or POST /reload",
+            &[
+                (&[("result", "applied")], configuration.applied),
+                (&[("result", "rejected")], configuration.rejected),
+            ],
+        )
     }
 
     fn process(&self, encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
@@ -221,6 +249,7 @@ impl Collector for ProcessWide {
             self.workers_accepting,
         )?;
         self.capture(encoder)?;
+        self.configuration(encoder)?;
         if let Some(dropped) = self.access_log_dropped {
             self.counter(
                 encoder,

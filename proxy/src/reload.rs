@@ -1,0 +1,287 @@
+//! Takes a changed configuration file over: reads and checks it away from every event loop, and
+//! publishes it with one swap. A file with any problem changes nothing.
+
+mod watch;
+
+use std::{path::PathBuf, sync::Arc};
+
+use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use self::watch::Watch;
+use crate::shared::Shared;
+
+/// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
+const QUEUE: usize = 16;
+
+/// Where the settings came from, and what the command line puts over them.
+pub struct Source {
+    pub path: PathBuf,
+    /// What stood there when the process started: it may have changed before it is watched.
+    pub text: Arc<str>,
+    pub over: Box<dyn Fn(&mut Settings) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.path.display())
+    }
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    Applied {
+        generation: u64,
+        clusters_added: usize,
+        clusters_removed: usize,
+        clusters_changed: usize,
+        /// Keys whose new values the process takes up at its next start only.
+        needs_restart: Vec<&'static str>,
+        warnings: Vec<Problem>,
+    },
+    /// What was in force stays in force.
+    Rejected {
+        generation: u64,
+        problems: Vec<Problem>,
+    },
+    /// The settings came from no file.
+    NoFile,
+}
+
+/// Asks for reloads, from any thread.
+#[derive(Debug)]
+pub(crate) struct Reloads {
+    requests: mpsc::Sender<Option<oneshot::Sender<Outcome>>>,
+}
+
+pub(crate) type Requests = mpsc::Receiver<Option<oneshot::Sender<Outcome>>>;
+
+impl Reloads {
+    pub(crate) fn new() -> (Self, Requests) {
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        (Self { requests }, receiver)
+    }
+
+    /// Does not wait.
+    pub(crate) fn ask(&self) {
+        // A full queue means that the file will be read after this moment.
+        let _ = self.requests.try_send(None);
+    }
+
+    /// `None` if nobody reloads any more.
+    pub(crate) async fn outcome(&self) -> Option<Outcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.requests.send(Some(answer)).await.ok()?;
+        outcome.await.ok()
+    }
+}
+
+/// Reloads whenever the file changes or someone asks; without a source it only answers so.
+pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut requests: Requests) {
+    let Some(source) = source else {
+        while let Some(request) = requests.recv().await {
+            match request {
+                Some(answer) => drop(answer.send(Outcome::NoFile)),
+                None => tracing::info!(
+                    "SIGHUP ignored: started without --config, so there is nothing to reload"
+                ),
+            }
+        }
+        return;
+    };
+    let source = Arc::new(source);
+    let mut watch = Watch::new(&source.path)
+        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
+        .ok();
+    let mut seen: Text = Ok(source.text.clone());
+    let mut may_have_changed = true;
+    loop {
+        let (request, is_asked) = tokio::select! {
+            request = requests.recv() => match request {
+                Some(request) => (request, true),
+                None => return,
+            },
+            () = changed(&mut watch, may_have_changed) => (None, false),
+        };
+        may_have_changed = false;
+        let read = read(&source).await;
+        if !is_asked && read == seen {
+            continue;
+        }
+        seen = read;
+        let outcome = reload(&source, &shared, seen.clone()).await;
+        tell(&source, &outcome);
+        if let Some(answer) = request {
+            // Whoever asked may have gone.
+            let _ = answer.send(outcome);
+        }
+        if let Some(watch) = &mut watch {
+            watch.follow(&source.path);
+        }
+    }
+}
+
+async fn changed(watch: &mut Option<Watch>, may_have_changed: bool) {
+    match watch {
+        _ if may_have_changed => {}
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+type Text = Result<Arc<str>, Problem>;
+
+async fn read(source: &Arc<Source>) -> Text {
+    let source = source.clone();
+    let read = move || outrigger_config::text(&source.path).map(Arc::from);
+    tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|_| Err(Problem::error("reading it failed; try again".into())))
+}
+
+async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outcome {
+    let before = shared.configuration.snapshot();
+    let source = source.clone();
+    // The control thread beats meanwhile: checking a large file takes longer than a lease allows.
+    let compiled = tokio::task::spawn_blocking(move || compile(&source, &before, text)).await;
+    match compiled {
+        Ok(Ok(Compiled {
+            snapshot,
+            changes,
+            needs_restart,
+            warnings,
+        })) => {
+            let generation = snapshot.generation;
+            shared
+                .connections
+                .limit(snapshot.settings.limits.max_connections);
+            shared.configuration.publish(snapshot);
+            Outcome::Applied {
+                generation,
+                clusters_added: changes.added.len(),
+                clusters_removed: changes.removed.len(),
+                clusters_changed: changes.changed.len(),
+                needs_restart,
+                warnings,
+            }
+        }
+        Ok(Err(problems)) => reject(shared, problems),
+        Err(_) => reject(
+            shared,
+            vec![Problem::error(
+                "checking it failed; this is a bug, and the log above has its place".into(),
+            )],
+        ),
+    }
+}
+
+fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {
+    shared.configuration.reject();
+    Outcome::Rejected {
+        generation: shared.configuration.snapshot().generation,
+        problems,
+    }
+}
+
+struct Compiled {
+    snapshot: Snapshot,
+    changes: Changes,
+    needs_restart: Vec<&'static str>,
+    warnings: Vec<Problem>,
+}
+
+fn compile(source: &Source, before: &Snapshot, text: Text) -> Result<Compiled, Vec<Problem>> {
+    let Checked { settings, problems } =
+        outrigger_config::check(&text.map_err(|problem| vec![problem])?);
+    let Some(mut settings) = settings else {
+        return Err(problems);
+    };
+    (source.over)(&mut settings);
+    let overridden = settings.problems();
+    if !overridden.is_empty() {
+        let problem = |(path, message): (_, String)| Problem {
+            path: format!("{path}, with the command line over it"),
+            ..Problem::error(message)
+        };
+        return Err(overridden.into_iter().map(problem).collect());
+    }
+    let needs_restart = keep_what_needs_restart(&mut settings, &before.settings);
+    let snapshot = Snapshot::compile(settings, Some(before));
+    Ok(Compiled {
+        changes: snapshot.changes_since(before),
+        snapshot,
+        needs_restart,
+        warnings: problems,
+    })
+}
+
+/// Puts back what cannot change while the process runs, and tells what that was.
+fn keep_what_needs_restart(settings: &mut Settings, running: &Settings) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    let mut keep = |name, has_changed: bool| {
+        if has_changed {
+            kept.push(name);
+        }
+    };
+    keep("listen", settings.listen != running.listen);
+    keep("admin", settings.admin != running.admin);
+    keep("workers", settings.workers != running.workers);
+    keep("capture", settings.capture != running.capture);
+    keep("access_log", settings.access_log != running.access_log);
+    settings.listen.clone_from(&running.listen);
+    settings.admin = running.admin;
+    settings.workers = running.workers;
+    settings.capture.clone_from(&running.capture);
+    settings.access_log.clone_from(&running.access_log);
+    kept
+}
+
+fn tell(source: &Source, outcome: &Outcome) {
+    let path = source.path.display();
+    match outcome {
+        Outcome::Applied {
+            generation,
+            clusters_added,
+            clusters_removed,
+            clusters_changed,
+            needs_restart,
+            warnings,
+        } => {
+            tracing::info!(
+                generation,
+                clusters_added,
+                clusters_removed,
+                clusters_changed,
+                "configuration reloaded from {path}"
+            );
+            for warning in warnings {
+                tracing::warn!("{path}: {warning}");
+            }
+            if !needs_restart.is_empty() {
+                tracing::warn!(
+                    "changed and not applied until a restart: {}",
+                    needs_restart.join(", ")
+                );
+            }
+        }
+        Outcome::Rejected {
+            generation,
+            problems,
+        } => {
+            tracing::error!(
+                generation,
+                "configuration not reloaded: {path} has problems, and what was in force stays in force; `proxyctl validate {path}` tells more"
+            );
+            for problem in problems {
+                tracing::error!("{path}: {problem}");
+            }
+        }
+        Outcome::NoFile => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
