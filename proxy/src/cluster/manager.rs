@@ -72,7 +72,9 @@ impl Manager {
                 Some(same) if same.settings == *settings && same.locality == *locality => same,
                 Some(changed) => {
                     changed.task.abort();
-                    changed.cluster.update(settings.clone(), locality.clone(), now);
+                    changed
+                        .cluster
+                        .update(settings.clone(), locality.clone(), now);
                     self.run(settings, locality, changed.cluster)
                 }
                 None => {
@@ -90,7 +92,10 @@ impl Manager {
         for gone in before.into_values() {
             gone.task.abort();
         }
-        let published = self.running.values().map(|r| (r.cluster.name.clone(), r.cluster.clone()));
+        let published = self
+            .running
+            .values()
+            .map(|r| (r.cluster.name.clone(), r.cluster.clone()));
         self.clusters.0.store(Arc::new(published.collect()));
     }
 

@@ -90,7 +90,9 @@ impl Dns {
     /// RFC 2782: a lower priority is used first; a weight of 0 is a very small one. Priorities become
     /// 0, 1, 2 …, for a cluster's have no gaps.
     async fn services(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
-        let lookup = self.resolver.lookup(self.settings.name.as_str(), RecordType::SRV);
+        let lookup = self
+            .resolver
+            .lookup(self.settings.name.as_str(), RecordType::SRV);
         let lookup = lookup.await?;
         let mut until = lookup.valid_until();
         let records = lookup.answers().iter().filter_map(|r| match &r.data {
@@ -145,7 +147,11 @@ impl Dns {
         }
     }
 
-    async fn family(&self, name: &str, kind: RecordType) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    async fn family(
+        &self,
+        name: &str,
+        kind: RecordType,
+    ) -> Result<(Vec<IpAddr>, Instant), NetError> {
         let lookup = self.resolver.lookup(name, kind).await?;
         let ips = lookup.answers().iter().filter_map(|r| match &r.data {
             RData::A(ip) => Some(IpAddr::V4(ip.0)),
@@ -155,3 +161,6 @@ impl Dns {
         Ok((ips.collect(), lookup.valid_until()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,9 @@ use std::{
 
 use outrigger_config::Endpoint;
 use rustix::fs::inotify;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// After an event, so that a burst of them is read once; a change has 50 ms to take effect.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -36,7 +38,7 @@ impl File {
         inotify::add_watch(&events, directory, of_interest)?;
         Ok(Self {
             path: path.into(),
-            directory: AsyncFd::with_interest(events, Interest::READABLE)?,
+            directory: sys::readiness_of(events)?,
             text: None,
             is_read: false,
         })
@@ -74,7 +76,9 @@ impl File {
             Ok(endpoints) => Some(endpoints),
             Err(problems) => {
                 for problem in problems {
-                    tracing::warn!("endpoints not changed, the last good ones stay: {path}: {problem}");
+                    tracing::warn!(
+                        "endpoints not changed, the last good ones stay: {path}: {problem}"
+                    );
                 }
                 None
             }
@@ -106,7 +110,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_renamed_over_is_read_and_a_bad_one_changes_nothing() {
-        let directory = std::env::temp_dir().join(format!("outrigger-endpoints-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("outrigger-endpoints-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
         let (path, next) = (directory.join("endpoints.yaml"), directory.join("next"));
         let replace = |text: &str| {

@@ -120,7 +120,13 @@ impl Checker {
     }
 
     /// Whether an endpoint's health has changed.
-    fn note(&mut self, address: SocketAddr, kept: Option<Kept>, is_well: bool, now: Instant) -> bool {
+    fn note(
+        &mut self,
+        address: SocketAddr,
+        kept: Option<Kept>,
+        is_well: bool,
+        now: Instant,
+    ) -> bool {
         let Some(checked) = self.known.get_mut(&address) else {
             return false;
         };

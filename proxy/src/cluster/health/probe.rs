@@ -38,7 +38,10 @@ pub(super) async fn probe(
         (Some(check), ..) => http(check, cluster, address, kept_now, kept).await,
         (_, Some(check), _) => tcp(check, address).await,
         (.., Some(check)) => grpc(check, cluster, address, kept_now, kept).await,
-        (None, None, None) => TcpStream::connect(address).await.map(drop).map_err(Into::into),
+        (None, None, None) => TcpStream::connect(address)
+            .await
+            .map(drop)
+            .map_err(Into::into),
     }
 }
 
@@ -84,7 +87,11 @@ async fn http(
     let response = sender.send_request(request).await?;
     let status = response.status();
     // Read to its end, else the connection could not be used again.
-    if Limited::new(response.into_body(), LOOKED_AT).collect().await.is_ok() {
+    if Limited::new(response.into_body(), LOOKED_AT)
+        .collect()
+        .await
+        .is_ok()
+    {
         *kept = Some(Kept::Http1(sender));
     }
     if check.expected_statuses.contains(&status.as_u16()) {
@@ -144,11 +151,15 @@ async fn answer_of(response: http::Response<Incoming>) -> Result<(), Failure> {
     }
     // An error has its status in the header and no message.
     let in_head = response.headers().get("grpc-status").cloned();
-    let body = Limited::new(response.into_body(), LOOKED_AT).collect().await?;
+    let body = Limited::new(response.into_body(), LOOKED_AT)
+        .collect()
+        .await?;
     let in_trailers = body.trailers().and_then(|t| t.get("grpc-status").cloned());
     match in_trailers.or(in_head) {
         Some(status) if status == "0" => {}
-        Some(status) => return Err(format!("grpc-status {}", status.to_str().unwrap_or("?")).into()),
+        Some(status) => {
+            return Err(format!("grpc-status {}", status.to_str().unwrap_or("?")).into());
+        }
         None => return Err("no grpc-status".into()),
     }
     match health_status(&body.to_bytes()) {
@@ -191,4 +202,3 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     Ok(stream)
 }
-

@@ -52,7 +52,11 @@ async fn http_falls_and_rises_over_one_connection() {
                         return;
                     }
                 }
-                let status = if (3..8).contains(&n) { "500 Oops" } else { "200 OK" };
+                let status = if (3..8).contains(&n) {
+                    "500 Oops"
+                } else {
+                    "200 OK"
+                };
                 let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
                 stream.write_all(answer.as_bytes()).await.expect("written");
             }
@@ -61,7 +65,10 @@ async fn http_falls_and_rises_over_one_connection() {
     };
     LocalSet::new()
         .run_until(async {
-            let check = HealthCheck { http: Some(HttpCheck::default()), ..fast() };
+            let check = HealthCheck {
+                http: Some(HttpCheck::default()),
+                ..fast()
+            };
             let (cluster, mut checker) = cluster(check, server.await);
             assert!(cluster.endpoints()[0].is_unhealthy(), "unproven");
             for is_unhealthy in [false, true, false] {
@@ -84,8 +91,17 @@ async fn tcp_wants_its_text_back() {
                     stream.write_all(answer.as_bytes()).await.expect("written");
                 }
             });
-            let tcp = TcpCheck { send: Some("PING\r\n".into()), receive: Some("PONG".into()) };
-            let (cluster, mut checker) = cluster(HealthCheck { tcp: Some(tcp), ..fast() }, address);
+            let tcp = TcpCheck {
+                send: Some("PING\r\n".into()),
+                receive: Some("PONG".into()),
+            };
+            let (cluster, mut checker) = cluster(
+                HealthCheck {
+                    tcp: Some(tcp),
+                    ..fast()
+                },
+                address,
+            );
             change(&mut checker).await;
             assert!(!cluster.endpoints()[0].is_unhealthy());
             change(&mut checker).await;
@@ -104,11 +120,15 @@ async fn grpc_serving_is_well_and_not_serving_is_not() {
                 let (stream, _) = listener.accept().await.expect("a connection");
                 let mut server = h2::server::handshake(stream).await.expect("HTTP/2");
                 for n in 0.. {
-                    let Some(Ok((request, mut respond))) = server.accept().await else { return };
+                    let Some(Ok((request, mut respond))) = server.accept().await else {
+                        return;
+                    };
                     assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
                     let status = if n == 0 { 1 } else { 2 };
                     let head = http::Response::builder().header("content-type", "application/grpc");
-                    let mut body = respond.send_response(head.body(()).expect("a head"), false).expect("sent");
+                    let mut body = respond
+                        .send_response(head.body(()).expect("a head"), false)
+                        .expect("sent");
                     let frame = vec![0, 0, 0, 0, 2, 8, status];
                     body.send_data(frame.into(), false).expect("sent");
                     let mut trailers = http::HeaderMap::new();
@@ -116,8 +136,17 @@ async fn grpc_serving_is_well_and_not_serving_is_not() {
                     body.send_trailers(trailers).expect("sent");
                 }
             });
-            let grpc = GrpcCheck { service: "s".into(), authority: None };
-            let (cluster, mut checker) = cluster(HealthCheck { grpc: Some(grpc), ..fast() }, address);
+            let grpc = GrpcCheck {
+                service: "s".into(),
+                authority: None,
+            };
+            let (cluster, mut checker) = cluster(
+                HealthCheck {
+                    grpc: Some(grpc),
+                    ..fast()
+                },
+                address,
+            );
             change(&mut checker).await;
             assert!(!cluster.endpoints()[0].is_unhealthy());
             change(&mut checker).await;

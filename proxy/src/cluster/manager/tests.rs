@@ -41,12 +41,18 @@ async fn a_reload_keeps_what_did_not_change_and_ends_what_is_gone() {
             apply(&mut manager, &[a, b]);
             let first = clusters.find("a").expect("a");
             let endpoint = first.endpoints()[0].clone();
-            apply(&mut manager, &[&a.replace("name: a", "name: a\n    load_balancer: random")]);
+            apply(
+                &mut manager,
+                &[&a.replace("name: a", "name: a\n    load_balancer: random")],
+            );
             let same = clusters.find("a").expect("a");
             assert!(Arc::ptr_eq(&first, &same));
             assert!(Arc::ptr_eq(&endpoint, &same.endpoints()[0]));
             assert!(clusters.find("b").is_none());
-            apply(&mut manager, &["  - name: a\n    endpoints: [{ address: '192.0.2.9:80' }]\n"]);
+            apply(
+                &mut manager,
+                &["  - name: a\n    endpoints: [{ address: '192.0.2.9:80' }]\n"],
+            );
             eventually("the new endpoint", || addresses(&same) == ["192.0.2.9:80"]).await;
         })
         .await;
@@ -56,7 +62,8 @@ async fn a_reload_keeps_what_did_not_change_and_ends_what_is_gone() {
 async fn a_change_of_the_endpoint_file_takes_effect() {
     LocalSet::new()
         .run_until(async {
-            let directory = std::env::temp_dir().join(format!("outrigger-manager-{}", std::process::id()));
+            let directory =
+                std::env::temp_dir().join(format!("outrigger-manager-{}", std::process::id()));
             fs::create_dir_all(&directory).expect("a directory");
             let (path, next) = (directory.join("e.yaml"), directory.join("next"));
             let replace = |text: &str| {
@@ -66,7 +73,10 @@ async fn a_change_of_the_endpoint_file_takes_effect() {
             replace("- address: 192.0.2.1:80\n");
             let clusters = Arc::new(Clusters::default());
             let mut manager = Manager::new(clusters.clone(), 1);
-            let wanted = settings(&format!("  - name: f\n    file: {{ path: {} }}\n", path.display()));
+            let wanted = settings(&format!(
+                "  - name: f\n    file: {{ path: {} }}\n",
+                path.display()
+            ));
             manager.apply(&[wanted], &Locality::default(), Instant::now());
             let cluster = clusters.find("f").expect("f");
             eventually("the first", || addresses(&cluster) == ["192.0.2.1:80"]).await;
