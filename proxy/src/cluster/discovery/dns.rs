@@ -82,7 +82,7 @@ impl Dns {
 
     async fn addresses(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
         let port = self.settings.port.map_or(0, |p| p.get());
-        let (ips, until) = self.ips(&self.settings.name).await?;
+        let Found { ips, until, .. } = self.ips(&self.settings.name).await?;
         let at = |ip| Endpoint::at(SocketAddr::new(ip, port));
         Ok((ips.into_iter().map(at).collect(), until))
     }
@@ -106,9 +106,9 @@ impl Dns {
         let mut endpoints = Vec::new();
         for record in records {
             let rank = ranks.partition_point(|p| *p < record.priority);
-            let (ips, known_until) = self.ips(&record.target.to_string()).await?;
-            until = until.min(known_until);
-            endpoints.extend(ips.into_iter().map(|ip| Endpoint {
+            let found = self.ips(&record.target.to_string()).await?;
+            until = until.min(found.until);
+            endpoints.extend(found.ips.into_iter().map(|ip| Endpoint {
                 weight: NonZeroU32::new(record.weight.into()).unwrap_or(NonZeroU32::MIN),
                 priority: u8::try_from(rank).unwrap_or(127).min(127),
                 ..Endpoint::at(SocketAddr::new(ip, record.port))
@@ -119,7 +119,7 @@ impl Dns {
 
     /// The addresses of a name in the families wanted. One family without an answer is no failure
     /// as long as the other has one.
-    async fn ips(&self, name: &str) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    async fn ips(&self, name: &str) -> Result<Found, NetError> {
         let ask = |kind| self.family(name, kind);
         match self.settings.family {
             DnsFamily::V4Only => ask(RecordType::A).await,
@@ -132,33 +132,51 @@ impl Dns {
                 Ok(found) => Ok(found),
                 Err(_) => ask(RecordType::A).await,
             },
-            DnsFamily::All => match tokio::join!(ask(RecordType::A), ask(RecordType::AAAA)) {
-                (Ok((mut v4, until)), Ok((v6, and_until))) => {
-                    v4.extend(v6);
-                    Ok((v4, until.min(and_until)))
+            DnsFamily::All => {
+                let found = match ask(RecordType::A).await {
+                    Ok(found) => found,
+                    Err(_) => return ask(RecordType::AAAA).await,
+                };
+                // At the very name that has the first family: a search list would lead on to others,
+                // whose failures tell nothing of this one.
+                match self.family(&found.name, RecordType::AAAA).await {
+                    Ok(other) => Ok(found.and(other)),
+                    Err(error) if error.is_no_records_found() => Ok(found),
+                    // A server that fails for one family must not take its endpoints away.
+                    Err(error) => Err(error),
                 }
-                // A server that fails for one family must not take its endpoints away.
-                (Ok(_), Err(error)) | (Err(error), Ok(_)) if !error.is_no_records_found() => {
-                    Err(error)
-                }
-                (Ok(found), Err(_)) | (Err(_), Ok(found)) => Ok(found),
-                (Err(error), Err(_)) => Err(error),
-            },
+            }
         }
     }
 
-    async fn family(
-        &self,
-        name: &str,
-        kind: RecordType,
-    ) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    async fn family(&self, name: &str, kind: RecordType) -> Result<Found, NetError> {
         let lookup = self.resolver.lookup(name, kind).await?;
         let ips = lookup.answers().iter().filter_map(|r| match &r.data {
             RData::A(ip) => Some(IpAddr::V4(ip.0)),
             RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
             _ => None,
         });
-        Ok((ips.collect(), lookup.valid_until()))
+        Ok(Found {
+            ips: ips.collect(),
+            until: lookup.valid_until(),
+            name: lookup.query().name().to_string(),
+        })
+    }
+}
+
+/// What one name has.
+struct Found {
+    ips: Vec<IpAddr>,
+    until: Instant,
+    /// In full, with what the search list added.
+    name: String,
+}
+
+impl Found {
+    fn and(mut self, other: Self) -> Self {
+        self.ips.extend(other.ips);
+        self.until = self.until.min(other.until);
+        self
     }
 }
 
