@@ -19,7 +19,7 @@ use outrigger_config::{Dns as Settings, DnsFamily, Endpoint};
 const MAX_REFRESH: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
-pub(super) struct Dns {
+pub(in crate::cluster) struct Dns {
     settings: Settings,
     resolver: TokioResolver,
     /// When to ask; `None`: not asked yet.

@@ -19,7 +19,7 @@ use crate::sys;
 const SETTLE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
-pub(super) struct File {
+pub(in crate::cluster) struct File {
     path: PathBuf,
     /// The file's directory, not the file: it may be renamed over, or reached through a link that is
     /// swapped beside it (Kubernetes' `..data`).

@@ -13,14 +13,14 @@ use self::{dns::Dns, file::File};
 #[derive(Debug)]
 pub(super) enum Discovery {
     Static(Option<Vec<Endpoint>>),
-    Dns(Dns),
+    Dns(Box<Dns>),
     File(File),
 }
 
 impl Discovery {
     pub(super) fn of(settings: &Settings) -> io::Result<Self> {
         Ok(match (&settings.dns, &settings.file) {
-            (Some(dns), _) => Self::Dns(Dns::new(dns.clone())?),
+            (Some(dns), _) => Self::Dns(Box::new(Dns::new(dns.clone())?)),
             (None, Some(file)) => Self::File(File::watch(&file.path)?),
             (None, None) => Self::Static(Some(settings.endpoints.clone())),
         })
