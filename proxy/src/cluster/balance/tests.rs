@@ -107,15 +107,18 @@ fn needless_moves(policy: &LoadBalancer, count: usize) -> f64 {
 
 #[test]
 fn an_endpoint_that_leaves_the_ring_moves_few_keys_of_others() {
-    // Not quite: the ring keeps its size (Envoy's rule), so the others get more points, one in `count`
-    // of all, and these take keys from each other.
+    // The ring keeps its size (Envoy's rule), so the others get more points, 1 in `count` and one
+    // each by rounding up, and these take keys from each other. A tenth more for the sampling.
     let ring = LoadBalancer::RingHash(RingHash {
         minimum_ring_size: 10_000.try_into().expect("not zero"),
         ..RingHash::default()
     });
     for count in [10, 100] {
         let moved = needless_moves(&ring, count);
-        assert!(moved < 1.3 / count as f64, "{count}: {moved}");
+        assert!(
+            moved < 1.1 * (1.0 / count as f64 + count as f64 / 10_000.0),
+            "{count}: {moved}"
+        );
     }
 }
 
