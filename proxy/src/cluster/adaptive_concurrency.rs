@@ -30,7 +30,7 @@ const BUCKETS: usize = 8 * 33;
 const TOO_LONG_AT_LEAST: u32 = 5;
 
 #[derive(Debug)]
-pub struct AdaptiveConcurrency {
+pub(super) struct AdaptiveConcurrency {
     settings: Settings,
     /// Of the jitter, so that many clusters do not measure in step.
     seed: u64,
@@ -59,7 +59,7 @@ struct State {
 }
 
 impl AdaptiveConcurrency {
-    pub fn new(settings: Settings, seed: u64, now: Instant) -> Self {
+    pub(super) fn new(settings: Settings, seed: u64, now: Instant) -> Self {
         let least = settings.min_rtt.min_concurrency.get();
         Self {
             seed,
@@ -82,20 +82,16 @@ impl AdaptiveConcurrency {
         }
     }
 
-    pub fn settings(&self) -> &Settings {
+    pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    pub fn limit(&self) -> u32 {
+    pub(super) fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    pub fn live(&self) -> u32 {
-        self.live.load(Ordering::Relaxed)
-    }
-
     /// Counts one more request; false, and not counted, when the limit is reached.
-    pub fn admit(&self) -> bool {
+    pub(super) fn admit(&self) -> bool {
         let is_within = self.live.fetch_add(1, Ordering::Relaxed) < self.limit();
         if !is_within {
             self.withdraw();
@@ -104,12 +100,12 @@ impl AdaptiveConcurrency {
     }
 
     /// A request ended without an answer.
-    pub fn withdraw(&self) {
+    pub(super) fn withdraw(&self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A request that began at `started` was answered.
-    pub fn answered(&self, started: Instant, now: Instant) {
+    pub(super) fn answered(&self, started: Instant, now: Instant) {
         self.withdraw();
         let now_us = self.micros(now);
         if self.micros(started) >= self.counted_from.load(Ordering::Relaxed) {
@@ -183,8 +179,7 @@ impl AdaptiveConcurrency {
         state.rounds += 1;
         let interval = micros_of(self.settings.min_rtt.interval.0);
         let jitter = self.settings.min_rtt.jitter_percent.fraction();
-        let chance = (mix(state.rounds ^ std::ptr::from_ref(self).addr() as u64) >> 11) as f64
-            / (1_u64 << 53) as f64;
+        let chance = (mix(state.rounds ^ self.seed) >> 11) as f64 / (1_u64 << 53) as f64;
         interval + (interval as f64 * jitter * chance) as u64
     }
 
@@ -354,7 +349,7 @@ mod tests {
                     limiter.answered(started, now);
                 }
                 prop_assert!((3..=1000).contains(&limiter.limit()));
-                prop_assert_eq!(limiter.live(), 0);
+                prop_assert_eq!(limiter.live.load(Ordering::Relaxed), 0);
             }
         }
     }

@@ -22,14 +22,14 @@ pub enum State {
 
 /// How a request was let through; it goes back with the request's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+pub(super) enum Admission {
     Ordinary,
     Probe,
 }
 
 /// Times are milliseconds since its endpoint was made.
 #[derive(Debug, Default)]
-pub struct Breaker {
+pub(super) struct Breaker {
     state: AtomicU8,
     /// While `Tripped`: when probing begins. While `Probing`: when an unanswered probe is given up.
     until: AtomicU64,
@@ -50,7 +50,7 @@ struct Rest {
 }
 
 impl Breaker {
-    pub fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             0 => State::Admitting,
             1 => State::Tripped,
@@ -59,7 +59,7 @@ impl Breaker {
     }
 
     /// Lets a request through, or not.
-    pub fn admit(&self, settings: &EndpointBreaker, now: u64) -> Option<Admission> {
+    pub(super) fn admit(&self, settings: &EndpointBreaker, now: u64) -> Option<Admission> {
         match self.state() {
             State::Admitting => return Some(Admission::Ordinary),
             State::Tripped if now < self.until.load(Ordering::Relaxed) => return None,
@@ -83,12 +83,7 @@ impl Breaker {
         Some(Admission::Probe)
     }
 
-    /// Whether `admit` could let a request through.
-    pub fn may_admit(&self, now: u64) -> bool {
-        self.state() != State::Tripped || now >= self.until.load(Ordering::Relaxed)
-    }
-
-    pub fn succeeded(&self, settings: &EndpointBreaker, admission: Admission) {
+    pub(super) fn succeeded(&self, settings: &EndpointBreaker, admission: Admission) {
         if self.state() == State::Admitting {
             self.answered.fetch_add(1, Ordering::Relaxed);
             if self.consecutive.load(Ordering::Relaxed) != 0 {
@@ -110,7 +105,12 @@ impl Breaker {
     }
 
     /// Whether this failure tripped it.
-    pub fn failed(&self, settings: &EndpointBreaker, admission: Admission, now: u64) -> bool {
+    pub(super) fn failed(
+        &self,
+        settings: &EndpointBreaker,
+        admission: Admission,
+        now: u64,
+    ) -> bool {
         let mut rest = self.lock();
         match (self.state(), admission) {
             (State::Admitting, _) => {
@@ -145,7 +145,7 @@ impl Breaker {
     }
 
     /// A request ended without telling anything of the endpoint.
-    pub fn withdrawn(&self, admission: Admission) {
+    pub(super) fn withdrawn(&self, admission: Admission) {
         if admission == Admission::Probe && self.state() == State::Probing {
             let mut rest = self.lock();
             rest.probes_out = rest.probes_out.saturating_sub(1);
@@ -276,10 +276,10 @@ mod tests {
                         out.extend(admission);
                     }
                     1 => if let Some(admission) = out.pop() { breaker.succeeded(&settings, admission) },
-                    2 => if let Some(admission) = out.pop() {
-                        if breaker.failed(&settings, admission, now) {
-                            prop_assert_eq!(breaker.admit(&settings, now), None);
-                        }
+                    2 => if let Some(admission) = out.pop()
+                        && breaker.failed(&settings, admission, now)
+                    {
+                        prop_assert_eq!(breaker.admit(&settings, now), None);
                     },
                     _ => now += wait,
                 }

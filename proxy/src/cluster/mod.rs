@@ -22,8 +22,11 @@
 mod adaptive_concurrency;
 mod balance;
 mod breaker;
+mod discovery;
 mod endpoint;
+mod health;
 mod host_set;
+mod manager;
 mod outcome;
 mod outlier;
 mod pick;
@@ -33,6 +36,7 @@ mod thresholds;
 
 pub use breaker::State as BreakerState;
 pub use endpoint::{Counts, Endpoint};
+pub use manager::{Clusters, Manager};
 pub use outcome::Outcome;
 pub use pick::{Cluster, ClusterCounts, PickContext, PickError, Picked, Subset};
 pub use registry::{Destination, Registry};

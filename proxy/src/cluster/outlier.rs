@@ -31,7 +31,7 @@ pub(super) struct Tally {
 
 /// Who is compared with whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
+pub(super) enum Company {
     Cluster,
     /// One destination by itself: there is no percentage of one endpoint.
     Alone,
@@ -109,7 +109,7 @@ impl Outlier {
 }
 
 /// Ends the ejection if its time is over; true when it did.
-pub(super) fn end_if_over(endpoint: &Endpoint, now: Instant) -> bool {
+fn end_if_over(endpoint: &Endpoint, now: Instant) -> bool {
     let tally = &endpoint.tally;
     if !endpoint.is_ejected() {
         let multiplier = tally.multiplier.load(Ordering::Relaxed);
@@ -227,7 +227,7 @@ impl<'a> Ejections<'a> {
 }
 
 /// Endpoints ejected at once, at most. One may always be, where another is left.
-pub(super) fn most_ejected(settings: &OutlierDetection, total: usize) -> usize {
+fn most_ejected(settings: &OutlierDetection, total: usize) -> usize {
     let share = total * usize::from(settings.max_ejection_percent.0) / 100;
     share.max(usize::from(total >= 2))
 }

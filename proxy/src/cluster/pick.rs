@@ -393,7 +393,11 @@ impl Picked {
         }
         if let Some(detection) = &settings.outlier_detection {
             let all = || hosts.members.iter().map(|m| &*m.endpoint);
-            let company = Company::Cluster;
+            // Each destination is an endpoint by itself.
+            let company = match settings.original_destination {
+                Some(_) => Company::Alone,
+                None => Company::Cluster,
+            };
             if cluster
                 .outlier
                 .observe(detection, endpoint, outcome, company, all, now)

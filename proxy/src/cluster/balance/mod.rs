@@ -34,7 +34,7 @@ pub(super) struct Host {
 
 /// A policy made ready for a list of hosts, which is not empty.
 #[derive(Debug)]
-pub(super) enum Picker {
+enum Picker {
     RoundRobin(RoundRobin),
     LeastRequest(LeastRequest),
     PeakEwma(LeastRequest, PeakEwma),

@@ -2,7 +2,8 @@
 //! XXH64 of `address_number`, their count by weight, as in Envoy, so that both send a key to the same
 //! endpoint.
 //!
-//! An endpoint that leaves moves its own keys only, over all the others.
+//! An endpoint that leaves moves its own keys over all the others, and about as many of theirs, since
+//! the ring keeps its size and so the others get more points.
 
 use std::fmt::Write;
 
