@@ -1,6 +1,7 @@
 //! Capture end to end: real commands, a real kernel, private network namespaces.
 
 mod backends;
+mod interrupted;
 mod lease;
 mod lifecycle;
 #[path = "../support/netns.rs"]
