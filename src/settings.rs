@@ -9,6 +9,8 @@ use std::{
 use outrigger_config::Settings;
 use serde_json::{Value, json};
 
+use crate::problems;
+
 /// What the command line could not be understood with, as for clap's own errors.
 pub(crate) const USAGE_ERROR: u8 = 2;
 
@@ -18,21 +20,18 @@ pub(crate) fn load(path: Option<&Path>, as_json: bool) -> Result<Settings, ExitC
         return Ok(Settings::default());
     };
     outrigger_config::read(path).map_err(|problems| {
+        let errors = problems.iter().filter(|problem| problem.is_error());
         if as_json {
             let file = path.display().to_string();
-            let problems = problems.iter().map(|problem| {
-                let (line, column) = problem.at.unzip();
-                json!({ "file": file, "line": line, "column": column, "message": problem.message })
+            let told = errors.map(|problem| {
+                let mut told = json!(problem);
+                told["file"] = json!(file);
+                told
             });
-            return refuse_as_json(problems.collect());
+            return refuse_as_json(told.collect());
         }
-        for problem in problems {
-            let name = path.display();
-            match problem.at {
-                // As compilers do, so that editors and terminals lead there.
-                Some((line, column)) => eprintln!("{name}:{line}:{column}: {}", problem.message),
-                None => eprintln!("{name}: {}", problem.message),
-            }
+        for problem in errors {
+            eprintln!("{}", problems::one_line(path, problem));
         }
         ExitCode::from(USAGE_ERROR)
     })

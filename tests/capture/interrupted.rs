@@ -64,6 +64,7 @@ fn a_removal_of_either_iptables_that_is_killed_is_made_whole_by_its_repetition()
     }
 }
 
+/// Regression: killed within its probes, an install left a jump that its repetition stumbled over.
 #[test]
 fn an_install_of_either_iptables_that_is_killed_is_made_whole_by_its_repetition() {
     for variant in ["iptables-nft", "iptables-legacy"] {

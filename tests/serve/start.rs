@@ -19,8 +19,8 @@ fn every_problem_of_a_configuration_is_told_with_its_place() {
     assert_eq!(code, 2, "{said}");
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines.len(), 2, "{said}");
-    assert!(lines[0].starts_with(&format!("{file}:1:1: ")), "{said}");
-    assert!(lines[1].starts_with(&format!("{file}:3:3: ")), "{said}");
+    assert!(lines[0].starts_with(&format!("{file}:1:9: ")), "{said}");
+    assert!(lines[1].starts_with(&format!("{file}:3:14: ")), "{said}");
     let misspelt = directory.write("misspelt.yaml", "limits:\n  max_conections: 5\n");
     let (code, said) = outcome(&mut proxyctl(&["serve", "--config", &misspelt]));
     assert_eq!(code, 2);
