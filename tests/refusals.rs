@@ -160,6 +160,52 @@ fn a_connection_limit_above_what_descriptors_carry_is_lowered_and_holds() {
     assert_overrun_is_survived(&world, &["connection_limit", "out_of_resources"]);
 }
 
+/// Regression: only an HTTP/1 dial made room; a connection that could not be accepted was reset
+/// while idle ones were kept.
+#[test]
+fn out_of_descriptors_idle_connections_make_room_for_new_ones() {
+    let world = World::new();
+    let _nginx = world.nginx();
+    const IDLE: usize = 30;
+    let all_are_here = std::sync::Barrier::new(IDLE);
+    let _peer = world.peer(81, move |mut stream| {
+        stream.hear_until("\r\n\r\n")?;
+        all_are_here.wait();
+        stream.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+        stream.hear_to_end().map(drop)
+    });
+    let proxy = world.serve("workers: 1\npool: { idle: 60s, max_idle: 60s }");
+    world.capture(&proxy);
+    // All at once, so that each takes a connection of its own.
+    let mut clients: Vec<_> = (0..IDLE).map(|_| world.app.connect((SVC4, 81))).collect();
+    for client in &mut clients {
+        client.say("GET / HTTP/1.1\r\nHost: svc\r\n\r\n").unwrap();
+    }
+    for client in &mut clients {
+        client.hear_response().unwrap();
+    }
+    drop(clients);
+    wait_until(SOON, "idle connections", || {
+        world.metric("outrigger_upstream_connections{state=\"idle\"}") == IDLE as f64
+            && world.metric("outrigger_connections_live") == 0.0
+    });
+    let left = proxy.descriptors();
+    proxy.limit_descriptors(left);
+    for url in [
+        "http://198.51.100.2:8080/hello",
+        "http://[2001:db8::2]:8080/hello",
+    ] {
+        let page = world
+            .app
+            .sh(&format!("curl -sS -g --http2-prior-knowledge {url}"));
+        assert_eq!(page, "hello\n");
+    }
+    assert_eq!(
+        world.metric_sum("outrigger_connections_refused_total", ""),
+        0.0
+    );
+}
+
 /// Opens more connections than the proxy can carry: each is served or refused, none hangs, and the
 /// refusals are counted under one of `reasons`.
 #[track_caller]

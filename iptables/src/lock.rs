@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    net::sockopt::{Timeout, set_socket_timeout},
+};
 
 use crate::{
     control::{connect_abstract, is_timeout},
@@ -21,7 +24,7 @@ use crate::{
 /// Longer than the slowest install (its probes are bounded below that).
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Held until dropped, or until the process ends in whatever way.
+/// Held until dropped, or until the process and the programs that it runs end in whatever way.
 pub(crate) struct InstallLock {
     _listener: UnixListener,
 }
@@ -53,7 +56,11 @@ impl InstallLock {
 }
 
 fn bind(name: &str) -> io::Result<UnixListener> {
-    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    // Inherited by the iptables programs: one whose starter was killed is still at work, and the
+    // next install would read rules that change under it.
+    fcntl_setfd(&listener, FdFlags::empty())?;
+    Ok(listener)
 }
 
 /// A connection to the lock is never accepted; it breaks when the holder ends.

@@ -88,7 +88,6 @@ pub async fn serve(
 }
 
 fn refuse(worker: &Worker, stream: TcpStream, client: ClientAddr, failure: Failure) {
-    worker.shared.metrics.connection_refused(failure);
-    tracing::warn!(%client, reason = failure.label(), "{}; connection reset", failure.details());
+    worker.shared.connection_refused(client, failure);
     accept::reset(stream);
 }

@@ -15,11 +15,12 @@ use std::{
 use outrigger_config::Settings;
 
 use crate::{
-    address::ListenerAddr,
+    address::{ClientAddr, ListenerAddr},
     cluster::Registry,
     configuration::Configuration,
     control::ControlState,
-    observe::{AccessLog, Metrics},
+    failure::Failure,
+    observe::{AccessLog, Metrics, RefusalLog},
     readiness::Readiness,
     reload::Reloads,
 };
@@ -34,6 +35,7 @@ pub struct Shared {
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
     pub metrics: Metrics,
+    pub refusal_log: RefusalLog,
     pub access_log: Option<AccessLog>,
     /// Who holds the capture, and which connections are the gate's probes.
     pub control: Arc<ControlState>,
@@ -41,6 +43,14 @@ pub struct Shared {
     pub own: OwnConnections,
     pub connections: ConnectionLimit,
     pub started: Instant,
+}
+
+impl Shared {
+    /// Counts a captured connection that is reset for `failure`, and says so.
+    pub fn connection_refused(&self, ClientAddr(client): ClientAddr, failure: Failure) {
+        self.metrics.connection_refused(failure);
+        self.refusal_log.refused(client, failure);
+    }
 }
 
 /// The proxy's own upstream connections, by both ends. One that comes back as a client is a loop. The
@@ -144,6 +154,7 @@ impl Shared {
             listeners: Vec::new(),
             registry: Registry::new(workers),
             metrics: Metrics::new(workers),
+            refusal_log: RefusalLog::default(),
             access_log: None,
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),

@@ -69,6 +69,11 @@ impl Worker {
     pub(crate) fn settings(&self) -> Pinned {
         self.view.borrow_mut().settings()
     }
+
+    /// Closes what is idle, for descriptors; tells whether there was any.
+    pub fn make_room(&self) -> bool {
+        self.http1_pool.clear() + self.http2_pool.clear() > 0
+    }
 }
 
 /// Runs a worker until its connections have drained or the deadline has cut them.
@@ -119,7 +124,10 @@ fn answer_pulse(
 
 /// Accepts until draining has begun and the queue is empty.
 async fn accept_all(worker: Rc<Worker>, listener: TcpListener) {
-    let mut queue = accept::Queue::new(listener, worker.shared.clone());
+    let mut queue = accept::Queue::new(listener, worker.shared.clone(), {
+        let worker = worker.clone();
+        move || worker.make_room()
+    });
     while let Some((stream, client)) = queue.next(&worker.drain).await {
         worker.shared.metrics.connection_accepted(worker.id);
         let Some(guard) = LiveConnection::begin(&worker) else {

@@ -5,6 +5,7 @@ mod bound;
 mod conntrack_full;
 mod exhaustion;
 mod fail_closed;
+mod interrupted;
 mod lease;
 mod lifecycle;
 mod matrix;

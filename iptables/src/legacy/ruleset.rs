@@ -81,7 +81,14 @@ impl State {
     pub(super) fn without(mut self, chain: &str) -> Self {
         self.chains.retain(|name| name != chain);
         self.rules.retain(|(name, _)| name != chain);
-        self.jumps.retain(|(_, rule)| target(rule) != Some(chain));
+        // Those behind move up: a place beyond the last is refused.
+        let mut gone = 0;
+        self.jumps.retain_mut(|(place, rule)| {
+            let is_kept = target(rule) != Some(chain);
+            gone += usize::from(!is_kept);
+            *place -= gone * usize::from(is_kept);
+            is_kept
+        });
         self
     }
 
@@ -214,6 +221,14 @@ COMMIT
             script.contains("-I OUTPUT 2 -p tcp -j OUTRIGGER_15001\n"),
             "{script}"
         );
+    }
+
+    /// Regression: what an install that was killed had left ahead kept its place after its end.
+    #[test]
+    fn without_a_jump_those_behind_move_up() {
+        let rules = "*nat\n:OUTPUT ACCEPT [0:0]\n:OUTRIGGER_15001 - [0:0]\n:OUTRIGGER_15001_PROBE - [0:0]\n-A OUTPUT -j OUTRIGGER_15001_PROBE\n-A OUTPUT -j OUTRIGGER_15001\nCOMMIT\n";
+        let found = State::read(rules, "nat", 15001).without("OUTRIGGER_15001_PROBE");
+        assert_eq!(found.jumps, [(1, "-j OUTRIGGER_15001".to_owned())]);
     }
 
     #[test]

@@ -11,10 +11,11 @@ use crate::{address::ClientAddr, drain::Drain, failure::Failure, shared::Shared}
 /// ended and whose handshake is still under way; a round trip on loopback takes microseconds.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 
-#[derive(Debug)]
 pub struct Queue {
     listener: TcpListener,
     shared: Arc<Shared>,
+    /// Closes what can be spared; whether there was any.
+    make_room: Box<dyn Fn() -> bool>,
     /// Given up for a moment when descriptors run out, so that a connection can be accepted and
     /// refused instead of hanging in the queue.
     spare: Option<File>,
@@ -24,10 +25,15 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub fn new(listener: TcpListener, shared: Arc<Shared>) -> Self {
+    pub fn new(
+        listener: TcpListener,
+        shared: Arc<Shared>,
+        make_room: impl Fn() -> bool + 'static,
+    ) -> Self {
         Self {
             listener,
             shared,
+            make_room: Box::new(make_room),
             spare: open_spare(),
             is_failing: false,
         }
@@ -61,13 +67,15 @@ impl Queue {
         match error.raw_os_error() {
             // The peer was gone before we looked; the next one is not.
             Some(libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EPERM) => {}
+            // A connection that is idle is worth less than one that is wanted.
+            Some(libc::EMFILE | libc::ENFILE) if (self.make_room)() => {
+                tokio::task::yield_now().await;
+            }
             Some(libc::EMFILE | libc::ENFILE) if self.spare.is_some() => {
                 self.spare = None;
                 if let Some((stream, client)) = self.accept_at_once().await {
                     self.shared
-                        .metrics
-                        .connection_refused(Failure::OutOfResources);
-                    tracing::warn!(%client, "out of file descriptors; connection reset");
+                        .connection_refused(ClientAddr(client), Failure::OutOfResources);
                     reset(stream);
                 }
                 self.spare = open_spare();
@@ -101,8 +109,7 @@ fn open_spare() -> Option<File> {
 
 /// Turns away a connection over the process's limit.
 pub fn refuse(shared: &Shared, stream: TcpStream, client: ClientAddr) {
-    shared.metrics.connection_refused(Failure::ConnectionLimit);
-    tracing::warn!(%client, live = shared.connections.live(), "connection limit reached; connection reset");
+    shared.connection_refused(client, Failure::ConnectionLimit);
     reset(stream);
 }
 
@@ -135,7 +142,7 @@ mod tests {
     fn draining_takes_what_is_queued_and_ends() {
         run(async {
             let (listener, address) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()));
+            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
             let drain = Drain::default();
             let queued = [
                 TcpStream::connect(address).await.expect("connected"),
@@ -154,7 +161,7 @@ mod tests {
     fn draining_reaches_a_queue_that_waits() {
         run(async {
             let (listener, _) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()));
+            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
             let drain = Rc::new(Drain::default());
             let waiting = spawn_local({
                 let drain = drain.clone();
@@ -178,7 +185,7 @@ mod tests {
         run(async {
             let (listener, address) = listener().await;
             let shared = shared(Settings::default());
-            let mut queue = Queue::new(listener, shared.clone());
+            let mut queue = Queue::new(listener, shared.clone(), || false);
             let drain = Drain::default();
             let (mut first, mut byte) =
                 (TcpStream::connect(address).await.expect("connected"), [0]);

@@ -7,6 +7,7 @@ mod log_thread;
 mod metrics;
 mod process;
 mod record;
+mod refusal_log;
 
 pub use access_log::AccessLog;
 pub use exposition::{Exposition, Format};
@@ -14,6 +15,7 @@ pub use log_thread::{LogTarget, LogThread};
 pub(crate) use metrics::Totals;
 pub use metrics::{DestinationMetrics, IdleUpstream, Metrics};
 pub use record::{Protocol, Record, RequestLine};
+pub use refusal_log::RefusalLog;
 
 #[cfg(test)]
 pub(crate) use record::tests::record as test_record;

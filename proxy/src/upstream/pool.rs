@@ -19,10 +19,10 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
-    task::{self, coop},
+    task::{self, coop, yield_now},
 };
 
-use super::{Upstream, connect_for};
+use super::{Upstream, connect, connect_for};
 use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
 
 /// How often idle connections are looked through. A server that closed one holds its end half-open
@@ -118,7 +118,7 @@ impl Pool {
     }
 
     /// Closes every idle connection and tells how many there were.
-    fn clear(&self) -> usize {
+    pub fn clear(&self) -> usize {
         let count = self.idle_count();
         for destination in self.destinations.borrow().values() {
             destination.retain(|_| false);
@@ -145,8 +145,24 @@ pub async fn dial(
 ) -> Result<Upstream, Failure> {
     let shared = &worker.shared;
     match connect_for(shared, peer, client).await {
-        Err(Failure::OutOfResources) if worker.http1_pool.clear() > 0 => {
+        Err(Failure::OutOfResources) if worker.make_room() => {
+            yield_now().await;
             connect_for(shared, peer, client).await
+        }
+        dialled => dialled,
+    }
+}
+
+/// [`connect`]; when descriptors run out, idle connections make room.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn dial_for_many(worker: &Worker, peer: SocketAddr) -> Result<Upstream, Failure> {
+    match connect(&worker.shared, peer).await {
+        Err(Failure::OutOfResources) if worker.make_room() => {
+            // What is behind an HTTP/2 session closes on a turn of its own.
+            yield_now().await;
+            connect(&worker.shared, peer).await
         }
         dialled => dialled,
     }

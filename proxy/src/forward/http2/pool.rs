@@ -75,6 +75,18 @@ impl Pool {
         });
     }
 
+    /// Closes every idle session and tells how many there were.
+    pub fn clear(&self) -> usize {
+        let destinations = self.destinations.borrow();
+        let kept: Vec<_> = destinations
+            .values()
+            .map(|idle| idle.sessions.take())
+            .collect();
+        // What ends may look for its destination here.
+        drop(destinations);
+        kept.iter().map(Vec::len).sum()
+    }
+
     fn is_idle(&self) -> bool {
         self.destinations.borrow().values().all(|d| d.is_empty())
     }

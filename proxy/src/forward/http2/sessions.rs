@@ -186,7 +186,7 @@ impl Sessions {
         let worker = &self.connection.worker;
         let upstream = match upstream {
             Some(upstream) => upstream,
-            None => upstream::connect(&worker.shared, self.connection.original.0).await?,
+            None => upstream::dial_for_many(worker, self.connection.original.0).await?,
         };
         Session::start(upstream, worker, self.changed.clone()).await
     }

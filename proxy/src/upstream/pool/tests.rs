@@ -13,7 +13,7 @@ use crate::{
 /// A leased connection and its server's end, with `written` bytes of an answered request behind.
 async fn lease(worker: &Worker, written: &[u8]) -> (Lease, TcpStream) {
     let (listener, address): (TcpListener, SocketAddr) = testing::listener().await;
-    let dialled = upstream::connect(&worker.shared, address).await;
+    let dialled = connect(&worker.shared, address).await;
     let mut lease = worker.http1_pool.lease(dialled.expect("loopback"));
     let (mut server, _) = listener.accept().await.expect("a connection");
     let sent = lease.upstream.stream.write_all(written).await;
