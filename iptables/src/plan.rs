@@ -2,6 +2,7 @@
 //! the read back and (later) `explain` all speak of the same thing.
 
 mod build;
+mod bypass;
 mod intervals;
 mod show;
 #[cfg(test)]
@@ -9,18 +10,21 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Settings, control::Lease};
+use outrigger_config::{
+    IpNet, Settings,
+    control::{BypassReason, Lease},
+};
 use serde::Serialize;
 
 pub(crate) use build::LEASES;
 pub use intervals::Intervals;
-pub(crate) use show::is_host;
+pub(crate) use show::{is_host, log_prefix};
 
 use crate::{error::Refusal, host::Host};
 
 /// Below -100, whoever registered last wins against kube-proxy's or Docker's DNAT. Here the proxy
 /// always sees the service address, and its own dial is still translated by them.
-const NAT_PRIORITY: i32 = -150;
+pub(crate) const NAT_PRIORITY: i32 = -150;
 const FILTER_PRIORITY: i32 = 0;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
@@ -29,6 +33,13 @@ const HEARTBEAT_PRIORITY: i32 = -310;
 pub(crate) const LEASES_SIZE: u32 = 256;
 /// Connections that begin at once, bound to a device; more than that wait for a retransmission more.
 pub(crate) const SOURCES_SIZE: u32 = 4096;
+
+/// After everybody's filters: what they drop goes past nobody.
+const BYPASS_PRIORITY: i32 = 300;
+/// Logged packets a second, of each reason: a flood of connections costs no more than that.
+pub(crate) const LOGS_A_SECOND: u32 = 200;
+/// Bytes of a logged packet: an IPv6 header and the ports.
+pub(crate) const LOGGED_BYTES: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -165,6 +176,22 @@ pub enum Match {
     SourceIn(&'static str),
     OutElsewhere,
     Established,
+    /// Its destination was translated, by us or by others.
+    Translated,
+    /// Answers to it come from this port.
+    ReplyPort(u16),
+    Untracked,
+    FamilyNotIn(&'static str),
+    /// Where it was going before anybody translated it.
+    OriginallyTo {
+        family: Family,
+        set: &'static str,
+        is_in: bool,
+    },
+    OriginalPort {
+        set: &'static str,
+        is_in: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +201,11 @@ pub enum Verdict {
     Jump(&'static str),
     RedirectTo(u16),
     RejectWithReset,
+    /// Hands the packet's head to whoever listens on the NFLOG group, up to a rate, and returns.
+    Log {
+        reason: BypassReason,
+        group: u16,
+    },
     /// Puts the packet's family into the set, to stay for so long, and drops the packet.
     RenewAndDrop {
         set: &'static str,
@@ -196,7 +228,13 @@ impl Plan {
         let (families, notes) = build::captured_families(settings, host)?;
         let port = settings.port();
         let lease = build::lease(settings, &families);
-        let capture = |generation| build::capture(settings, &proxy, &families, &lease, generation);
+        let capture = |generation| {
+            let mut table = build::capture(settings, &proxy, &families, &lease, generation);
+            let group = log_group(port, generation);
+            let chains = bypass::chains(settings, &proxy, &families, group);
+            table.chains.extend(chains);
+            table
+        };
         Ok(Self {
             port,
             generation,
@@ -213,6 +251,12 @@ impl Plan {
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// For a kernel without NFLOG: nothing is counted then.
+    pub(crate) fn without_counting(mut self) -> Self {
+        self.capture.chains.retain(|chain| !bypass::is(chain));
+        self
     }
 
     /// The probe of the gate: redirects `targets` and nothing else, past the same exclusion of the
@@ -275,6 +319,10 @@ impl Hook {
         place: Place::Postrouting,
         ..Self::FILTER
     };
+    const BYPASS: Self = Self {
+        priority: BYPASS_PRIORITY,
+        ..Self::FILTER
+    };
     const HEARTBEAT: Self = Self {
         kind: HookKind::Filter,
         place: Place::Output,
@@ -293,6 +341,12 @@ impl Rule {
 
 pub fn table_name(port: u16, generation: u64) -> String {
     format!("outrigger_{port}_g{generation}")
+}
+
+/// Two generations stand side by side for a moment, and other programs (ulogd) have low numbers.
+pub(crate) fn log_group(port: u16, generation: u64) -> u16 {
+    const HIGH: u16 = 0x4000;
+    port.wrapping_add(generation as u16) | HIGH
 }
 
 fn anchor_name(port: u16, generation: u64) -> String {

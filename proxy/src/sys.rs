@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 /// The sockets that a service manager bound for this process (LISTEN_FDS), taken over once: the
 /// variables that speak of them are removed. To be called before any other thread is there.
 ///
@@ -32,6 +34,13 @@ pub(crate) fn limit_malloc_arenas(count: usize) {
     }
     #[cfg(not(target_env = "gnu"))]
     let _ = count;
+}
+
+/// Has the runtime tell when there is something to read.
+pub(crate) fn watch_readable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the result
+    // owns it.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// How many bytes of ours the peer has acknowledged over the life of the connection

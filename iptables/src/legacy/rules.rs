@@ -172,7 +172,10 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         Verdict::Accept => "ACCEPT".into(),
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
-        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } | Verdict::NoteSourceAndDrop { .. } => {
+        Verdict::Jump(_)
+        | Verdict::Log { .. }
+        | Verdict::RenewAndDrop { .. }
+        | Verdict::NoteSourceAndDrop { .. } => {
             return Vec::new();
         }
     };
@@ -219,9 +222,16 @@ impl Conditions {
             }
             Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
             // Of the beats, which are of another make here, and of lists with ports.
-            Match::UdpPort(_) | Match::Payload(_) | Match::SourceIn(_) | Match::OutElsewhere => {
-                Vec::new()
-            }
+            Match::Translated
+            | Match::ReplyPort(_)
+            | Match::Untracked
+            | Match::FamilyNotIn(_)
+            | Match::OriginallyTo { .. }
+            | Match::OriginalPort { .. }
+            | Match::UdpPort(_)
+            | Match::Payload(_)
+            | Match::SourceIn(_)
+            | Match::OutElsewhere => Vec::new(),
         }
     }
 

@@ -11,6 +11,7 @@ mod lines;
 mod session;
 mod state;
 mod tethers;
+mod watch;
 
 use std::{
     fs::File,
@@ -41,6 +42,7 @@ use session::Session;
 pub use canary::CanaryTargets;
 pub use heartbeat::is_probe;
 pub use state::{CaptureFigures, ControlState, Listening};
+pub use watch::WatchFigures;
 
 /// Control connections at once: an install, a removal and a few that only look.
 const MAX_SESSIONS: usize = 16;

@@ -11,14 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Status, Tether};
+use outrigger_config::control::{Identity, Status, Tether, Watch};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     CanaryTargets,
     heartbeat::{Heartbeat, Held, Obstacle},
     lapses::Lapses,
-    tethers::Tethers,
+    tethers::{Tethers, is_netfilter_socket},
+    watch::{WatchFigures, Watches},
 };
 use crate::pulse::Pulse;
 
@@ -44,6 +45,7 @@ pub struct ControlState {
     /// What kept the latest beat from renewing the lease.
     obstacle: Mutex<Option<String>>,
     captures_changed: Notify,
+    watches: Watches,
 }
 
 /// How well the capture has been kept up.
@@ -111,6 +113,7 @@ impl ControlState {
             lapses: Mutex::default(),
             obstacle: Mutex::default(),
             captures_changed: Notify::new(),
+            watches: Watches::default(),
         })
     }
 
@@ -130,6 +133,8 @@ impl ControlState {
         let mut tethers = self.tethers();
         let lasting = tethers.outliving();
         tethers.release(None);
+        drop(tethers);
+        self.watches.keep(|_| false);
         lasting
     }
 
@@ -180,6 +185,8 @@ impl ControlState {
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
             obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
+            bypasses: self.watches.bypasses(),
+            drift: self.watches.drift(),
         }
     }
 
@@ -189,7 +196,10 @@ impl ControlState {
 
     pub(super) fn end_session(&self, session: u64) {
         self.canary.end(session);
-        self.tethers().end_session(session);
+        let mut tethers = self.tethers();
+        tethers.end_session(session);
+        self.watches
+            .keep(|generation| tethers.holds_capture(generation));
     }
 
     pub(super) fn hold(
@@ -204,6 +214,27 @@ impl ControlState {
             return Err("this proxy is shutting down".into());
         }
         tethers.hold(session, tether, descriptor)
+    }
+
+    pub(super) fn watch(
+        &self,
+        generation: u64,
+        watch: Watch,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        if !is_netfilter_socket(&socket) {
+            return Err("the descriptor is not a netfilter netlink socket".into());
+        }
+        if !self.tethers().holds_capture(generation) {
+            return Err(format!(
+                "no capture of generation {generation} is held here"
+            ));
+        }
+        self.watches.begin(generation, watch, socket)
+    }
+
+    pub fn watch_figures(&self) -> WatchFigures {
+        self.watches.figures()
     }
 
     /// Counts a capture as in force once its first beat has been seen to work.
@@ -239,7 +270,13 @@ impl ControlState {
 
     /// Keeps and tells what a round of beats came to.
     pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
-        *self.obstacle() = round.as_ref().err().map(ToString::to_string);
+        let obstacle = round.as_ref().err().map(ToString::to_string);
+        let of_rules = round.as_ref().is_err_and(Obstacle::is_of_rules);
+        if self.tethers().captured_since().is_some() {
+            let missing = obstacle.as_deref().filter(|_| of_rules);
+            self.watches.note_rules(missing);
+        }
+        *self.obstacle() = obstacle;
         let mut lapses = self.lapses();
         match round {
             Ok(began) => {
@@ -263,7 +300,10 @@ impl ControlState {
     }
 
     pub(super) fn release(&self, generation: Option<u64>) {
-        self.tethers().release(generation);
+        let mut tethers = self.tethers();
+        tethers.release(generation);
+        self.watches
+            .keep(|generation| tethers.holds_capture(generation));
     }
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {
