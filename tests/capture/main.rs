@@ -10,6 +10,7 @@ mod proxyctl;
 mod refusals;
 mod slipping;
 mod status;
+mod watch;
 #[path = "../support/wire.rs"]
 mod wire;
 

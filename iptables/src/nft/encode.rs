@@ -406,8 +406,8 @@ impl Expr {
                 self.meta(MetaKey::Nfproto);
                 self.is_not_in(set);
             }
+            // Of an entry of the other family this matches nothing.
             Match::OriginallyTo { family, set, is_in } => {
-                self.family(*family);
                 let key = match family {
                     Family::V4 => CT_KEY_DST_IP,
                     Family::V6 => CT_KEY_DST_IP6,

@@ -177,7 +177,7 @@ impl Display for Match {
             Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),
             Self::Translated => f.write_str("ct status dnat"),
-            Self::ReplyPort(port) => write!(f, "ct reply proto-src {port}"),
+            Self::ReplyPort(port) => write!(f, "meta l4proto tcp ct reply proto-src {port}"),
             Self::Untracked => f.write_str("ct state untracked"),
             Self::FamilyNotIn(set) => write!(f, "meta nfproto != @{set}"),
             Self::OriginallyTo { family, set, is_in } => {
@@ -189,7 +189,11 @@ impl Display for Match {
                 )
             }
             Self::OriginalPort { set, is_in } => {
-                write!(f, "ct original proto-dst {}@{set}", not(*is_in))
+                write!(
+                    f,
+                    "meta l4proto tcp ct original proto-dst {}@{set}",
+                    not(*is_in)
+                )
             }
         }
     }
