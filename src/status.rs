@@ -35,7 +35,7 @@ Examples:
 
 Exit codes:
   0  connections are captured
-  1  they are not, or the proxy does not answer
+  1  they are not (or the lease has lapsed), or the proxy does not answer
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {

@@ -104,7 +104,6 @@ impl ProcessWide {
         let help = "Time in which new connections went direct because the lease had run out";
         let mut lapsed = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
         write_counter(&mut lapsed, self.format, capture.lapsed.as_secs_f64())?;
-        drop(lapsed);
         self.watch(encoder)
     }
 
