@@ -9,11 +9,13 @@ mod demo;
 mod install_rules;
 mod logging;
 mod privileges;
+mod problems;
 mod remove_rules;
 mod serve;
 mod settings;
 mod status;
 mod sys;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,7 @@ enum Command {
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
+    Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
+        Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
     };

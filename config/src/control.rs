@@ -14,6 +14,8 @@ pub use watch::{
     Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, Watch,
 };
 
+use crate::Scope;
+
 /// The longest line either side accepts, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 
@@ -70,6 +72,13 @@ pub struct Tether {
     /// The descriptor owns no rules: once it is closed they work until the lease has run out.
     #[serde(default)]
     pub outlives: bool,
+    /// Whose connections it captures.
+    #[serde(default, skip_serializing_if = "Scope::is_netns")]
+    pub scope: Scope,
+    /// What the kernel knows the scope's cgroup by. One that is removed and made again under the same
+    /// path has another number, and nothing of it is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<u64>,
 }
 
 /// What keeps a capture at work: the redirect applies only for `millis` after the proxy's last beat,
@@ -102,6 +111,9 @@ pub enum TetherKind {
     Capture,
     /// Keeps conntrack, and with it the live captured connections, alive: closed last.
     Anchor,
+    /// Refuses destinations that must not be reached without the proxy. Once its socket is closed the
+    /// table stays, owned by nobody.
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +183,9 @@ pub struct Status {
     pub bypasses: Bypasses,
     /// What others did to the rules, and what stands beside them.
     pub drift: Drift,
+    /// Why the proxy itself has let go of its latest capture; another install takes it on again.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

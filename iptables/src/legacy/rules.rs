@@ -175,7 +175,10 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         Verdict::Jump(_)
         | Verdict::Log { .. }
         | Verdict::RenewAndDrop { .. }
-        | Verdict::NoteSourceAndDrop { .. } => {
+        | Verdict::NoteSourceAndDrop { .. }
+        | Verdict::NoteSource { .. }
+        | Verdict::ForgetSource { .. }
+        | Verdict::SetTimeout(_) => {
             return Vec::new();
         }
     };
@@ -224,13 +227,14 @@ impl Conditions {
             // Of the beats, which are of another make here, and of lists with ports.
             Match::Translated
             | Match::ReplyPort(_)
-            | Match::Untracked
             | Match::FamilyNotIn(_)
             | Match::OriginallyTo { .. }
             | Match::OriginalPort { .. }
             | Match::UdpPort(_)
             | Match::Payload(_)
-            | Match::SourceIn(_)
+            | Match::SourceIn(..)
+            | Match::DialledIn(..)
+            | Match::Untracked
             | Match::OutElsewhere => Vec::new(),
         }
     }
@@ -261,7 +265,7 @@ impl Conditions {
                 .iter()
                 .map(|id| self.clone().extended(format!("owner --gid-owner {id}")))
                 .collect(),
-            Some(Elements::Leases | Elements::Sources) | None => Vec::new(),
+            Some(Elements::Leases | Elements::Sources(_)) | None => Vec::new(),
         }
     }
 
@@ -329,6 +333,8 @@ mod tests {
             uid: 0,
             only_uid: None,
             ipv6_on_loopback: true,
+            can_shorten_timeouts: true,
+            can_outlive_owner: true,
         };
         Plan::new(&parse(settings).unwrap(), &host, 1).unwrap()
     }

@@ -5,7 +5,7 @@ use outrigger_config::{Settings, control::BypassReason as Reason};
 use super::{
     Chain, Family, Hook, Match, ProxyIdentity, Rule, Verdict,
     build::{
-        BOUND, EXCLUDED_GIDS, EXCLUDED_PORTS, EXCLUDED_UIDS, INCLUDED_PORTS, LEASES, LINK_LOCAL_V6,
+        EXCLUDED_GIDS, EXCLUDED_PORTS, EXCLUDED_UIDS, INCLUDED_PORTS, LEASES, LINK_LOCAL_V6, bound,
         exclude_proxy, excluded, has_every_port, included, networks,
     },
 };
@@ -63,8 +63,9 @@ pub(super) fn chains(
         );
     }
     log.leave_what_is_not_included(settings, families);
-    if families.contains(&Family::V4) {
-        log.add(Reason::BoundToDevice, [Match::SourceIn(BOUND)]);
+    for &family in families {
+        let source = Match::SourceIn(family, bound(family));
+        log.add(Reason::BoundToDevice, [source]);
     }
     log.add(Reason::ForeignNat, [Match::Translated]);
     log.add(Reason::LocalDestination, [Match::DestinationLocal]);
