@@ -142,7 +142,7 @@ async fn serve(
         return Ok(());
     }
     let is_probe = |listener| is_probe(original, listener);
-    if stream.local_addr().is_ok_and(is_probe) {
+    if client.local_addr().is_ok_and(is_probe) {
         state.answer_probe(client).await;
         return Ok(());
     }

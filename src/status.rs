@@ -7,7 +7,7 @@ use std::{
 
 use outrigger_config::{
     Span,
-    control::{Status, TetherKind},
+    control::{Bypasses, Drift, Status, TetherKind},
 };
 use serde_json::json;
 
@@ -35,7 +35,7 @@ Examples:
 
 Exit codes:
   0  connections are captured
-  1  they are not, or the proxy does not answer
+  1  they are not (or the lease has lapsed), or the proxy does not answer
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -110,6 +110,8 @@ fn describe(port: u16, status: Option<&Status>) {
             status.lapses, status.lapsed_secs
         );
     }
+    describe_bypasses(&status.bypasses);
+    describe_drift(&status.drift);
     println!(
         "  proxy pid {}, user {}, version {}, {} workers, up {}{}",
         proxy.pid,
@@ -119,6 +121,56 @@ fn describe(port: u16, status: Option<&Status>) {
         Span::from_secs(proxy.uptime_secs),
         if proxy.draining { ", draining" } else { "" }
     );
+}
+
+fn describe_bypasses(bypasses: &Bypasses) {
+    if bypasses.live_before > 0 {
+        println!(
+            "  {} connections lived before the capture and stay direct",
+            bypasses.live_before
+        );
+    }
+    for of in &bypasses.counts {
+        let word = if of.is_chosen {
+            "direct as configured"
+        } else {
+            "WENT PAST"
+        };
+        let label = of.reason.label();
+        println!("  {word}: {} {label}: {}", of.count, of.explanation);
+    }
+    for bypass in bypasses.recent.iter().filter(|b| !b.reason.is_chosen()) {
+        let ago = Span::from_secs(unix_now().saturating_sub(bypass.at));
+        let uid = bypass.uid.map(|uid| format!(", user {uid}"));
+        println!(
+            "    {ago} ago: {}{}, {}",
+            bypass.destination,
+            uid.unwrap_or_default(),
+            bypass.reason.label()
+        );
+    }
+    if bypasses.overruns > 0 {
+        println!(
+            "  {} times more came than could be counted",
+            bypasses.overruns
+        );
+    }
+}
+
+fn describe_drift(drift: &Drift) {
+    for chain in &drift.shadowed_by {
+        println!(
+            "  SHADOWED by table {} {} chain {}: it translates destinations before the capture",
+            chain.family, chain.table, chain.chain
+        );
+    }
+    if drift.needs_repair {
+        println!("  RULES GONE or overruled: run install-rules again");
+    }
+    for event in &drift.recent {
+        let ago = Span::from_secs(unix_now().saturating_sub(event.at));
+        println!("    {ago} ago: {}", event.what);
+    }
 }
 
 /// The tables that refuse what must not go direct. The proxy knows its own; those of one that is gone are

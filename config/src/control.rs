@@ -4,9 +4,15 @@
 //! that speaks of them (SCM_RIGHTS). The socket's name space is the network namespace, so the
 //! containers of a pod share it; the name is also the lock that keeps two instances off one port.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+mod watch;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+pub use watch::{
+    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, Watch,
+};
 
 use crate::Scope;
 
@@ -38,6 +44,9 @@ pub enum Request {
     /// Hold the one descriptor that came with this line for as long as the process lives (or until
     /// released): the netlink socket that owns a table.
     Hold { table: Tether },
+    /// Read the one descriptor that came with this line for as long as the capture of `generation`
+    /// is held. Only root can bind such a socket, but it goes on delivering to whoever reads it.
+    Watch { generation: u64, watch: Watch },
     /// Capture has been widened and read back; the tables held under this generation are in force.
     /// Done once the first beat has renewed every lease of that generation.
     Captured { generation: u64 },
@@ -175,6 +184,10 @@ pub struct Status {
     pub lapsed_secs: f64,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
+    /// Connections that went direct while the capture is on.
+    pub bypasses: Bypasses,
+    /// What others did to the rules, and what stands beside them.
+    pub drift: Drift,
     /// Why the proxy itself has let go of its latest capture; another install takes it on again.
     #[serde(default)]
     pub given_up: Option<String>,

@@ -97,8 +97,20 @@ impl Proxy {
     /// When the proxy does not take it.
     pub(crate) fn hold(&mut self, tether: Tether, socket: impl AsFd) -> Result<(), Refusal> {
         let doing = "handing the table over";
-        let request = Request::Hold { table: tether };
-        let reply = self.exchange(doing, &request, Some(socket.as_fd()))?;
+        self.give(doing, &Request::Hold { table: tether }, socket)
+    }
+
+    /// Hands over a copy of `socket` with a request that speaks of it.
+    ///
+    /// # Errors
+    /// When the proxy does not take it.
+    pub(crate) fn give(
+        &mut self,
+        doing: &str,
+        request: &Request,
+        socket: impl AsFd,
+    ) -> Result<(), Refusal> {
+        let reply = self.exchange(doing, request, Some(socket.as_fd()))?;
         done(doing, reply)
     }
 

@@ -169,7 +169,9 @@ fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refu
         outlives: true,
         ..tether::tether(plan, TetherKind::Capture)
     };
-    proxy.hold(capture, &NetlinkSocket::open()?)
+    proxy.hold(capture, &NetlinkSocket::open()?)?;
+    tether::watch(&mut NetlinkSocket::open()?, proxy, plan, None);
+    Ok(())
 }
 
 fn put_into_force(

@@ -84,6 +84,25 @@ pub(crate) fn live_connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>
     Ok(found)
 }
 
+/// How many connections live that this host began towards others, save for those of `proxy`: none
+/// that came to a listener.
+pub(crate) fn outbound_connections(proxy: Option<u32>) -> io::Result<u64> {
+    let mut count = 0;
+    for family in [AF_INET, AF_INET6] {
+        let listening: HashSet<_> = dump(family, StateFlags::LISTEN)?
+            .iter()
+            .map(|socket| socket.header.socket_id.source_port)
+            .collect();
+        for socket in dump(family, !REPLACEABLE)? {
+            let id = &socket.header.socket_id;
+            let is_outbound = !id.destination_address.to_canonical().is_loopback()
+                && !listening.contains(&id.source_port);
+            count += u64::from(is_outbound && Some(socket.header.uid) != proxy);
+        }
+    }
+    Ok(count)
+}
+
 const REPLACEABLE: StateFlags = StateFlags::LISTEN
     .union(StateFlags::CLOSE)
     .union(StateFlags::TIME_WAIT)

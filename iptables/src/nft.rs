@@ -4,10 +4,12 @@ mod encode;
 mod error;
 mod read_back;
 mod socket;
+mod watch;
 
 pub use error::NftError;
 pub use read_back::{TableInfo, is_leased, tables, verify};
 pub use socket::NetlinkSocket;
+pub use watch::{chains_ahead, change_socket, log_socket};
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
 

@@ -2,6 +2,7 @@
 //! the read back and (later) `explain` all speak of the same thing.
 
 mod build;
+mod bypass;
 mod intervals;
 mod show;
 #[cfg(test)]
@@ -9,12 +10,15 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Scope, Settings, control::Lease};
+use outrigger_config::{
+    IpNet, Scope, Settings,
+    control::{BypassReason, Lease},
+};
 use serde::Serialize;
 
 pub(crate) use build::LEASES;
 pub use intervals::Intervals;
-pub(crate) use show::is_host;
+pub(crate) use show::{is_host, log_prefix};
 
 use crate::{
     cgroup::Cgroup,
@@ -25,7 +29,7 @@ use crate::{
 /// Below -100, whoever registered last wins against kube-proxy's or Docker's DNAT. Here the proxy
 /// always sees the service address, and its own dial is still translated by them. Several instances
 /// may capture in one namespace: the narrower scope comes first.
-const NAT_PRIORITY: i32 = -150;
+pub(crate) const NAT_PRIORITY: i32 = -150;
 const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
 const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
 const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
@@ -49,6 +53,13 @@ pub(crate) fn sources_size(family: Family) -> u32 {
 }
 
 const NO_TIMEOUTS: &str = "this kernel cannot shorten connection tracking's memory of unanswered connections (it lacks nf_conntrack_timeout): one that began while the proxy hung keeps the way it took for up to two minutes";
+
+/// After everybody's filters: what they drop goes past nobody.
+const BYPASS_PRIORITY: i32 = 300;
+/// Logged packets a second, of each reason: a flood of connections costs no more than that.
+pub(crate) const LOGS_A_SECOND: u32 = 200;
+/// Bytes of a logged packet: an IPv6 header and the ports.
+pub(crate) const LOGGED_BYTES: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -212,6 +223,21 @@ pub enum Match {
     Untracked,
     OutElsewhere,
     Established,
+    /// Its destination was translated, by us or by others.
+    Translated,
+    /// Answers to it come from this port.
+    ReplyPort(u16),
+    FamilyNotIn(&'static str),
+    /// Where it was going before anybody translated it.
+    OriginallyTo {
+        family: Family,
+        set: &'static str,
+        is_in: bool,
+    },
+    OriginalPort {
+        set: &'static str,
+        is_in: bool,
+    },
 }
 
 /// What a rule does with a packet; whatever does not decide on it lets the next rule see it too.
@@ -222,6 +248,11 @@ pub enum Verdict {
     Jump(&'static str),
     RedirectTo(u16),
     RejectWithReset,
+    /// Hands the packet's head to whoever listens on the NFLOG group, up to a rate, and returns.
+    Log {
+        reason: BypassReason,
+        group: u16,
+    },
     /// Puts the packet's family into the set, to stay for so long, and drops the packet.
     RenewAndDrop {
         set: &'static str,
@@ -268,9 +299,13 @@ impl Plan {
             if let Some(table) = &mut closed {
                 table.name = closed_name(port, generation);
             }
+            let mut capture = build::capture(settings, host, &proxy, &families, &lease, generation);
+            let group = log_group(port, generation);
+            let chains = bypass::chains(settings, host, &proxy, &families, group);
+            capture.chains.extend(chains);
             (
                 build::anchor(port, host.can_shorten_timeouts, generation),
-                build::capture(settings, host, &proxy, &families, &lease, generation),
+                capture,
                 closed,
             )
         };
@@ -306,6 +341,12 @@ impl Plan {
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// For a kernel without NFLOG: nothing is counted then.
+    pub(crate) fn without_counting(mut self) -> Self {
+        self.capture.chains.retain(|chain| !bypass::is(chain));
+        self
     }
 
     /// The probe of the gate: redirects `targets` and nothing else, past the same exclusion of the
@@ -378,6 +419,10 @@ impl Hook {
         place: Place::Postrouting,
         ..Self::FILTER
     };
+    const BYPASS: Self = Self {
+        priority: BYPASS_PRIORITY,
+        ..Self::FILTER
+    };
     const HEARTBEAT: Self = Self {
         kind: HookKind::Filter,
         place: Place::Output,
@@ -409,6 +454,12 @@ pub(crate) fn trial(with_timeout: bool, outlives_owner: bool) -> Table {
 
 pub fn table_name(port: u16, generation: u64) -> String {
     format!("outrigger_{port}_g{generation}")
+}
+
+/// Two generations stand side by side for a moment, and other programs (ulogd) have low numbers.
+pub(crate) fn log_group(port: u16, generation: u64) -> u16 {
+    const HIGH: u16 = 0x4000;
+    port.wrapping_add(generation as u16) | HIGH
 }
 
 fn closed_name(port: u16, generation: u64) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use outrigger_config::{
     Scope, Settings,
-    control::{Identity, Request, Status, Tether, TetherKind},
+    control::{Identity, Request, Status, Tether, TetherKind, Watch},
 };
 use serde::Serialize;
 
@@ -17,10 +17,11 @@ use crate::{
     gate,
     host::Host,
     legacy,
+    listeners::outbound_connections,
     lock::InstallLock,
     neighbours,
-    nft::{self, NetlinkSocket, TableInfo},
-    plan::{Family, Plan, generation_of, is_closed, is_ours, table_name},
+    nft::{self, NetlinkSocket, NftError, TableInfo},
+    plan::{Family, Plan, generation_of, is_closed, is_ours, log_group, table_name},
     process::netlink_holders,
 };
 
@@ -85,12 +86,14 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
         return Ok(legacy::sweep(port, report(&plan, &identity, false)));
     }
-    let generation = next_generation(port, &tables, &identity.tethers);
+    let first = next_generation(port, &tables, &identity.tethers);
+    let (generation, log) = bind_log(port, first);
     let plan = Plan::new(settings, &host, generation)?;
+    let (plan, log) = with_counting(plan, log);
     gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
-    capture(&mut reader, &mut proxy, &identity, &plan)?;
+    capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
     Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
 }
@@ -222,10 +225,15 @@ fn in_force(
     if !is_same {
         return Ok(None);
     }
-    for table in [&plan.capture, &plan.anchor] {
-        if nft::verify(reader, table)?.is_some() {
-            return Ok(None);
-        }
+    if nft::verify(reader, &plan.anchor)?.is_some() {
+        return Ok(None);
+    }
+    // Where nothing could be counted the chains for it are not there, and only they.
+    let uncounted = plan.clone().without_counting();
+    if nft::verify(reader, &plan.capture)?.is_some()
+        && nft::verify(reader, &uncounted.capture)?.is_some()
+    {
+        return Ok(None);
     }
     if !is_kept_closed(reader, identity, &plan)? {
         return Ok(None);
@@ -268,6 +276,7 @@ fn capture(
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
+    log: Option<NetlinkSocket>,
 ) -> Result<(), Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     nft::create(&mut anchor, &plan.anchor)?;
@@ -279,6 +288,7 @@ fn capture(
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
+        .map(|()| watch(reader, proxy, plan, log))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
@@ -381,6 +391,71 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         outlives: false,
         scope: plan.scope.clone(),
         cgroup_id: plan.cgroup.as_ref().map(Cgroup::id),
+    }
+}
+
+/// Another program may have the group that goes with a generation; the next one has another.
+fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
+    const TRIES: u64 = 8;
+    let mut bound = Err(NftError::new(
+        "taking an NFLOG group",
+        std::io::Error::from_raw_os_error(libc::EBUSY),
+    ));
+    for generation in (first..).take(TRIES as usize) {
+        bound = nft::log_socket(log_group(port, generation));
+        let is_taken = |e: &NftError| e.cause.raw_os_error() == Some(libc::EPERM);
+        if !bound.as_ref().is_err_and(is_taken) {
+            return (generation, bound);
+        }
+    }
+    (first, bound)
+}
+
+/// Capture works without it.
+fn with_counting(
+    plan: Plan,
+    log: Result<NetlinkSocket, NftError>,
+) -> (Plan, Option<NetlinkSocket>) {
+    match log {
+        Ok(socket) => (plan, Some(socket)),
+        Err(error) => {
+            let mut plan = plan.without_counting();
+            plan.notes.push(format!(
+                "connections that go past the capture are not counted: {error}"
+            ));
+            (plan, None)
+        }
+    }
+}
+
+/// What the proxy is given to see for itself; capture works without it too.
+pub(crate) fn watch(
+    reader: &mut NetlinkSocket,
+    proxy: &mut Proxy,
+    plan: &Plan,
+    log: Option<NetlinkSocket>,
+) {
+    let generation = plan.generation;
+    let mut give = |watch: Watch, socket: &NetlinkSocket| {
+        let request = Request::Watch { generation, watch };
+        if let Err(error) = proxy.give("handing a watch over", &request, socket) {
+            tracing::warn!("the proxy does not take a watch: {error}");
+        }
+    };
+    if let Some(socket) = log {
+        let live_before = outbound_connections(plan.proxy.excluded_uid).unwrap_or_default();
+        give(Watch::Bypasses { live_before }, &socket);
+    }
+    // Subscribed before the rules are listed, so that no change falls between.
+    match nft::change_socket() {
+        Ok(socket) => {
+            let ahead = nft::chains_ahead(reader).unwrap_or_else(|error| {
+                tracing::warn!("foreign rules from before are not known: {error}");
+                Vec::new()
+            });
+            give(Watch::Changes { ahead }, &socket);
+        }
+        Err(error) => tracing::warn!("changes of rules are not watched: {error}"),
     }
 }
 

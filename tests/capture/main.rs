@@ -18,6 +18,7 @@ mod scoped;
 mod scopes;
 mod slipping;
 mod status;
+mod watch;
 #[path = "../support/wire.rs"]
 mod wire;
 

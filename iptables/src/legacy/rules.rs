@@ -175,6 +175,7 @@ fn encode(rule: &Rule, chain: &Chain, table: &Table, family: Family) -> Vec<Stri
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
         Verdict::Jump(_)
+        | Verdict::Log { .. }
         | Verdict::RenewAndDrop { .. }
         | Verdict::NoteSourceAndDrop { .. }
         | Verdict::NoteSource { .. }
@@ -240,7 +241,12 @@ impl Conditions {
             }
             Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
             // Of the beats, which are of another make here, and of lists with ports.
-            Match::UdpPort(_)
+            Match::Translated
+            | Match::ReplyPort(_)
+            | Match::FamilyNotIn(_)
+            | Match::OriginallyTo { .. }
+            | Match::OriginalPort { .. }
+            | Match::UdpPort(_)
             | Match::Payload(_)
             | Match::SourceIn(..)
             | Match::DialledIn(..)

@@ -18,8 +18,8 @@ use netlink_packet_netfilter::nftables::{
 
 use super::socket::Step;
 use crate::plan::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Place, Rule, Set,
-    Table, Timeout, Verdict, is_host, sources_size,
+    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, LOGGED_BYTES, LOGS_A_SECOND,
+    Match, Place, Rule, Set, Table, Timeout, Verdict, is_host, log_prefix, sources_size,
 };
 
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
@@ -481,6 +481,34 @@ impl Expr {
                 self.meta(MetaKey::Nfproto);
                 self.is_in(set);
             }
+            Match::Translated => {
+                self.ct(CT_KEY_STATUS, None);
+                self.mask(&CT_STATUS_DNAT.to_ne_bytes());
+                self.compare(Operator::NotEqual, &[0; 4]);
+            }
+            Match::ReplyPort(port) => {
+                self.tcp();
+                self.ct(CT_KEY_PROTO_SRC, Some(CT_REPLY));
+                self.equals(&port.to_be_bytes());
+            }
+            Match::FamilyNotIn(set) => {
+                self.meta(MetaKey::Nfproto);
+                self.is_not_in(set);
+            }
+            // Of an entry of the other family this matches nothing.
+            Match::OriginallyTo { family, set, is_in } => {
+                let key = match family {
+                    Family::V4 => CT_KEY_DST_IP,
+                    Family::V6 => CT_KEY_DST_IP6,
+                };
+                self.ct(key, Some(CT_ORIGINAL));
+                self.is_in_or_not(set, *is_in);
+            }
+            Match::OriginalPort { set, is_in } => {
+                self.tcp();
+                self.ct(CT_KEY_PROTO_DST, Some(CT_ORIGINAL));
+                self.is_in_or_not(set, *is_in);
+            }
             Match::Established => {
                 self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
                 self.mask(&CT_STATE_ESTABLISHED.to_ne_bytes());
@@ -509,6 +537,11 @@ impl Expr {
                         (3, NF_NAT_RANGE_PROTO_SPECIFIED),
                     ],
                 );
+            }
+            Verdict::Log { reason, group } => {
+                self.limit(LOGS_A_SECOND);
+                self.log(&log_prefix(*reason), *group);
+                self.verdict(vec![VerdictAttribute::Code(Code::Return)]);
             }
             Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
             Verdict::NoteSourceAndDrop {
@@ -619,6 +652,52 @@ impl Expr {
         ]));
     }
 
+    fn is_not_in(&mut self, set: &str) {
+        self.0.push(Expressions::Lookup(vec![
+            Lookup::Set(set.into()),
+            Lookup::SourceRegister(Register::Reg1),
+            Lookup::Flags(LOOKUP_INVERTED),
+        ]));
+    }
+
+    fn is_in_or_not(&mut self, set: &str, is_in: bool) {
+        if is_in {
+            self.is_in(set);
+        } else {
+            self.is_not_in(set);
+        }
+    }
+
+    fn ct(&mut self, key: u32, direction: Option<u8>) {
+        let number = |kind, number: u32| DefaultNla::new(kind, number.to_be_bytes().to_vec());
+        let mut attributes = vec![number(1, Register::Reg1.into()), number(2, key)];
+        attributes.extend(direction.map(|of| DefaultNla::new(3, vec![of])));
+        self.0.push(Expressions::Other {
+            expression_type: "ct".into(),
+            attributes,
+        });
+    }
+
+    fn limit(&mut self, a_second: u32) {
+        let long = |kind, number: u64| DefaultNla::new(kind, number.to_be_bytes().to_vec());
+        let burst = DefaultNla::new(3, a_second.to_be_bytes().to_vec());
+        self.0.push(Expressions::Other {
+            expression_type: "limit".into(),
+            attributes: vec![long(1, a_second.into()), long(2, 1), burst],
+        });
+    }
+
+    fn log(&mut self, prefix: &str, group: u16) {
+        self.0.push(Expressions::Other {
+            expression_type: "log".into(),
+            attributes: vec![
+                DefaultNla::new(1, group.to_be_bytes().to_vec()),
+                DefaultNla::new(2, [prefix.as_bytes(), &[0]].concat()),
+                DefaultNla::new(3, LOGGED_BYTES.to_be_bytes().to_vec()),
+            ],
+        });
+    }
+
     fn verdict(&mut self, verdict: Vec<VerdictAttribute>) {
         self.immediate(Register::Verdict, DataAttribute::Verdict(verdict));
     }
@@ -692,6 +771,15 @@ const FIB_RESULT_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 1 << 1;
 const RTN_LOCAL: u32 = 2;
 const CT_KEY_STATE: u32 = 0;
+const CT_KEY_STATUS: u32 = 2;
+const CT_KEY_PROTO_SRC: u32 = 11;
+const CT_KEY_PROTO_DST: u32 = 12;
+const CT_KEY_DST_IP: u32 = 20;
+const CT_KEY_DST_IP6: u32 = 22;
+const CT_ORIGINAL: u8 = 0;
+const CT_REPLY: u8 = 1;
+const CT_STATUS_DNAT: u32 = 1 << 5;
+const LOOKUP_INVERTED: u32 = 1;
 const CT_STATE_UNTRACKED: u32 = 64;
 const CT_KEY_DESTINATION_V4: u32 = 20;
 const CT_KEY_DESTINATION_V6: u32 = 22;

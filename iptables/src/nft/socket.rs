@@ -67,6 +67,10 @@ impl NetlinkSocket {
         })
     }
 
+    pub(super) fn subscribe(&mut self, group: u32) -> io::Result<()> {
+        self.socket.add_membership(group)
+    }
+
     /// All of `steps` or none of them.
     pub(super) fn transact(&mut self, steps: Vec<Step>) -> Result<(), NftError> {
         self.transact_in(NetfilterProtoFamily::Inet, steps)

@@ -149,19 +149,19 @@ const fn nat_hook(scope: &Scope) -> Hook {
     }
 }
 
-const EXCLUDED_UIDS: &str = "excluded_uids";
-const EXCLUDED_GIDS: &str = "excluded_gids";
+pub(super) const EXCLUDED_UIDS: &str = "excluded_uids";
+pub(super) const EXCLUDED_GIDS: &str = "excluded_gids";
 pub(super) const EXCLUDED_PORTS: &str = "excluded_ports";
-const INCLUDED_PORTS: &str = "included_ports";
+pub(super) const INCLUDED_PORTS: &str = "included_ports";
 
-const fn excluded(family: Family) -> &'static str {
+pub(super) const fn excluded(family: Family) -> &'static str {
     match family {
         Family::V4 => "excluded_v4",
         Family::V6 => "excluded_v6",
     }
 }
 
-const fn included(family: Family) -> &'static str {
+pub(super) const fn included(family: Family) -> &'static str {
     match family {
         Family::V4 => "included_v4",
         Family::V6 => "included_v6",
@@ -215,7 +215,7 @@ fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
 pub(crate) const LEASES: &str = "leases";
 
 /// Where connections came from that cannot take the redirect.
-const fn bound(family: Family) -> &'static str {
+pub(super) const fn bound(family: Family) -> &'static str {
     match family {
         Family::V4 => "bound_to_device",
         Family::V6 => "bound_to_device_v6",
@@ -433,7 +433,7 @@ fn capture_chain(
     }
 }
 
-const LINK_LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(
+pub(super) const LINK_LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
     10,
 ));
@@ -448,7 +448,7 @@ pub(super) fn exclude_proxy(proxy: &ProxyIdentity) -> Vec<Rule> {
 }
 
 /// By mark where it has one: in a namespace of one uid everybody has its user's.
-fn exclude_neighbours(proxy: &ProxyIdentity, neighbours: &[Neighbour]) -> Vec<Rule> {
+pub(super) fn exclude_neighbours(proxy: &ProxyIdentity, neighbours: &[Neighbour]) -> Vec<Rule> {
     let mut own: Vec<_> = neighbours
         .iter()
         .map(|neighbour| match neighbour.mark {
@@ -616,7 +616,7 @@ pub(super) fn anchor(port: u16, can_shorten_timeouts: bool, generation: u64) -> 
     }
 }
 
-fn networks(nets: &[IpNet], family: Family) -> Intervals {
+pub(super) fn networks(nets: &[IpNet], family: Family) -> Intervals {
     let bits = match family {
         Family::V4 => 32,
         Family::V6 => 128,
@@ -638,7 +638,7 @@ fn ports(ranges: &[PortRange]) -> Intervals {
 }
 
 /// Port 0 cannot be dialled, so 1 to 65535 is all.
-fn has_every_port(ranges: &[PortRange]) -> bool {
+pub(super) fn has_every_port(ranges: &[PortRange]) -> bool {
     ports(ranges).iter().eq([(1, u16::MAX.into())])
 }
 

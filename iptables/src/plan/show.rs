@@ -5,9 +5,11 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use outrigger_config::control::BypassReason;
+
 use super::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, LEASES_SIZE, Match, Place, Plan,
-    Rule, Set, Table, Timeout, Verdict, sources_size,
+    Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, LEASES_SIZE, LOGGED_BYTES,
+    LOGS_A_SECOND, Match, Place, Plan, Rule, Set, Table, Timeout, Verdict, sources_size,
 };
 
 /// Elements on one line, above which each gets its own.
@@ -205,10 +207,28 @@ impl Display for Match {
             Self::DialledIn(family, set) => {
                 write!(f, "ct original {} daddr @{set}", family.word())
             }
-            Self::Untracked => f.write_str("ct state untracked"),
             Self::OutElsewhere => f.write_str("oif != \"lo\""),
             Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),
+            Self::Translated => f.write_str("ct status dnat"),
+            Self::ReplyPort(port) => write!(f, "meta l4proto tcp ct reply proto-src {port}"),
+            Self::Untracked => f.write_str("ct state untracked"),
+            Self::FamilyNotIn(set) => write!(f, "meta nfproto != @{set}"),
+            Self::OriginallyTo { family, set, is_in } => {
+                write!(
+                    f,
+                    "ct original {} daddr {}@{set}",
+                    family.word(),
+                    not(*is_in)
+                )
+            }
+            Self::OriginalPort { set, is_in } => {
+                write!(
+                    f,
+                    "meta l4proto tcp ct original proto-dst {}@{set}",
+                    not(*is_in)
+                )
+            }
         }
     }
 }
@@ -220,6 +240,12 @@ impl Display for Verdict {
             Self::Return => f.write_str("return"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::RedirectTo(port) => write!(f, "redirect to :{port}"),
+            Self::Log { reason, group } => write!(
+                f,
+                "limit rate {LOGS_A_SECOND}/second burst {LOGS_A_SECOND} packets \
+                 log prefix \"{}\" group {group} snaplen {LOGGED_BYTES} return",
+                log_prefix(*reason)
+            ),
             Self::RejectWithReset => f.write_str("reject with tcp reset"),
             Self::NoteSourceAndDrop {
                 family,
@@ -260,6 +286,15 @@ impl Family {
             Self::V6 => "ip6",
         }
     }
+}
+
+/// What the proxy knows the reason by.
+pub(crate) fn log_prefix(reason: BypassReason) -> String {
+    format!("outrigger:{}", reason.label())
+}
+
+fn not(is_in: bool) -> &'static str {
+    if is_in { "" } else { "!= " }
 }
 
 pub(crate) fn is_host(net: &IpNet) -> bool {

@@ -81,6 +81,16 @@ pub(super) enum Obstacle {
     },
 }
 
+impl Obstacle {
+    /// Whether it speaks against the rules, rather than against this process.
+    pub(super) fn is_of_rules(&self) -> bool {
+        match self {
+            Self::Probe { .. } | Self::NotDropped(_) | Self::ForeignDrop(_) => true,
+            Self::SilentWorker(_) | Self::Io { .. } => false,
+        }
+    }
+}
+
 impl Heartbeat {
     pub(super) fn new(instance: String, mark: Option<u32>) -> Self {
         Self { instance, mark }

@@ -12,6 +12,7 @@ mod room;
 mod session;
 mod state;
 mod tethers;
+mod watch;
 
 use std::{
     fs::File,
@@ -43,6 +44,7 @@ use session::Session;
 pub use canary::CanaryTargets;
 pub use heartbeat::is_probe;
 pub use state::{CaptureFigures, ControlState, Listening};
+pub use watch::WatchFigures;
 
 /// Control connections at once: an install, a removal and a few that only look.
 const MAX_SESSIONS: usize = 16;

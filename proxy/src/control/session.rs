@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use outrigger_config::control::{LoopOutcome, Reply, Request, Tether};
+use outrigger_config::control::{LoopOutcome, Reply, Request, Tether, Watch};
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::failure::Failure;
@@ -71,6 +71,7 @@ impl Session {
                 self.state.canary.expect(self.id, targets, nonce)
             }
             Request::Hold { table } => self.hold(table, line.descriptors),
+            Request::Watch { generation, watch } => self.watch(generation, watch, line.descriptors),
             Request::Captured { generation } => self.state.captured(generation).await,
             Request::Release { generation } => {
                 self.state.release(generation);
@@ -84,9 +85,17 @@ impl Session {
     }
 
     fn hold(&self, tether: Tether, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-        let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors)
-            .map_err(|many| format!("one descriptor was expected, {} came", many.len()))?;
-        self.state.hold(self.id, tether, descriptor)
+        self.state.hold(self.id, tether, one(descriptors)?)
+    }
+
+    fn watch(
+        &self,
+        generation: u64,
+        watch: Watch,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let socket = one(descriptors)?;
+        self.state.watch(generation, watch, socket)
     }
 
     async fn probe_loop(&self, target: SocketAddr) -> Reply {
@@ -109,6 +118,12 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.state.end_session(self.id);
     }
+}
+
+fn one(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, String> {
+    let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors)
+        .map_err(|many| format!("one descriptor was expected, {} came", many.len()))?;
+    Ok(descriptor)
 }
 
 fn is_refusal(failure: Failure) -> bool {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Status, Tether, TetherKind};
+use outrigger_config::control::{Identity, Status, Tether, TetherKind, Watch};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
@@ -19,7 +19,8 @@ use super::{
     heartbeat::{Heartbeat, Held, Obstacle},
     lapses::Lapses,
     room::{Level, Room},
-    tethers::Tethers,
+    tethers::{Tethers, is_netfilter_socket},
+    watch::{WatchFigures, Watches},
 };
 use crate::pulse::Pulse;
 
@@ -45,6 +46,7 @@ pub struct ControlState {
     /// What kept the latest beat from renewing the lease.
     obstacle: Mutex<Option<String>>,
     captures_changed: Notify,
+    watches: Watches,
     /// Why this proxy has let go of the latest capture by itself.
     given_up: Mutex<Option<String>>,
     times_given_up: AtomicU64,
@@ -117,6 +119,7 @@ impl ControlState {
             lapses: Mutex::default(),
             obstacle: Mutex::default(),
             captures_changed: Notify::new(),
+            watches: Watches::default(),
             given_up: Mutex::default(),
             times_given_up: AtomicU64::new(0),
         })
@@ -138,6 +141,8 @@ impl ControlState {
         let mut tethers = self.tethers();
         let lasting = tethers.outliving();
         tethers.release(None);
+        drop(tethers);
+        self.watches.keep(|_| false);
         lasting
     }
 
@@ -189,6 +194,8 @@ impl ControlState {
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
             obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
+            bypasses: self.watches.bypasses(),
+            drift: self.watches.drift(),
             given_up: self.given_up().clone(),
         }
     }
@@ -199,7 +206,10 @@ impl ControlState {
 
     pub(super) fn end_session(&self, session: u64) {
         self.canary.end(session);
-        self.tethers().end_session(session);
+        let mut tethers = self.tethers();
+        tethers.end_session(session);
+        self.watches
+            .keep(|generation| tethers.holds_capture(generation));
     }
 
     pub(super) fn hold(
@@ -220,6 +230,27 @@ impl ControlState {
             return Err(room.to_string());
         }
         tethers.hold(session, tether, descriptor)
+    }
+
+    pub(super) fn watch(
+        &self,
+        generation: u64,
+        watch: Watch,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        if !is_netfilter_socket(&socket) {
+            return Err("the descriptor is not a netfilter netlink socket".into());
+        }
+        if !self.tethers().holds_capture(generation) {
+            return Err(format!(
+                "no capture of generation {generation} is held here"
+            ));
+        }
+        self.watches.begin(generation, watch, socket)
+    }
+
+    pub fn watch_figures(&self) -> WatchFigures {
+        self.watches.figures()
     }
 
     /// Lets go of what needs connection tracking while there is room left for everybody else's
@@ -281,7 +312,13 @@ impl ControlState {
 
     /// Keeps and tells what a round of beats came to.
     pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
-        *self.obstacle() = round.as_ref().err().map(ToString::to_string);
+        let obstacle = round.as_ref().err().map(ToString::to_string);
+        let of_rules = round.as_ref().is_err_and(Obstacle::is_of_rules);
+        if self.tethers().captured_since().is_some() {
+            let missing = obstacle.as_deref().filter(|_| of_rules);
+            self.watches.note_rules(missing);
+        }
+        *self.obstacle() = obstacle;
         let mut lapses = self.lapses();
         match round {
             Ok(began) => {
@@ -305,7 +342,10 @@ impl ControlState {
     }
 
     pub(super) fn release(&self, generation: Option<u64>) {
-        self.tethers().release(generation);
+        let mut tethers = self.tethers();
+        tethers.release(generation);
+        self.watches
+            .keep(|generation| tethers.holds_capture(generation));
     }
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {

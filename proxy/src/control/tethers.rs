@@ -185,6 +185,12 @@ impl Tethers {
         }
     }
 
+    pub(super) fn holds_capture(&self, generation: u64) -> bool {
+        let is_capture = |held: &Held| held.tether.kind == TetherKind::Capture;
+        let mut held = self.held.iter();
+        held.any(|held| is_capture(held) && held.tether.generation == generation)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -276,7 +282,7 @@ fn check(lease: &Lease) -> Result<(), String> {
     Ok(())
 }
 
-fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {
+pub(super) fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {
     sockopt::socket_domain(descriptor) == Ok(AddressFamily::NETLINK)
         && sockopt::socket_protocol(descriptor) == Ok(Some(netlink::NETFILTER))
 }

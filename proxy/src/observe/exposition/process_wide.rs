@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     configuration::ConfigurationFigures,
-    control::CaptureFigures,
+    control::{CaptureFigures, WatchFigures},
     observe::{AccessLog, process::Process},
     shared::Shared,
 };
@@ -27,6 +27,7 @@ pub(super) struct ProcessWide {
     workers_accepting: u64,
     capture: CaptureFigures,
     configuration: ConfigurationFigures,
+    watch: WatchFigures,
     access_log_dropped: Option<u64>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -48,6 +49,7 @@ impl ProcessWide {
             workers_accepting: shared.readiness.accepting() as u64,
             capture: shared.control.figures(),
             configuration: shared.configuration.figures(),
+            watch: shared.control.watch_figures(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -110,7 +112,45 @@ impl ProcessWide {
         let mut name = "outrigger_capture_lapsed_seconds".to_owned();
         let help = "Time in which new connections went direct because the lease had run out";
         let mut lapsed = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
-        write_counter(&mut lapsed, self.format, capture.lapsed.as_secs_f64())
+        write_counter(&mut lapsed, self.format, capture.lapsed.as_secs_f64())?;
+        self.watch(encoder)
+    }
+
+    fn watch(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let watch = &self.watch;
+        let reasons: Vec<_> = watch
+            .bypassed
+            .iter()
+            .map(|(reason, count)| ([("reason", reason.label())], *count))
+            .collect();
+        let series: Vec<(&[(&str, &str)], u64)> = reasons
+            .iter()
+            .map(|(labels, n)| (&labels[..], *n))
+            .collect();
+        self.counter(
+            encoder,
+            "outrigger_capture_bypassed",
+            "Connections that went past the capture while it was on",
+            &series,
+        )?;
+        self.counter(
+            encoder,
+            "outrigger_capture_watch_overruns",
+            "Times that bypasses or changes of rules came faster than they could be read",
+            &[(&[], watch.overruns)],
+        )?;
+        self.counter(
+            encoder,
+            "outrigger_capture_drifts",
+            "Times that rules of the capture were found gone, or shadowed by others",
+            &[(&[], watch.drifts)],
+        )?;
+        gauge(
+            encoder,
+            "outrigger_capture_shadowed",
+            "Foreign chains that translate destinations before the capture",
+            watch.shadows,
+        )
     }
 
     fn configuration(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
