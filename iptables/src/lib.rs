@@ -5,6 +5,7 @@
 mod backend;
 mod conntrack;
 mod control;
+pub mod doctor;
 mod error;
 mod gate;
 mod host;
@@ -14,12 +15,16 @@ mod lock;
 pub mod nft;
 pub mod plan;
 mod process;
+pub mod ruleset;
+mod surroundings;
 mod sys;
 mod tether;
+pub mod verdict;
 
 pub use backend::{Backend, dry_run, install};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
+pub use surroundings::LiveSurroundings;
 pub use tether::{Installed, Removed, remove, status};
