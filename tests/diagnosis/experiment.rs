@@ -67,8 +67,8 @@ fn explain_tells_the_truth_about_random_rulesets() {
                 }
                 (End::Leaves { to, .. }, Truth::Refused) => !PORTS.contains(&to.port()),
                 (End::Dropped, Truth::Silence) | (End::Rejected, Truth::Refused) => true,
-                (End::NoRoute { .. }, Truth::Silence | Truth::Failed(_)) => true,
-                (End::Dropped, Truth::Failed(_)) => true,
+                (End::NoRoute { .. }, Truth::Silence | Truth::Failed) => true,
+                (End::Dropped, Truth::Failed) => true,
                 _ => false,
             };
             assert!(
@@ -99,7 +99,7 @@ enum Truth {
     Reached(SocketAddr),
     Refused,
     Silence,
-    Failed(String),
+    Failed,
 }
 
 struct Dice(u64);
@@ -184,7 +184,7 @@ fn truth(connection: &Connection) -> Truth {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Truth::Refused,
         Err(error) if error.kind() == ErrorKind::TimedOut => return Truth::Silence,
-        Err(error) => return Truth::Failed(error.to_string()),
+        Err(_) => return Truth::Failed,
     }
     socket
         .set_read_timeout(Some(Duration::from_secs(5)))
@@ -276,8 +276,10 @@ fn nft_rules(dice: &mut Dice, kind: &str, below: Option<String>) -> String {
     let mut text = String::new();
     for _ in 0..=dice.roll(4) {
         let mut line = String::from("  ");
+        // A rule on both families is refused by nft.
+        let is_v6 = dice.roll(4) == 0;
         for _ in 0..=dice.roll(2) {
-            line += &match dice.roll(22) {
+            let condition = match dice.roll(22) {
                 0 => "ip daddr 10.77.0.2".into(),
                 1 => "ip daddr != 10.77.0.0/30".into(),
                 2 => "ip daddr { 10.77.0.1, 10.77.0.3-10.77.0.4 }".into(),
@@ -300,9 +302,14 @@ fn nft_rules(dice: &mut Dice, kind: &str, below: Option<String>) -> String {
                 19 => "ip daddr . tcp dport { 10.77.0.2 . 80, 10.77.0.3 . 443, 10.77.0.4 . 80-90 }"
                     .into(),
                 20 => "ip6 daddr fd77::/64".into(),
-                _ => "ct original proto-dst 80-100".into(),
+                _ => "meta l4proto tcp ct original proto-dst 80-100".into(),
             };
-            line.push(' ');
+            let is_of_v6 = condition.contains("ip6 ") || condition.contains("ipv6");
+            let is_of_v4 = condition.contains("ip daddr");
+            if !(is_v6 && is_of_v4 || !is_v6 && is_of_v6) {
+                line += &condition;
+                line.push(' ');
+            }
         }
         line += &match (kind, dice.roll(8)) {
             (_, 0) => "accept".into(),
@@ -311,8 +318,10 @@ fn nft_rules(dice: &mut Dice, kind: &str, below: Option<String>) -> String {
                 let word = if dice.roll(3) == 0 { "goto" } else { "jump" };
                 format!("{word} {}", below.as_deref().unwrap())
             }
-            ("nat", 4) => "meta nfproto ipv4 dnat ip to 10.77.0.3:81".into(),
-            ("nat", 5) => "redirect to :tcp dport map @goals".into(),
+            ("nat", 4) if !is_v6 => {
+                "meta nfproto ipv4 meta l4proto tcp dnat ip to 10.77.0.3:81".into()
+            }
+            ("nat", 5) => "meta l4proto tcp redirect to :tcp dport map @goals".into(),
             ("nat", _) => format!("meta l4proto tcp redirect to :{}", dice.pick(&GOALS)),
             ("route", _) => format!("meta mark set {}", dice.pick(&MARKS)),
             (_, 4) => "drop".into(),

@@ -3,6 +3,8 @@
 mod experiment;
 mod incident;
 #[path = "../support/netns.rs"]
+#[allow(dead_code, reason = "shared with the tests of capture")]
 mod netns;
 #[path = "../support/proxyctl.rs"]
+#[allow(dead_code, reason = "shared with the tests of capture")]
 mod proxyctl;
