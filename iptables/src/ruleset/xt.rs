@@ -159,7 +159,8 @@ impl IpMatch {
                 0 => String::new(),
                 // The zero that ends the name is covered where the whole name counts.
                 n if n > name.len() => name,
-                _ => name + "+",
+                // The plus sign itself stays in the name, uncovered.
+                n => name.get(..n)?.to_owned() + "+",
             })
         };
         Some(Self {
