@@ -54,13 +54,13 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let mut settings = match settings::load(args.config.as_deref()) {
+    let mut settings = match settings::load(args.config.as_deref(), args.json) {
         Ok(settings) => settings,
         Err(code) => return code,
     };
     if !args.listen.is_empty() {
         settings.listen = args.listen;
-        settings = match settings::check(settings, "install-rules") {
+        settings = match settings::check(settings, "install-rules", args.json) {
             Ok(settings) => settings,
             Err(code) => return code,
         };

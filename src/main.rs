@@ -12,11 +12,13 @@ mod install_rules;
 mod logging;
 mod netns;
 mod privileges;
+mod problems;
 mod remove_rules;
 mod serve;
 mod settings;
 mod status;
 mod sys;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,7 @@ enum Command {
     Status(status::Args),
     Doctor(doctor::Args),
     Explain(explain::Args),
+    Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
     };

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Scope;
+
 /// The longest line either side accepts, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 
@@ -61,6 +63,13 @@ pub struct Tether {
     /// The descriptor owns no rules: once it is closed they work until the lease has run out.
     #[serde(default)]
     pub outlives: bool,
+    /// Whose connections it captures.
+    #[serde(default, skip_serializing_if = "Scope::is_netns")]
+    pub scope: Scope,
+    /// What the kernel knows the scope's cgroup by. One that is removed and made again under the same
+    /// path has another number, and nothing of it is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<u64>,
 }
 
 /// What keeps a capture at work: the redirect applies only for `millis` after the proxy's last beat,
@@ -93,6 +102,9 @@ pub enum TetherKind {
     Capture,
     /// Keeps conntrack, and with it the live captured connections, alive: closed last.
     Anchor,
+    /// Refuses destinations that must not be reached without the proxy. Once its socket is closed the
+    /// table stays, owned by nobody.
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,6 +170,9 @@ pub struct Status {
     pub lapsed_secs: f64,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
+    /// Why the proxy itself has let go of its latest capture; another install takes it on again.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

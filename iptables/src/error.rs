@@ -17,6 +17,8 @@ pub enum Refusal {
     InstallerIsProxy { uid: u32 },
     /// The settings leave nothing to capture.
     NothingToCapture { notes: Vec<String> },
+    /// Destinations that were to fail closed cannot, here.
+    CannotFailClosed { reason: String },
     /// Another `install-rules` or `remove-rules` holds the lock and does not end.
     Locked { holder: Option<Process> },
     /// nftables refused.
@@ -102,7 +104,7 @@ impl Refusal {
     pub fn check(&self) -> &'static str {
         match self {
             Self::OnlyOneUid { .. } | Self::InstallerIsProxy { .. } => "exclusion",
-            Self::NothingToCapture { .. } => "settings",
+            Self::NothingToCapture { .. } | Self::CannotFailClosed { .. } => "settings",
             Self::Locked { .. } => "lock",
             Self::Kernel(error) if error.is_lack_of_privilege() => "privilege",
             Self::Kernel(_) => "kernel",
@@ -131,6 +133,7 @@ impl Refusal {
                 "run this command as another user than {uid} (root, say), let the proxy run as a user of its own, or set capture.proxy_mark"
             ),
             Self::NothingToCapture { .. } => "add a network to capture.include.cidrs that listen has an address for, and a port to capture.include.ports".into(),
+            Self::CannotFailClosed { .. } => "remove it from capture.fail_closed, or use a firewall for it".into(),
             Self::Locked { holder: Some(holder) } => format!("wait for it, or end process {}", holder.pid),
             Self::Locked { holder: None } => "wait for it and try again".into(),
             Self::Kernel(error) => error.advice(),
@@ -227,6 +230,9 @@ impl fmt::Display for Refusal {
             Self::NothingToCapture { notes } => {
                 write!(f, "nothing would be captured")?;
                 notes.iter().try_for_each(|note| write!(f, "; {note}"))
+            }
+            Self::CannotFailClosed { reason } => {
+                write!(f, "capture.fail_closed cannot be kept: {reason}")
             }
             Self::Locked { holder } => write!(
                 f,

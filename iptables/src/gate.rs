@@ -122,6 +122,8 @@ mod tests {
             uid: 0,
             only_uid: None,
             ipv6_on_loopback: false,
+            can_shorten_timeouts: true,
+            can_outlive_owner: true,
         };
         Plan::new(&Settings::default(), &host, 1).unwrap()
     }

@@ -65,16 +65,21 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     let mut change = Change::begin(variant, &draft)?;
     let (mut proxy, identity) = gate::identify(&draft)?;
     tether::refuse_strangers(port, &tables, &identity)?;
-    if let Some(generation) = in_force(&change, &draft, &identity, variant) {
-        let plan = Plan::new(settings, &host, generation)?;
+    if let Some(plan) = in_force(&change, &draft, &identity, variant)
+        .map(|generation| Plan::new(settings, &host, generation))
+        .transpose()?
+        && tether::is_kept_closed(&mut reader, &identity, &plan)?
+    {
         tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
         return Ok(report(&plan, &identity, variant, false));
     }
     let generation = tether::next_generation(port, &tables, &identity.tethers);
     let mut plan = Plan::new(settings, &host, generation)?;
     plan.lease.millis = lease::seconds(&plan) * 1000;
+    let mut closed = None;
     let done = hold(&mut proxy, &mut plan, variant)
         .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
+        .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
     if let Err(refusal) = done {
         change.roll_back();
@@ -84,6 +89,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
                 generation: Some(generation),
             },
         );
+        tether::reopen(closed, &plan);
         return Err(refusal);
     }
     let installed = report(&plan, &identity, variant, true);

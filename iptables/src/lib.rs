@@ -3,6 +3,7 @@
 //! ([`nft`]) without any program, or where that is asked for by the iptables programs (`legacy`).
 
 mod backend;
+pub mod cgroup;
 mod conntrack;
 mod control;
 pub mod doctor;
@@ -27,4 +28,4 @@ pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
-pub use tether::{Installed, Removed, remove, status};
+pub use tether::{Installed, Removed, closed, remove, status};

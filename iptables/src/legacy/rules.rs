@@ -172,7 +172,12 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         Verdict::Accept => "ACCEPT".into(),
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
-        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } | Verdict::NoteSourceAndDrop { .. } => {
+        Verdict::Jump(_)
+        | Verdict::RenewAndDrop { .. }
+        | Verdict::NoteSourceAndDrop { .. }
+        | Verdict::NoteSource { .. }
+        | Verdict::ForgetSource { .. }
+        | Verdict::SetTimeout(_) => {
             return Vec::new();
         }
     };
@@ -219,9 +224,12 @@ impl Conditions {
             }
             Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
             // Of the beats, which are of another make here, and of lists with ports.
-            Match::UdpPort(_) | Match::Payload(_) | Match::SourceIn(_) | Match::OutElsewhere => {
-                Vec::new()
-            }
+            Match::UdpPort(_)
+            | Match::Payload(_)
+            | Match::SourceIn(..)
+            | Match::DialledIn(..)
+            | Match::Untracked
+            | Match::OutElsewhere => Vec::new(),
         }
     }
 
@@ -251,7 +259,7 @@ impl Conditions {
                 .iter()
                 .map(|id| self.clone().extended(format!("owner --gid-owner {id}")))
                 .collect(),
-            Some(Elements::Leases | Elements::Sources) | None => Vec::new(),
+            Some(Elements::Leases | Elements::Sources(_)) | None => Vec::new(),
         }
     }
 
@@ -319,6 +327,8 @@ mod tests {
             uid: 0,
             only_uid: None,
             ipv6_on_loopback: true,
+            can_shorten_timeouts: true,
+            can_outlive_owner: true,
         };
         Plan::new(&parse(settings).unwrap(), &host, 1).unwrap()
     }

@@ -11,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Status, Tether};
+use outrigger_config::control::{Identity, Status, Tether, TetherKind};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     CanaryTargets,
     heartbeat::{Heartbeat, Held, Obstacle},
     lapses::Lapses,
+    room::{Level, Room},
     tethers::Tethers,
 };
 use crate::pulse::Pulse;
@@ -44,6 +45,9 @@ pub struct ControlState {
     /// What kept the latest beat from renewing the lease.
     obstacle: Mutex<Option<String>>,
     captures_changed: Notify,
+    /// Why this proxy has let go of the latest capture by itself.
+    given_up: Mutex<Option<String>>,
+    times_given_up: AtomicU64,
 }
 
 /// How well the capture has been kept up.
@@ -56,6 +60,8 @@ pub struct CaptureFigures {
     /// How often the lease ran out, and for how long in all.
     pub lapses: u64,
     pub lapsed: Duration,
+    /// How often a capture was let go because connection tracking was nearly full.
+    pub given_up: u64,
 }
 
 /// The listening sockets, as the gate will look for them.
@@ -111,6 +117,8 @@ impl ControlState {
             lapses: Mutex::default(),
             obstacle: Mutex::default(),
             captures_changed: Notify::new(),
+            given_up: Mutex::default(),
+            times_given_up: AtomicU64::new(0),
         })
     }
 
@@ -150,6 +158,7 @@ impl ControlState {
             since,
             lapses: lapses.count(now),
             lapsed: lapses.total(now),
+            given_up: self.times_given_up.load(Ordering::Relaxed),
         }
     }
 
@@ -180,6 +189,7 @@ impl ControlState {
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
             obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
+            given_up: self.given_up().clone(),
         }
     }
 
@@ -203,7 +213,38 @@ impl ControlState {
         if self.draining.load(Ordering::Relaxed) {
             return Err("this proxy is shutting down".into());
         }
+        if tether.kind == TetherKind::Capture
+            && let Some(room) = Room::look()
+            && room.level() > Level::Ample
+        {
+            return Err(room.to_string());
+        }
         tethers.hold(session, tether, descriptor)
+    }
+
+    /// Lets go of what needs connection tracking while there is room left for everybody else's
+    /// connections; to be called several times a second.
+    pub(super) fn leave_room(&self, look: impl FnOnce() -> Option<Room>) {
+        let mut tethers = self.tethers();
+        if tethers.is_empty() {
+            return;
+        }
+        let Some(room) = look() else { return };
+        let level = room.level();
+        if level >= Level::NearlyFull && tethers.has_capture() {
+            tethers.release(None);
+            self.times_given_up.fetch_add(1, Ordering::Relaxed);
+            *self.given_up() = Some(room.to_string());
+            tracing::error!(
+                entries = room.entries,
+                most = room.most,
+                "capture is given up, new connections go direct until install-rules is run again: {room}"
+            );
+        }
+        if level == Level::Full && tethers.has_anchor() {
+            tethers.release_all();
+            tracing::error!("live captured connections are given up too: {room}");
+        }
     }
 
     /// Counts a capture as in force once its first beat has been seen to work.
@@ -218,6 +259,7 @@ impl ControlState {
             None => None,
         };
         self.tethers().captured(generation)?;
+        *self.given_up() = None;
         if let Some((began, shortest)) = began {
             self.lapses().renewed(began, shortest);
         }
@@ -268,6 +310,10 @@ impl ControlState {
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {
         self.tethers().drop_idle_anchors(live_connections);
+    }
+
+    fn given_up(&self) -> MutexGuard<'_, Option<String>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
