@@ -230,7 +230,9 @@ fn sentence(end: &End, meant: SocketAddr) -> String {
         }
         End::Leaves { to, device } => format!("is turned to {to}, out through {device}"),
         End::Dropped => "is dropped: the client waits until it gives up".into(),
-        End::Rejected => "is rejected: the client is told at once".into(),
+        End::Rejected => {
+            "is rejected: the client is told at once, unless another rule drops that answer".into()
+        }
         End::NoRoute { reason } => format!("goes nowhere, for want of a route: {reason}"),
         End::Unknown { reason } => format!("ends in a way that cannot be told: {reason}"),
     }
