@@ -21,7 +21,7 @@ pub(super) enum Ruled<'a> {
     No(String),
     Yes {
         /// After what the rule changed of it.
-        packet: Packet<'a>,
+        packet: Box<Packet<'a>>,
         action: Action,
         /// Conditions that could not be evaluated.
         doubts: Vec<String>,
@@ -89,7 +89,7 @@ pub(super) fn run<'a>(
         }
     }
     Ruled::Yes {
-        packet: machine.packet,
+        packet: Box::new(machine.packet),
         action,
         doubts: machine.doubts,
         has_effect: machine.has_effect,

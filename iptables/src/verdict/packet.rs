@@ -1,7 +1,7 @@
 //! The SYN as it is at one point of its way, and the bytes that rules read of it.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
@@ -92,7 +92,7 @@ impl Packet<'_> {
             (from, to) => {
                 let octets = |ip| match ip {
                     IpAddr::V6(ip) => ip.octets(),
-                    IpAddr::V4(ip) => Ipv6Addr::from(ip.to_ipv6_mapped()).octets(),
+                    IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
                 };
                 let mut header = vec![None; 40];
                 header[6] = Some(6);

@@ -347,7 +347,7 @@ impl<'a> Walk<'_, 'a> {
                     matched: Matched::Yes(describe(&action)),
                 });
             }
-            state.packet = packet;
+            state.packet = *packet;
             let verdicts = match action {
                 Action::OneOf(verdicts, reason) => {
                     let place = self.place(at);
