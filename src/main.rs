@@ -6,8 +6,11 @@ mod output;
 
 mod completions;
 mod demo;
+mod doctor;
+mod explain;
 mod install_rules;
 mod logging;
+mod netns;
 mod privileges;
 mod problems;
 mod remove_rules;
@@ -35,6 +38,8 @@ enum Command {
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
+    Explain(explain::Args),
     Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),

@@ -43,7 +43,7 @@ impl Listener {
         ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
     }
 
-    pub(crate) fn who(&self) -> String {
+    pub fn who(&self) -> String {
         match self.owners.first() {
             Some(owner) => owner.to_string(),
             None => format!(

@@ -135,3 +135,38 @@ pub(crate) fn enter_new_network_namespace() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
     Ok(())
 }
+
+/// Which rules a table of iptables-legacy has: how many bytes, and the bytes.
+pub(crate) const XTABLES_GET_INFO: i32 = 64;
+pub(crate) const XTABLES_GET_ENTRIES: i32 = 65;
+
+/// Asks iptables-legacy of the calling thread's network namespace; question and answer share `bytes`.
+pub(crate) fn xtables_option(is_v6: bool, option: i32, bytes: &mut [u8]) -> io::Result<()> {
+    let (domain, level) = if is_v6 {
+        (socket2::Domain::IPV6, libc::IPPROTO_IPV6)
+    } else {
+        (socket2::Domain::IPV4, libc::IPPROTO_IP)
+    };
+    let socket = socket2::Socket::new(domain, socket2::Type::RAW, Some(libc::IPPROTO_RAW.into()))?;
+    let given = bytes.len() as libc::socklen_t;
+    let mut length = given;
+    // SAFETY: the kernel reads and writes at most `length` bytes at `bytes`, which is that long,
+    // initialised, and outlives the call; any bytes are valid in it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            bytes.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A short answer would leave zeros that look like rules.
+    if length != given {
+        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    }
+    Ok(())
+}
