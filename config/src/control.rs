@@ -6,7 +6,7 @@
 
 mod watch;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +125,7 @@ pub enum TetherKind {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
     Hello(Identity),
-    Status(Status),
+    Status(Box<Status>),
     Done,
     /// What dialling the loop probe's target came to.
     LoopProbe(LoopOutcome),

@@ -86,7 +86,7 @@ impl Proxy {
     pub(crate) fn status(&mut self) -> Result<Status, Refusal> {
         let doing = "asking the proxy for its status";
         match self.ask(doing, &Request::Status)? {
-            Reply::Status(status) => Ok(status),
+            Reply::Status(status) => Ok(*status),
             other => Err(unexpected(doing, &other)),
         }
     }

@@ -79,10 +79,15 @@ impl Drop for Helper {
 
 /// Runs `action` in a copy of this process, which has all its descriptors.
 pub(crate) fn fork(action: impl FnOnce()) -> io::Result<Helper> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the copy lives while the gate probes, before any table is owned, and dies with this process"
+    )]
     // SAFETY: the C library makes its allocator usable in the child of a fork; the child runs `action`
     // and then ends without unwinding into the parent's frames or running its exit handlers. No
     // other thread of this program lives at this point that could hold another lock for ever.
-    match unsafe { libc::fork() } {
+    let forked = unsafe { libc::fork() };
+    match forked {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             // SAFETY: a plain system call with numbers.

@@ -65,7 +65,7 @@ impl Session {
         tracing::debug!(?request, "control request");
         let done = match request {
             Request::Hello => return Reply::Hello(self.state.identity()),
-            Request::Status => return Reply::Status(self.state.status()),
+            Request::Status => return Reply::Status(Box::new(self.state.status())),
             Request::LoopProbe { target } => return self.probe_loop(target).await,
             Request::ExpectCanary { targets, nonce } => {
                 self.state.canary.expect(self.id, targets, nonce)

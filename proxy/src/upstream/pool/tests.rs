@@ -7,7 +7,6 @@ use tokio::{
 use super::*;
 use crate::{
     testing::{self, run},
-    upstream,
 };
 
 /// A leased connection and its server's end, with `written` bytes of an answered request behind.
