@@ -171,7 +171,7 @@ mod tests {
     fn an_answer_cut_short_is_refused() {
         let mut answer = vec![0; 30];
         answer[4..6].copy_from_slice(&RTM_NEWROUTE.to_ne_bytes());
-        let whole = vec![16, 0, 4, 0];
+        let whole = [16, 0, 4, 0];
         answer[28..30].copy_from_slice(&whole[..2]);
         answer.extend(&whole[2..]);
         assert!(read(&answer, "127.0.0.1".parse().unwrap()).is_none());

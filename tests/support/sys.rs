@@ -68,6 +68,7 @@ pub fn spin(thread: Pid) -> io::Result<()> {
     {
         registers.pc = place;
     }
+    vector.iov_base = (&raw mut registers).cast();
     trace(
         libc::PTRACE_SETREGSET,
         thread,
