@@ -22,6 +22,7 @@ pub mod pulse;
 pub mod readiness;
 pub mod shared;
 mod signals;
+pub mod supervised;
 mod sys;
 #[cfg(test)]
 mod testing;
