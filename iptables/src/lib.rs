@@ -3,6 +3,7 @@
 //! ([`nft`]) without any program, or where that is asked for by the iptables programs (`legacy`).
 
 mod backend;
+pub mod cgroup;
 mod conntrack;
 mod control;
 mod error;

@@ -1,9 +1,13 @@
-//! The one system call that no crate wraps safely.
+//! The system calls that no crate wraps safely.
 #![allow(unsafe_code)]
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
 
 /// Who made (for a client: listens on) the other end of a UNIX socket.
@@ -40,6 +44,17 @@ pub(crate) fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials>
         pid: credentials.pid,
         uid: credentials.uid,
     })
+}
+
+/// Has `action` done by the process that `command` starts, before it becomes the program. The action
+/// may only make system calls: another thread may have held the allocator's lock at the fork.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    action: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: what runs between fork and exec is `action` alone; its callers in this crate pass
+    // closures that make plain system calls on descriptors and numbers of their own.
+    unsafe { command.pre_exec(action) };
 }
 
 /// Moves the calling thread, and what it starts from now on, to an empty network namespace.
