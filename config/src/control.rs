@@ -158,6 +158,10 @@ pub struct Status {
     pub lapsed_secs: f64,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
+    /// The worker that did not answer at that beat: nothing but an end of the process frees the
+    /// connections in its queue.
+    #[serde(default)]
+    pub hung_worker: Option<usize>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

@@ -18,9 +18,9 @@ mod process;
 mod sys;
 mod tether;
 
-pub use backend::{Backend, dry_run, install};
+pub use backend::{Backend, dry_run, install, install_and_anchor};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Installed, Removed, remove, status};
+pub use tether::{Anchor, Installed, Removed, remove, status, status_within};

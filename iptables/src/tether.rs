@@ -1,7 +1,7 @@
 //! Binds capture to the life of the proxy: the order in which tables are made, handed over, put
 //! into force and let go.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use outrigger_config::{
     Settings,
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     conntrack,
-    control::Proxy,
+    control::{ANSWER_TIMEOUT, Proxy},
     error::{Leftover, Refusal},
     gate,
     host::Host,
@@ -35,6 +35,13 @@ pub struct Installed {
     pub proxy_pid: u32,
     pub proxy_uid: u32,
     pub notes: Vec<String>,
+}
+
+/// Keeps live and queued connections of a capture translated for as long as somebody holds it,
+/// besides the proxy: what is queued at a listener that outlives the proxy can then still be asked
+/// where it was going.
+pub struct Anchor {
+    _owner: NetlinkSocket,
 }
 
 /// What a removal came to.
@@ -63,7 +70,7 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
-pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
+pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
     let host = look()?;
     let mut reader = NetlinkSocket::open()?;
@@ -79,16 +86,17 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         let plan = Plan::new(settings, &host, generation)?;
         // An install that was killed just before its end leaves an older anchor behind.
         let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
-        return Ok(legacy::sweep(port, report(&plan, &identity, false)));
+        return Ok((legacy::sweep(port, report(&plan, &identity, false)), None));
     }
     let generation = next_generation(port, &tables, &identity.tethers);
     let plan = Plan::new(settings, &host, generation)?;
     gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
-    capture(&mut reader, &mut proxy, &identity, &plan)?;
+    let anchor = capture(&mut reader, &mut proxy, &identity, &plan)?;
     let installed = report(&plan, &identity, true);
-    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
+    let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
+    Ok((installed, Some(anchor)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -134,7 +142,15 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
 /// # Errors
 /// When the proxy does not answer.
 pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
-    match Proxy::connect(port)? {
+    status_within(port, ANSWER_TIMEOUT)
+}
+
+/// The same, for a caller that will not wait longer than `limit` for the answer.
+///
+/// # Errors
+/// When the proxy does not answer in that time.
+pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect_within(port, limit)? {
         Some(mut proxy) => proxy.status().map(Some),
         None => Ok(None),
     }
@@ -226,13 +242,14 @@ pub(crate) fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether
 }
 
 /// Hands over before it widens: from the first redirected packet on, the kernel ends the capture
-/// with the proxy. This process' copies of the sockets close on return, which is last.
+/// with the proxy. This process' copy of the capture's socket closes on return, which is last; that
+/// of the anchor's is the caller's to keep.
 fn capture(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
-) -> Result<(), Refusal> {
+) -> Result<Anchor, Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     nft::create(&mut anchor, &plan.anchor)?;
     nft::widen(&mut anchor, &plan.anchor)?;
@@ -247,7 +264,7 @@ fn capture(
     if done.is_err() {
         withdraw(proxy, &mut capture, plan);
     }
-    done
+    done.map(|()| Anchor { _owner: anchor })
 }
 
 pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {

@@ -42,8 +42,15 @@ pub struct ControlState {
     tethers: Mutex<Tethers>,
     lapses: Mutex<Lapses>,
     /// What kept the latest beat from renewing the lease.
-    obstacle: Mutex<Option<String>>,
+    obstacle: Mutex<Option<Told>>,
     captures_changed: Notify,
+}
+
+/// An obstacle, as it is told.
+#[derive(Clone, Debug)]
+struct Told {
+    text: String,
+    hung_worker: Option<usize>,
 }
 
 /// How well the capture has been kept up.
@@ -173,13 +180,15 @@ impl ControlState {
 
     pub(super) fn status(&self) -> Status {
         let figures = self.figures();
-        let obstacle = self.obstacle();
+        let obstacle = self.obstacle().clone();
+        let obstacle = obstacle.filter(|_| figures.since.is_some());
         Status {
             proxy: self.identity(),
             is_captured: figures.is_active,
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
-            obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
+            hung_worker: obstacle.as_ref().and_then(|told| told.hung_worker),
+            obstacle: obstacle.map(|told| told.text),
         }
     }
 
@@ -239,7 +248,13 @@ impl ControlState {
 
     /// Keeps and tells what a round of beats came to.
     pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
-        *self.obstacle() = round.as_ref().err().map(ToString::to_string);
+        *self.obstacle() = round.as_ref().err().map(|obstacle| Told {
+            text: obstacle.to_string(),
+            hung_worker: match obstacle {
+                Obstacle::SilentWorker(worker) => Some(*worker),
+                _ => None,
+            },
+        });
         let mut lapses = self.lapses();
         match round {
             Ok(began) => {
@@ -270,7 +285,7 @@ impl ControlState {
         self.tethers().drop_idle_anchors(live_connections);
     }
 
-    fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+    fn obstacle(&self) -> MutexGuard<'_, Option<Told>> {
         self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
