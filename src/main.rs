@@ -10,6 +10,7 @@ mod install_rules;
 mod logging;
 mod privileges;
 mod remove_rules;
+mod run;
 mod serve;
 mod settings;
 mod status;
@@ -30,19 +31,24 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Run(run::Args),
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
     Demo(demo::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    SweepCgroup(run::SweepArgs),
 }
 
 fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Run(args) => run::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
+        Command::SweepCgroup(args) => run::sweep(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
     };
