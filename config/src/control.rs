@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Scope;
+
 /// The longest line either side accepts, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 
@@ -61,6 +63,13 @@ pub struct Tether {
     /// The descriptor owns no rules: once it is closed they work until the lease has run out.
     #[serde(default)]
     pub outlives: bool,
+    /// Whose connections it captures.
+    #[serde(default, skip_serializing_if = "Scope::is_netns")]
+    pub scope: Scope,
+    /// What the kernel knows the scope's cgroup by. One that is removed and made again under the same
+    /// path has another number, and nothing of it is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<u64>,
 }
 
 /// What keeps a capture at work: the redirect applies only for `millis` after the proxy's last beat,

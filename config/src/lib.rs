@@ -6,12 +6,14 @@ pub mod control;
 mod duration;
 mod file;
 mod ports;
+mod scope;
 mod settings;
 
 pub use duration::Span;
 pub use file::{Problem, parse, read};
 pub use ipnet::IpNet;
 pub use ports::PortRange;
+pub use scope::Scope;
 pub use settings::{
     AccessLog, AccessLogFormat, AccessLogTarget, Capture, Exclude, Include, Limits, Pool, Settings,
     Timeouts,

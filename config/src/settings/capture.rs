@@ -6,12 +6,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::{PortRange, Span};
+use crate::{PortRange, Scope, Span};
 
 /// Whose connections are redirected to the proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capture {
+    /// Whose: `netns` (everybody's in the network namespace), `cgroup:PATH`, `uid:UID[,UID…]` or
+    /// `gid:GID[,GID…]`. Default `netns`, since a container's or pod's namespace is its own.
+    pub scope: Scope,
     /// The uid that the proxy runs as; its own connections are never captured. Default 1337, as
     /// Istio's.
     pub proxy_uid: u32,
@@ -31,6 +34,7 @@ pub struct Capture {
 impl Default for Capture {
     fn default() -> Self {
         Self {
+            scope: Scope::default(),
             proxy_uid: 1337,
             proxy_mark: None,
             lease: Span::from_secs(2),
