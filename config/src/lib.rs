@@ -16,5 +16,5 @@ pub use ports::PortRange;
 pub use scope::Scope;
 pub use settings::{
     AccessLog, AccessLogFormat, AccessLogTarget, Capture, Exclude, Include, Limits, Pool, Settings,
-    Timeouts,
+    Supervisor, Timeouts,
 };

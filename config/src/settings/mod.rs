@@ -4,6 +4,7 @@
 mod access_log;
 mod capture;
 mod connections;
+mod supervisor;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget};
 pub use capture::{Capture, Exclude, Include};
 pub use connections::{Limits, Pool, Timeouts};
+pub use supervisor::Supervisor;
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -37,6 +39,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub pool: Pool,
     pub access_log: AccessLog,
+    pub supervisor: Supervisor,
 }
 
 impl Default for Settings {
@@ -53,6 +56,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             pool: Pool::default(),
             access_log: AccessLog::default(),
+            supervisor: Supervisor::default(),
         }
     }
 }
@@ -105,6 +109,7 @@ impl Settings {
         }
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
+        problems.extend(self.supervisor.problems());
         problems
     }
 }
