@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use outrigger_config::Scope;
 use outrigger_iptables::{Backend, Installed, Refusal};
 use serde_json::{Value, json};
 
@@ -28,9 +29,11 @@ pub(crate) struct Args {
     /// iptables go on until the lease has run out (2 s) after the proxy was killed
     #[arg(long, value_name = "BACKEND", default_value_t = Backend::Nft)]
     backend: Backend,
-    /// Whose connections are captured: `netns`, everybody's in this network namespace
-    #[arg(long, value_name = "SCOPE", default_value = "netns", value_parser = scope)]
-    scope: &'static str,
+    /// Whose connections are captured: `netns` (everybody's in this network namespace), `cgroup:PATH`
+    /// (of what runs in it or below; `cgroup:self`), `uid:UID[,UID…]`, `gid:GID[,GID…]` [default: the
+    /// file's `capture.scope`, else netns]
+    #[arg(long, value_name = "SCOPE")]
+    scope: Option<Scope>,
     /// Print what would be loaded, in the syntax of nft or iptables-restore, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -45,6 +48,8 @@ Examples:
   sudo proxyctl install-rules                    capture
   sudo proxyctl install-rules --config out.yaml  the same with a configuration, or change it
   proxyctl install-rules --dry-run | less        look first
+  sudo proxyctl install-rules --scope uid:1000   only what user 1000 opens
+  sudo proxyctl install-rules --scope cgroup:/system.slice/app.service
   sudo proxyctl install-rules --backend auto     where nft may not work
   sudo proxyctl remove-rules                     end the capture
 
@@ -58,8 +63,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    if !args.listen.is_empty() {
-        settings.listen = args.listen;
+    if !args.listen.is_empty() || args.scope.is_some() {
+        if !args.listen.is_empty() {
+            settings.listen = args.listen;
+        }
+        settings.capture.scope = args.scope.unwrap_or(settings.capture.scope);
         settings = match settings::check(settings, "install-rules") {
             Ok(settings) => settings,
             Err(code) => return code,
@@ -125,9 +133,13 @@ pub(crate) fn finish<T>(
 fn describe(installed: &Installed) {
     let families: Vec<_> = installed.families.iter().map(|f| f.name()).collect();
     println!(
-        "{}: new {} connections go to the proxy (pid {}, user {}); {}",
+        "{}: new {} connections{} go to the proxy (pid {}, user {}); {}",
         result_word(installed),
         families.join(" and "),
+        match &installed.scope {
+            Scope::Netns => String::new(),
+            scope => format!(" of {scope}"),
+        },
         installed.proxy_pid,
         installed.proxy_uid,
         place(installed),
@@ -149,15 +161,5 @@ fn result_word(installed: &Installed) -> &'static str {
         "captured"
     } else {
         "already captured"
-    }
-}
-
-fn scope(text: &str) -> Result<&'static str, String> {
-    match text.split_once(':').map_or(text, |(kind, _)| kind) {
-        "netns" if text == "netns" => Ok("netns"),
-        kind @ ("cgroup" | "uid" | "gid" | "user" | "group") => Err(format!(
-            "the scope `{kind}` is not in this version; use `netns`, with capture.exclude.uids and gids for exceptions"
-        )),
-        _ => Err("no such scope; use `netns`".into()),
     }
 }

@@ -5,10 +5,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::{Span, control::Status};
+use outrigger_config::{
+    Span,
+    control::{Status, TetherKind},
+};
 use serde_json::json;
 
-use crate::{install_rules::finish, settings::Instance};
+use crate::{install_rules::finish, run::Report, settings::Instance};
 
 /// Tell whether connections are captured, by which proxy, and since when
 ///
@@ -41,7 +44,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(code) => return code,
     };
     let status = outrigger_iptables::status(port);
-    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured);
+    let is_captured = matches!(&status, Ok(Some(status)) if status.is_captured && scope_problem(status).is_none());
     let told = finish(
         status,
         args.json,
@@ -49,6 +52,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
         |status| {
             let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
             value["result"] = json!(result_word(status.as_ref()));
+            if let Some(report) = Report::ask(port) {
+                value["supervisor"] = json!(report);
+            }
+            value["scope_problem"] = json!(status.as_ref().and_then(scope_problem));
             value
         },
     );
@@ -56,8 +63,13 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn describe(port: u16, status: Option<&Status>) {
+    let supervisor = Report::ask(port).map(|report| report.in_words());
     let Some(status) = status else {
-        return println!("direct: no proxy runs on port {port}");
+        match supervisor {
+            Some(words) => println!("direct: {words}"),
+            None => println!("direct: no proxy runs on port {port}"),
+        }
+        return;
     };
     let proxy = &status.proxy;
     let since = proxy.captured_since.map(|since| {
@@ -74,6 +86,12 @@ fn describe(port: u16, status: Option<&Status>) {
     }
     for tether in &proxy.tethers {
         println!("  table {}", tether.table);
+        if tether.kind == TetherKind::Capture {
+            println!("  scope {}", tether.scope);
+        }
+        if let Some(problem) = outrigger_iptables::scope_problem(tether) {
+            println!("  {problem}");
+        }
         if let Some(lease) = &tether.lease {
             println!("  lease {}", Span::from_millis(lease.millis));
         }
@@ -93,14 +111,23 @@ fn describe(port: u16, status: Option<&Status>) {
         Span::from_secs(proxy.uptime_secs),
         if proxy.draining { ", draining" } else { "" }
     );
+    if let Some(words) = supervisor {
+        println!("  {words}");
+    }
 }
 
 fn result_word(status: Option<&Status>) -> &'static str {
     match status {
+        Some(status) if status.is_captured && scope_problem(status).is_some() => "stale",
         Some(status) if status.is_captured => "captured",
         Some(status) if status.proxy.captured_since.is_some() => "lapsed",
         Some(_) | None => "direct",
     }
+}
+
+fn scope_problem(status: &Status) -> Option<String> {
+    let mut tethers = status.proxy.tethers.iter();
+    tethers.find_map(outrigger_iptables::scope_problem)
 }
 
 fn unix_now() -> u64 {

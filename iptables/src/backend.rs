@@ -95,7 +95,7 @@ fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
 
 /// Loads the very rules, without a hook, into a table that goes at once.
 fn try_nft(settings: &Settings) -> Result<(), Refusal> {
-    let mut table = Plan::new(settings, &tether::look()?, 0)?.capture;
+    let mut table = Plan::new(settings, &tether::look(settings)?, 0)?.capture;
     table.name = format!("outrigger_{}_trial", settings.port());
     for chain in &mut table.chains {
         chain.hook = None;
@@ -108,7 +108,7 @@ fn try_nft(settings: &Settings) -> Result<(), Refusal> {
 }
 
 fn first_that_works(settings: &Settings) -> Result<Option<Variant>, Refusal> {
-    let families = Plan::new(settings, &tether::look()?, 0)?.families;
+    let families = Plan::new(settings, &tether::look(settings)?, 0)?.families;
     let mut all = Variant::of_host()
         .into_iter()
         .chain([Variant::Nft, Variant::Legacy]);

@@ -5,7 +5,8 @@ use std::{fmt, io, net::SocketAddr};
 use outrigger_config::control::LoopOutcome;
 
 use crate::{
-    legacy::IptablesError, listeners::Listener, nft::NftError, plan::Family, process::Process,
+    cgroup::CgroupError, legacy::IptablesError, listeners::Listener, nft::NftError, plan::Family,
+    process::Process,
 };
 
 /// The first check that failed. The rules are as they were before.
@@ -15,6 +16,14 @@ pub enum Refusal {
     OnlyOneUid { uid: u32 },
     /// This command runs as the proxy's user, so its probes would not be captured.
     InstallerIsProxy { uid: u32 },
+    /// The scope is the proxy's own user, who is never captured.
+    ScopeHasProxy { uid: u32 },
+    /// The scope names a user that this user namespace does not have.
+    ScopeUnmapped { scope: String, only: u32 },
+    /// No probe could be sent from the scope.
+    ScopeUnreachable { scope: String, cause: io::Error },
+    /// A cgroup could not be found or used.
+    Cgroup(CgroupError),
     /// The settings leave nothing to capture.
     NothingToCapture { notes: Vec<String> },
     /// Another `install-rules` or `remove-rules` holds the lock and does not end.
@@ -103,6 +112,10 @@ impl Refusal {
         match self {
             Self::OnlyOneUid { .. } | Self::InstallerIsProxy { .. } => "exclusion",
             Self::NothingToCapture { .. } => "settings",
+            Self::ScopeHasProxy { .. }
+            | Self::ScopeUnmapped { .. }
+            | Self::ScopeUnreachable { .. }
+            | Self::Cgroup(_) => "scope",
             Self::Locked { .. } => "lock",
             Self::Kernel(error) if error.is_lack_of_privilege() => "privilege",
             Self::Kernel(_) => "kernel",
@@ -130,6 +143,10 @@ impl Refusal {
             Self::InstallerIsProxy { uid } => format!(
                 "run this command as another user than {uid} (root, say), let the proxy run as a user of its own, or set capture.proxy_mark"
             ),
+            Self::ScopeHasProxy { uid } => format!("let the application run as another user than {uid}, or the proxy (capture.proxy_uid); then name only the application's"),
+            Self::ScopeUnmapped { only, .. } => format!("use `--scope netns`, `cgroup:PATH` or `uid:{only}`; or run this in a user namespace that has the user (`unshare --map-auto`)"),
+            Self::ScopeUnreachable { .. } => "run this command as root of a user namespace that has these ids (with CAP_SETUID and CAP_SETGID), and look whether the cgroup is frozen (`cgroup.freeze`)".into(),
+            Self::Cgroup(error) => error.advice(),
             Self::NothingToCapture { .. } => "add a network to capture.include.cidrs that listen has an address for, and a port to capture.include.ports".into(),
             Self::Locked { holder: Some(holder) } => format!("wait for it, or end process {}", holder.pid),
             Self::Locked { holder: None } => "wait for it and try again".into(),
@@ -224,6 +241,18 @@ impl fmt::Display for Refusal {
                 f,
                 "this command runs as user {uid}, which is the proxy's and is never captured, so it cannot probe the capture"
             ),
+            Self::ScopeHasProxy { uid } => write!(
+                f,
+                "the scope names user {uid}, as whom the proxy runs and who is therefore never captured"
+            ),
+            Self::ScopeUnmapped { scope, only } => write!(
+                f,
+                "the scope {scope} names users that this user namespace does not have: its only one is {only}"
+            ),
+            Self::ScopeUnreachable { scope, cause } => {
+                write!(f, "no probe could be sent from the scope {scope}: {cause}")
+            }
+            Self::Cgroup(error) => error.fmt(f),
             Self::NothingToCapture { notes } => {
                 write!(f, "nothing would be captured")?;
                 notes.iter().try_for_each(|note| write!(f, "; {note}"))
@@ -368,6 +397,7 @@ impl std::error::Error for Refusal {
         match self {
             Self::Kernel(error) => Some(error),
             Self::Iptables(error) => Some(error),
+            Self::Cgroup(error) => Some(error),
             Self::Host { cause, .. } | Self::Control { cause, .. } => Some(cause),
             _ => None,
         }
@@ -377,6 +407,12 @@ impl std::error::Error for Refusal {
 impl From<NftError> for Refusal {
     fn from(error: NftError) -> Self {
         Self::Kernel(error)
+    }
+}
+
+impl From<CgroupError> for Refusal {
+    fn from(error: CgroupError) -> Self {
+        Self::Cgroup(error)
     }
 }
 

@@ -2,6 +2,7 @@
 //! names itself.
 
 mod canary;
+mod dialler;
 
 use std::{io, net::IpAddr};
 
@@ -119,9 +120,8 @@ mod tests {
 
     fn plan() -> Plan {
         let host = Host {
-            uid: 0,
-            only_uid: None,
             ipv6_on_loopback: false,
+            ..Host::default()
         };
         Plan::new(&Settings::default(), &host, 1).unwrap()
     }

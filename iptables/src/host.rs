@@ -5,7 +5,9 @@ use std::{
     net::{Ipv6Addr, UdpSocket},
 };
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+use crate::cgroup::Cgroup;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// The user that this process runs as.
     pub uid: u32,
@@ -13,6 +15,19 @@ pub struct Host {
     pub only_uid: Option<u32>,
     /// Without ::1 on `lo` a redirected IPv6 connection leads nowhere.
     pub ipv6_on_loopback: bool,
+    /// The one that the scope names, if it names one.
+    pub cgroup: Option<Cgroup>,
+    /// Other instances that capture here.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Another proxy of ours in this network namespace, and how its own connections are told. They are
+/// not captured: two that captured each other's would send a connection round for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub port: u16,
+    pub uid: u32,
+    pub mark: Option<u32>,
 }
 
 impl Host {
@@ -23,6 +38,8 @@ impl Host {
             uid: rustix::process::geteuid().as_raw(),
             only_uid: only_uid(&fs::read_to_string("/proc/self/uid_map")?),
             ipv6_on_loopback: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
+            cgroup: None,
+            neighbours: Vec::new(),
         })
     }
 }

@@ -56,7 +56,7 @@ pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> 
 /// As [`crate::install`], with the rules in iptables.
 pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed, Refusal> {
     let port = settings.port();
-    let host = tether::look()?;
+    let host = tether::look(settings)?;
     let mut reader = NetlinkSocket::open()?;
     let _lock = InstallLock::acquire(port)?;
     let tables = tether::tables_if_any(&mut reader)?;

@@ -12,6 +12,7 @@ mod host;
 mod legacy;
 pub mod listeners;
 mod lock;
+mod neighbours;
 pub mod nft;
 pub mod plan;
 mod process;
@@ -23,4 +24,6 @@ pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Anchor, Installed, Removed, remove, status, status_within};
+pub use tether::{
+    Anchor, Installed, Removed, remove, scope_problem, status, status_within,
+};

@@ -9,18 +9,26 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{IpNet, Settings, control::Lease};
+use outrigger_config::{IpNet, Scope, Settings, control::Lease};
 use serde::Serialize;
 
 pub(crate) use build::LEASES;
 pub use intervals::Intervals;
 pub(crate) use show::is_host;
 
-use crate::{error::Refusal, host::Host};
+use crate::{
+    cgroup::Cgroup,
+    error::Refusal,
+    host::{Host, Neighbour},
+};
 
 /// Below -100, whoever registered last wins against kube-proxy's or Docker's DNAT. Here the proxy
-/// always sees the service address, and its own dial is still translated by them.
+/// always sees the service address, and its own dial is still translated by them. Several instances
+/// may capture in one namespace: the narrower scope comes first.
 const NAT_PRIORITY: i32 = -150;
+const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
+const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
+const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
 const FILTER_PRIORITY: i32 = 0;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
@@ -54,6 +62,10 @@ pub struct Plan {
     /// The families that are captured, never empty.
     pub families: Vec<Family>,
     pub proxy: ProxyIdentity,
+    /// Whose connections, with a cgroup's path in full.
+    pub scope: Scope,
+    pub cgroup: Option<Cgroup>,
+    pub neighbours: Vec<Neighbour>,
     pub lease: Lease,
     /// Keeps conntrack hooked while live captured connections need their translation.
     pub anchor: Table,
@@ -151,6 +163,13 @@ pub enum Match {
     SocketUidIn(&'static str),
     SocketGidIn(&'static str),
     Mark(u32),
+    /// Of that cgroup, or of one below it. The level counts from the cgroup namespace of who loads
+    /// the rule.
+    SocketCgroup {
+        path: String,
+        id: u64,
+        level: u32,
+    },
     OutLoopback,
     DestinationLocal,
     Destination(IpNet),
@@ -193,18 +212,24 @@ impl Plan {
     /// When the proxy could not be told from the applications, or nothing would be captured.
     pub fn new(settings: &Settings, host: &Host, generation: u64) -> Result<Self, Refusal> {
         let proxy = build::identify(settings, host)?;
-        let (families, notes) = build::captured_families(settings, host)?;
+        let (families, mut notes) = build::captured_families(settings, host)?;
+        let scope = build::scope(settings, host, &proxy)?;
+        notes.extend(build::scope_note(host));
         let port = settings.port();
         let lease = build::lease(settings, &families);
-        let capture = |generation| build::capture(settings, &proxy, &families, &lease, generation);
+        let capture =
+            |generation| build::capture(settings, host, &proxy, &families, &lease, generation);
         Ok(Self {
             port,
             generation,
             anchor: build::anchor(port, generation),
             capture: capture(generation),
-            fingerprint: format!("{:016x}", fnv1a(capture(0).to_string().as_bytes())),
+            fingerprint: fingerprint(&capture(0), host.cgroup.as_ref()),
             families,
             proxy,
+            scope,
+            cgroup: host.cgroup.clone(),
+            neighbours: host.neighbours.clone(),
             lease,
             notes,
         })
@@ -237,12 +262,16 @@ impl Plan {
         Table {
             name: format!("outrigger_{}_canary", self.port),
             comment: "Outrigger: a probe, gone in a moment".into(),
-            sets: Vec::new(),
+            sets: build::scope_sets(&self.scope),
             chains: vec![
                 Chain {
                     name: "output",
                     hook: Some(Hook::NAT),
-                    rules: vec![Rule::new([Match::PureSyn], Verdict::Jump("probe"))],
+                    rules: vec![Rule::new(
+                        std::iter::once(Match::PureSyn)
+                            .chain(build::in_scope(&self.scope, self.cgroup.as_ref())),
+                        Verdict::Jump("probe"),
+                    )],
                 },
                 Chain {
                     name: "probe",
@@ -328,6 +357,13 @@ impl Family {
             Self::V6 => Elements::V6(intervals),
         }
     }
+}
+
+/// The text has a cgroup's path only, and the same path may mean another one tomorrow.
+fn fingerprint(table: &Table, cgroup: Option<&Cgroup>) -> String {
+    let id = cgroup.map(|cgroup| cgroup.id().to_string());
+    let text = table.to_string() + &id.unwrap_or_default();
+    format!("{:016x}", fnv1a(text.as_bytes()))
 }
 
 /// FNV-1a, 64 bits: stable across builds, unlike the standard hasher, and no secret depends on it.

@@ -57,6 +57,76 @@ pub(crate) fn before_exec(
     unsafe { command.pre_exec(action) };
 }
 
+/// A copy of this process, killed and reaped when dropped, or when this process ends.
+pub(crate) struct Helper(libc::pid_t);
+
+impl Helper {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.unsigned_abs()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // SAFETY: plain system calls on a child of ours, which nobody else waits for, so that its
+        // number is not given to another before the second call.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// Runs `action` in a copy of this process, which has all its descriptors.
+pub(crate) fn fork(action: impl FnOnce()) -> io::Result<Helper> {
+    // SAFETY: the C library makes its allocator usable in the child of a fork; the child runs `action`
+    // and then ends without unwinding into the parent's frames or running its exit handlers. No
+    // other thread of this program lives at this point that could hold another lock for ever.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: a plain system call with numbers.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(action));
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(done.is_err())) }
+        }
+        pid => Ok(Helper(pid)),
+    }
+}
+
+/// Makes files and sockets of the calling thread belong to `uid`, for the rest of its life.
+pub(crate) fn take_file_uid(uid: u32) -> io::Result<()> {
+    // SAFETY: changes a number of the calling thread only.
+    let now = unsafe {
+        libc::setfsuid(uid);
+        // It answers the old one, whether it worked or not, and this value is never taken.
+        libc::setfsuid(u32::MAX)
+    };
+    taken(now, uid)
+}
+
+/// The same for the group.
+pub(crate) fn take_file_gid(gid: u32) -> io::Result<()> {
+    // SAFETY: changes a number of the calling thread only.
+    let now = unsafe {
+        libc::setfsgid(gid);
+        libc::setfsgid(u32::MAX)
+    };
+    taken(now, gid)
+}
+
+fn taken(now: i32, wanted: u32) -> io::Result<()> {
+    if now.cast_unsigned() == wanted {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("this process may not act as {wanted}"),
+        ))
+    }
+}
+
 /// Moves the calling thread, and what it starts from now on, to an empty network namespace.
 #[cfg(test)]
 pub(crate) fn enter_new_network_namespace() -> io::Result<()> {

@@ -4,12 +4,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use outrigger_config::{
-    Settings,
+    Scope, Settings,
     control::{Identity, Request, Status, Tether, TetherKind},
 };
 use serde::Serialize;
 
 use crate::{
+    cgroup::Cgroup,
     conntrack,
     control::{ANSWER_TIMEOUT, Proxy},
     error::{Leftover, Refusal},
@@ -17,6 +18,7 @@ use crate::{
     host::Host,
     legacy,
     lock::InstallLock,
+    neighbours,
     nft::{self, NetlinkSocket, TableInfo},
     plan::{Family, Plan, generation_of, is_ours, table_name},
     process::netlink_holders,
@@ -32,6 +34,8 @@ pub struct Installed {
     pub table: String,
     pub generation: u64,
     pub families: Vec<Family>,
+    /// Whose connections.
+    pub scope: Scope,
     pub proxy_pid: u32,
     pub proxy_uid: u32,
     pub notes: Vec<String>,
@@ -57,7 +61,7 @@ pub struct Removed {
 /// # Errors
 /// When the settings cannot be planned on this host.
 pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
-    let host = look()?;
+    let host = look(settings)?;
     // Without the privilege to list tables this is taken for the first generation.
     let tables = NetlinkSocket::open()
         .and_then(|mut socket| nft::tables(&mut socket))
@@ -72,7 +76,7 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 /// The first check that failed; the rules are then as they were before.
 pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
-    let host = look()?;
+    let host = look(settings)?;
     let mut reader = NetlinkSocket::open()?;
     // First of all, because it shows the lack of privilege before anything else can.
     nft::tables(&mut reader)?;
@@ -156,11 +160,37 @@ pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refus
     }
 }
 
-pub(crate) fn look() -> Result<Host, Refusal> {
-    Host::look().map_err(|cause| Refusal::Host {
+/// Why the scope of `tether` has nobody in it, though its rules are in force.
+pub fn scope_problem(tether: &Tether) -> Option<String> {
+    let id = tether.cgroup_id?;
+    let Scope::Cgroup(path) = &tether.scope else {
+        return None;
+    };
+    let reinstall = "run install-rules again once the application's cgroup is there, and start the application after it";
+    match Cgroup::find(path) {
+        Ok(cgroup) if cgroup.id() == id => None,
+        Ok(cgroup) => Some(format!(
+            "captures nothing: cgroup {path} was removed and made again (number {id} then, {} now); {reinstall}",
+            cgroup.id()
+        )),
+        Err(error) if error.is_absent() => Some(format!(
+            "captures nothing: cgroup {path} (number {id}) is gone; {reinstall}"
+        )),
+        // Not for this process to see, such as from another cgroup namespace.
+        Err(_) => None,
+    }
+}
+
+pub(crate) fn look(settings: &Settings) -> Result<Host, Refusal> {
+    let mut host = Host::look().map_err(|cause| Refusal::Host {
         doing: "looking at the host".into(),
         cause,
-    })
+    })?;
+    if let Scope::Cgroup(path) = &settings.capture.scope {
+        host.cgroup = Some(Cgroup::find(path)?);
+    }
+    host.neighbours = neighbours::of(settings.port());
+    Ok(host)
 }
 
 pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Installed {
@@ -170,9 +200,10 @@ pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Install
         table: plan.capture.name.clone(),
         generation: plan.generation,
         families: plan.families.clone(),
+        scope: plan.scope.clone(),
         proxy_pid: identity.pid,
         proxy_uid: plan.proxy.uid,
-        notes: plan.notes.clone(),
+        notes: [plan.notes.clone(), neighbours::notes(plan, identity)].concat(),
     }
 }
 
@@ -279,6 +310,8 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
         fingerprint: plan.fingerprint().into(),
         lease: (kind == TetherKind::Capture).then(|| plan.lease.clone()),
         outlives: false,
+        scope: plan.scope.clone(),
+        cgroup_id: plan.cgroup.as_ref().map(Cgroup::id),
     }
 }
 

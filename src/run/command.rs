@@ -52,14 +52,14 @@ pub(super) fn forward(caught: Caught, command: Pid) {
 }
 
 /// Ends what the command left running: a daemon of its own would lose its sidecar anyway.
-pub(super) fn end_leftovers(deaths: &Deaths, spared: &[Pid]) {
+pub(super) fn end_leftovers(deaths: &Deaths, place: &Place) {
     let deadline = Instant::now() + GRACE;
     let mut told = Vec::new();
     loop {
         deaths.reap();
         let left: Vec<_> = children()
             .into_iter()
-            .filter(|child| !spared.contains(child))
+            .filter(|&child| !deaths.is_proxy(child) && Some(child) != place.sweeper())
             .collect();
         if left.is_empty() {
             return;

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     io,
+    os::fd::OwnedFd,
     process::{Child, Command},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,7 +12,6 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
 
-use std::os::fd::OwnedFd;
 
 #[derive(Debug, Default)]
 pub(super) struct Deaths {
@@ -42,7 +42,9 @@ impl Deaths {
     /// How the proxy `pid`, which has ended, did so.
     pub(super) fn of(&self, pid: Pid) -> Option<WaitStatus> {
         const REAPED: Duration = Duration::from_secs(5);
-        let is_missing = |proxies: &mut HashMap<_, _>| proxies.get(&pid) == Some(&None);
+        let is_missing = |proxies: &mut HashMap<Pid, Option<WaitStatus>>| {
+            matches!(proxies.get(&pid), Some(None))
+        };
         let (mut proxies, _) = self
             .news
             .wait_timeout_while(self.proxies(), REAPED, |p| is_missing(p))
@@ -62,6 +64,10 @@ impl Deaths {
         }
         self.news.notify_all();
         others
+    }
+
+    pub(super) fn is_proxy(&self, pid: Pid) -> bool {
+        self.proxies().contains_key(&pid)
     }
 
     fn proxies(&self) -> MutexGuard<'_, HashMap<Pid, Option<WaitStatus>>> {

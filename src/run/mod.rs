@@ -317,8 +317,7 @@ impl Supervisor {
     fn end(&mut self, place: Place) {
         self.command = None;
         self.stopped_by = None;
-        let proxy = self.keeper.as_ref().and_then(|k| k.report().proxy_pid);
-        let _ = proxy;
+        command::end_leftovers(&self.deaths, &place);
         if let Some(keeper) = &mut self.keeper {
             keeper.stop();
         }
@@ -331,7 +330,6 @@ impl Supervisor {
             }
         }
         place.remove();
-        command::end_leftovers(&self.deaths, &[]);
     }
 
     /// Waits for one thing to happen, and does what it asks for.

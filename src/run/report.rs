@@ -71,7 +71,7 @@ impl Report {
     /// Tells it to whoever has knocked.
     pub(super) fn answer(&self, door: &UnixListener) {
         while let Ok((mut asking, _)) = door.accept() {
-            let told = || -> io::Result<()> {
+            let mut told = || -> io::Result<()> {
                 asking.set_write_timeout(Some(PATIENCE))?;
                 asking.write_all(&serde_json::to_vec(self)?)
             };
@@ -79,6 +79,25 @@ impl Report {
                 tracing::debug!(%error, "an asker was gone before it was answered");
             }
         }
+    }
+
+    /// One line for `status`.
+    pub(crate) fn in_words(&self) -> String {
+        let state = match &self.capture {
+            Capture::Starting => "is starting".into(),
+            Capture::Captured => "captures".into(),
+            Capture::Direct(why) => format!("does not capture just now: {why}"),
+            Capture::Refused { why, .. } => format!("cannot capture, and tries again: {why}"),
+            Capture::Tripped(why) => format!("captures no more until a proxy lasts: {why}"),
+        };
+        let Self {
+            supervisor_pid,
+            deaths,
+            ..
+        } = self;
+        format!(
+            "supervisor pid {supervisor_pid} {state}; {deaths} proxies have died"
+        )
     }
 
     /// What a user must know at the end, if anything went wrong.

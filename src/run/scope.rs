@@ -11,6 +11,8 @@ use std::{
 use outrigger_config::Scope;
 use outrigger_iptables::cgroup::{Cgroup, CgroupError};
 
+use rustix::process::Pid;
+
 use crate::sys;
 
 /// The name of a run's cgroup, before its process id.
@@ -33,7 +35,7 @@ pub(super) struct Place {
     cgroup: Option<Cgroup>,
     uid: Option<u32>,
     /// While this is open the cgroup is ours to remove.
-    _sweeper: Option<io::PipeWriter>,
+    sweeper: Option<(Pid, io::PipeWriter)>,
 }
 
 impl FromStr for ScopeArgument {
@@ -60,7 +62,7 @@ impl Place {
         let mut place = Self {
             cgroup: None,
             uid: None,
-            _sweeper: None,
+            sweeper: None,
         };
         let captured = match scope {
             ScopeArgument::Netns => Scope::Netns,
@@ -79,7 +81,7 @@ impl Place {
                 })?;
                 let captured = Scope::Cgroup(cgroup.path().into());
                 place.cgroup = Some(cgroup);
-                place._sweeper = Some(sweeper);
+                place.sweeper = Some(sweeper);
                 captured
             }
         };
@@ -95,6 +97,11 @@ impl Place {
             Some(cgroup) => cgroup.contain(command),
             None => Ok(()),
         }
+    }
+
+    /// A process of ours that is none of the command's.
+    pub(super) fn sweeper(&self) -> Option<Pid> {
+        self.sweeper.as_ref().map(|(pid, _)| *pid)
     }
 
     /// Removes what was made; whatever still runs in it ends.
@@ -124,7 +131,7 @@ fn make_cgroup() -> Result<Cgroup, CgroupError> {
 }
 
 /// A process that removes the cgroup should this one be killed, once the command has ended too.
-fn start_sweeper(cgroup: &Cgroup) -> io::Result<io::PipeWriter> {
+fn start_sweeper(cgroup: &Cgroup) -> io::Result<(Pid, io::PipeWriter)> {
     let (theirs, ours) = io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
     command
@@ -133,8 +140,8 @@ fn start_sweeper(cgroup: &Cgroup) -> io::Result<io::PipeWriter> {
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null());
     sys::start_session(&mut command);
-    command.spawn()?;
-    Ok(ours)
+    let child = command.spawn()?;
+    Ok((Pid::from_child(&child), ours))
 }
 
 /// Removes a run's cgroup after its supervisor was killed

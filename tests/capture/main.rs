@@ -3,11 +3,14 @@
 mod backends;
 mod lease;
 mod lifecycle;
+mod matrix;
 #[path = "../support/netns.rs"]
 mod netns;
 #[path = "../support/proxyctl.rs"]
 mod proxyctl;
 mod refusals;
+mod scoped;
+mod scopes;
 mod slipping;
 mod status;
 #[path = "../support/wire.rs"]

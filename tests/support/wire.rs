@@ -66,9 +66,13 @@ impl Client {
     }
 
     pub(crate) fn try_connect(namespace: &Namespace, address: &str) -> std::io::Result<Self> {
+        namespace.enter(|| Self::dial(address))
+    }
+
+    /// From this very thread.
+    pub(crate) fn dial(address: &str) -> std::io::Result<Self> {
         let address: SocketAddr = address.parse().unwrap();
-        let stream = namespace.enter(|| TcpStream::connect_timeout(&address, LIMIT))?;
-        Self::greeted(stream)
+        Self::greeted(TcpStream::connect_timeout(&address, LIMIT)?)
     }
 
     /// From a port of the application's choice.

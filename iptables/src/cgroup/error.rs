@@ -53,9 +53,14 @@ impl CgroupError {
         Self { doing, reason }
     }
 
-    /// Whether the reason is that there is no cgroup2 on this host.
-    pub fn is_absence(&self) -> bool {
-        matches!(self.reason, Reason::NoHierarchy)
+    /// Whether there is no cgroup of that path, where there could be one.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.reason, Reason::Missing { .. } | Reason::Gone)
+    }
+
+    /// Whether it takes no process because it divides resources among those below.
+    pub(crate) fn is_internal(&self) -> bool {
+        matches!(self.reason, Reason::Internal)
     }
 
     /// What to do next.

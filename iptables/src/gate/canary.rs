@@ -13,7 +13,7 @@ use outrigger_config::control::{CanaryAnswer, Identity, LoopOutcome, Reply, Requ
 use rustix::rand::{GetRandomFlags, getrandom};
 use socket2::{Domain, Socket, Type};
 
-use super::{count_of, on_port};
+use super::{count_of, dialler::Dialler, on_port};
 use crate::{
     control::{Proxy, is_timeout, unexpected},
     error::{CanaryFailure, Refusal},
@@ -37,6 +37,7 @@ pub(crate) fn probe<T>(
     plan: &Plan,
     redirect: impl FnOnce(&[SocketAddr]) -> Result<T, Refusal>,
 ) -> Result<(), Refusal> {
+    let mut dialler = Dialler::new(plan)?;
     let targets = plan
         .families
         .iter()
@@ -60,10 +61,7 @@ pub(crate) fn probe<T>(
             .workers
             .min(count_of(target.family, &sockets))
             .max(1);
-        reach_all(target, wanted, &nonce, identity).map_err(|seen| Refusal::Canary {
-            family: target.family,
-            seen,
-        })?;
+        reach_all(target, wanted, &nonce, identity, &mut dialler)?;
     }
     for target in &targets {
         check_loop(proxy, target.address, plan)?;
@@ -145,27 +143,43 @@ fn reach_all(
     wanted: usize,
     nonce: &str,
     identity: &Identity,
-) -> Result<(), CanaryFailure> {
+    dialler: &mut Dialler,
+) -> Result<(), Refusal> {
     let deadline = Instant::now() + TIME_PER_FAMILY;
     let mut answered = HashSet::new();
-    for _ in 0..wanted * DIALS_PER_WORKER {
-        answered.insert(dial(target.address, nonce, identity)?);
-        if answered.len() >= wanted {
+    let canary = |seen| Refusal::Canary {
+        family: target.family,
+        seen,
+    };
+    let parts = dialler.parts();
+    for number in 0..parts + wanted * DIALS_PER_WORKER {
+        let socket = dialler.socket(target.family, number)?;
+        let answer = dial(socket, target.address, nonce, identity);
+        answered.insert(answer.map_err(canary)?);
+        if answered.len() >= wanted && number + 1 >= parts {
             return Ok(());
         }
         if Instant::now() > deadline {
             break;
         }
     }
-    Err(CanaryFailure::WorkersMissing {
+    Err(canary(CanaryFailure::WorkersMissing {
         answered: answered.len(),
         wanted,
-    })
+    }))
 }
 
 /// The number of the worker that answered.
-fn dial(target: SocketAddr, nonce: &str, identity: &Identity) -> Result<usize, CanaryFailure> {
-    let mut stream = TcpStream::connect_timeout(&target, ANSWER_TIMEOUT).map_err(judge)?;
+fn dial(
+    socket: Socket,
+    target: SocketAddr,
+    nonce: &str,
+    identity: &Identity,
+) -> Result<usize, CanaryFailure> {
+    socket
+        .connect_timeout(&target.into(), ANSWER_TIMEOUT)
+        .map_err(judge)?;
+    let mut stream = TcpStream::from(socket);
     let line = exchange(&mut stream, nonce).map_err(judge)?;
     let answer: CanaryAnswer =
         serde_json::from_slice(&line).map_err(|_| CanaryFailure::Stranger(excerpt(&line)))?;
@@ -302,23 +316,32 @@ mod tests {
         serde_json::to_string(&answer).unwrap() + "\n"
     }
 
+    fn dialled(
+        target: SocketAddr,
+        nonce: &str,
+        identity: &Identity,
+    ) -> Result<usize, CanaryFailure> {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).unwrap();
+        dial(socket, target, nonce, identity)
+    }
+
     #[test]
     fn a_proxy_is_told_from_a_stranger() {
         let right = server(1, |address, _| canary("me", 5, address));
-        assert_eq!(dial(right, "n", &identity()), Ok(5));
+        assert_eq!(dialled(right, "n", &identity()), Ok(5));
         let other = server(1, |address, _| canary("stale", 0, address));
         assert!(matches!(
-            dial(other, "n", &identity()),
+            dialled(other, "n", &identity()),
             Err(CanaryFailure::Stranger(what)) if what.contains("stale")
         ));
         let web = server(1, |_, _| "HTTP/1.1 400 Bad Request\r\n\r\n".into());
         assert!(matches!(
-            dial(web, "n", &identity()),
+            dialled(web, "n", &identity()),
             Err(CanaryFailure::Stranger(what)) if what.contains("400")
         ));
         let mute = server(1, |_, _| String::new());
         assert!(matches!(
-            dial(mute, "n", &identity()),
+            dialled(mute, "n", &identity()),
             Err(CanaryFailure::Stranger(_))
         ));
     }
@@ -328,7 +351,7 @@ mod tests {
         let elsewhere: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let address = server(1, move |_, _| canary("me", 0, elsewhere));
         assert_eq!(
-            dial(address, "n", &identity()),
+            dialled(address, "n", &identity()),
             Err(CanaryFailure::WrongDestination {
                 dialled: address,
                 seen: elsewhere
@@ -344,20 +367,24 @@ mod tests {
             address,
             _reserved: Socket::new(Domain::IPV4, Type::STREAM, None).unwrap(),
         };
-        assert_eq!(
-            reach_all(&target, 2, "n", &identity()),
-            Err(CanaryFailure::WorkersMissing {
-                answered: 1,
-                wanted: 2
+        let refusal = reach_all(&target, 2, "n", &identity(), &mut Dialler::here());
+        assert!(matches!(
+            refusal,
+            Err(Refusal::Canary {
+                seen: CanaryFailure::WorkersMissing {
+                    answered: 1,
+                    wanted: 2
+                },
+                ..
             })
-        );
+        ));
     }
 
     #[test]
     fn nobody_there_is_a_refusal() {
         let target = Target::reserve(Family::V4).unwrap();
         assert_eq!(
-            dial(target.address, "n", &identity()),
+            dialled(target.address, "n", &identity()),
             Err(CanaryFailure::Refused)
         );
     }

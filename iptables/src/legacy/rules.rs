@@ -9,10 +9,12 @@ use std::{
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::{IptablesError, MAX_RULES, lease, ruleset::State};
-use crate::plan::{Elements, Family, Intervals, Match, Plan, Rule, Table, Verdict};
+use crate::plan::{Chain, Elements, Family, Intervals, Match, Plan, Rule, Table, Verdict};
 
 /// The match extensions that the rules use.
-pub(super) const MATCHES: [&str; 6] = ["tcp", "udp", "owner", "recent", "addrtype", "mark"];
+pub(super) const MATCHES: [&str; 7] = [
+    "tcp", "udp", "owner", "recent", "addrtype", "mark", "cgroup",
+];
 
 /// See [`Match::PureSyn`].
 const PURE_SYN: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
@@ -53,12 +55,12 @@ fn number(family: Family) -> u8 {
 pub(super) fn capture(plan: &Plan, family: Family) -> Result<State, IptablesError> {
     let of_chain = |name| {
         let chains = plan.capture.chains.iter();
-        let rules = chains
-            .filter(move |c| c.name == name)
-            .flat_map(|c| &c.rules);
-        rules
-            .filter(|rule| !matches!(rule.verdict, Verdict::Jump(_)))
-            .flat_map(|rule| encode(rule, &plan.capture, family))
+        chains
+            .filter(move |chain| chain.name == name)
+            .flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)))
+            .filter(|(_, rule)| !matches!(rule.verdict, Verdict::Jump(_)))
+            .flat_map(|(chain, rule)| encode(rule, chain, &plan.capture, family))
+            .take(MAX_RULES + 1)
     };
     let mut rules: Vec<_> = of_chain("output").collect();
     rules.push(return_unless_fresh(
@@ -101,8 +103,8 @@ pub(super) fn probe(plan: &Plan, target: SocketAddr) -> State {
     let chain = table.chains.iter().filter(|chain| chain.name == "probe");
     rules.extend(
         chain
-            .flat_map(|chain| &chain.rules)
-            .flat_map(|rule| encode(rule, &table, family)),
+            .flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)))
+            .flat_map(|(chain, rule)| encode(rule, chain, &table, family)),
     );
     State::new(&probe_name(plan.port), rules, PURE_SYN)
 }
@@ -165,7 +167,7 @@ struct Conditions {
 
 /// One rule of the plan is as many here as its sets have elements; none if it is the other
 /// family's.
-fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
+fn encode(rule: &Rule, chain: &Chain, table: &Table, family: Family) -> Vec<String> {
     let verdict = match rule.verdict {
         Verdict::RedirectTo(port) => format!("REDIRECT --to-ports {port}"),
         Verdict::Return => "RETURN".into(),
@@ -177,8 +179,11 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         }
     };
     let unconditional = vec![Conditions::default()];
-    rule.matches
+    let redirects = matches!(rule.verdict, Verdict::RedirectTo(_));
+    scope_of(chain, table)
         .iter()
+        .filter(|_| redirects)
+        .chain(&rule.matches)
         .fold(unconditional, |so_far, condition| {
             so_far
                 .into_iter()
@@ -190,6 +195,14 @@ fn encode(rule: &Rule, table: &Table, family: Family) -> Vec<String> {
         .iter()
         .map(|conditions| format!("{conditions}-j {verdict}"))
         .collect()
+}
+
+/// On what condition the plan comes to `chain` at all. There are no sets here for one rule to ask, so
+/// each rule that redirects asks it itself.
+fn scope_of<'a>(chain: &Chain, table: &'a Table) -> &'a [Match] {
+    let mut rules = table.chains.iter().flat_map(|chain| &chain.rules);
+    let jump = rules.find(|rule| rule.verdict == Verdict::Jump(chain.name));
+    jump.map_or(&[], |jump| &jump.matches)
 }
 
 impl Conditions {
@@ -209,6 +222,9 @@ impl Conditions {
             }],
             Match::DestinationLocal => vec![self.extended("addrtype --dst-type LOCAL")],
             Match::Established => vec![self.extended("conntrack --ctstate ESTABLISHED")],
+            Match::SocketCgroup { path, .. } => {
+                vec![self.extended(format!("cgroup --path {path}"))]
+            }
             Match::Mark(mark) => vec![self.extended(format!("mark --mark {mark:#x}"))],
             Match::SocketUid(uid) => vec![self.of_user(*uid)],
             Match::Port(port) => vec![self.at_port(port.to_string())],
@@ -316,9 +332,8 @@ mod tests {
 
     fn plan(settings: &str) -> Plan {
         let host = Host {
-            uid: 0,
-            only_uid: None,
             ipv6_on_loopback: true,
+            ..Host::default()
         };
         Plan::new(&parse(settings).unwrap(), &host, 1).unwrap()
     }

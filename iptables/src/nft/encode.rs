@@ -331,6 +331,17 @@ impl Expr {
                 self.meta(MetaKey::Mark);
                 self.equals(&mark.to_ne_bytes());
             }
+            Match::SocketCgroup { id, level, .. } => {
+                self.add(
+                    "socket",
+                    [
+                        (1, SOCKET_CGROUPV2),
+                        (2, Register::Reg1.into()),
+                        (3, *level),
+                    ],
+                );
+                self.equals(&id.to_ne_bytes());
+            }
             Match::OutLoopback => {
                 self.meta(MetaKey::Oif);
                 self.equals(&LOOPBACK_INDEX.to_ne_bytes());
@@ -550,6 +561,7 @@ impl Expr {
     }
 }
 
+const SOCKET_CGROUPV2: u32 = 3;
 const LOOPBACK_INDEX: u32 = 1;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 1 << 1;

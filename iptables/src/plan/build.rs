@@ -4,15 +4,19 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv6Net;
 use outrigger_config::{
-    IpNet, PortRange, Settings,
+    IpNet, PortRange, Scope, Settings,
     control::{Lease, probe_address},
 };
 
 use super::{
-    Chain, Elements, Family, Hook, Intervals, Match, ProxyIdentity, Rule, Set, Table, Verdict,
-    anchor_name, table_name,
+    CGROUP_NAT_PRIORITY, Chain, Elements, Family, GID_NAT_PRIORITY, Hook, Intervals, Match,
+    ProxyIdentity, Rule, Set, Table, UID_NAT_PRIORITY, Verdict, anchor_name, table_name,
 };
-use crate::{error::Refusal, host::Host};
+use crate::{
+    cgroup::Cgroup,
+    error::Refusal,
+    host::{Host, Neighbour},
+};
 
 /// Rules exclude by uid, and by mark where one is set. By mark alone where the installer, who
 /// stands for the applications, has the proxy's uid: in a rootless namespace there is no other.
@@ -64,6 +68,84 @@ pub(super) fn captured_families(
         return Err(Refusal::NothingToCapture { notes });
     }
     Ok((families, notes))
+}
+
+/// The scope as the rules will have it, with a cgroup by its full path.
+pub(super) fn scope(
+    settings: &Settings,
+    host: &Host,
+    proxy: &ProxyIdentity,
+) -> Result<Scope, Refusal> {
+    let scope = &settings.capture.scope;
+    match scope {
+        Scope::Uids(ids) => {
+            if let Some(only) = host.only_uid
+                && *ids != [only]
+            {
+                return Err(Refusal::ScopeUnmapped {
+                    scope: scope.to_string(),
+                    only,
+                });
+            }
+            match proxy.excluded_uid.filter(|own| ids.contains(own)) {
+                Some(uid) => Err(Refusal::ScopeHasProxy { uid }),
+                None => Ok(scope.clone()),
+            }
+        }
+        Scope::Cgroup(_) => Ok(match &host.cgroup {
+            Some(cgroup) => Scope::Cgroup(cgroup.path().into()),
+            None => scope.clone(),
+        }),
+        Scope::Netns | Scope::Gids(_) => Ok(scope.clone()),
+    }
+}
+
+pub(super) fn scope_note(host: &Host) -> Option<String> {
+    let cgroup = host.cgroup.as_ref()?;
+    Some(format!(
+        "cgroup {cgroup} is captured as it is now (number {}): of one that is made again under this path nothing is, until install-rules runs again",
+        cgroup.id()
+    ))
+}
+
+const SCOPE_UIDS: &str = "scope_uids";
+const SCOPE_GIDS: &str = "scope_gids";
+
+/// Empty: everybody.
+pub(super) fn in_scope(scope: &Scope, cgroup: Option<&Cgroup>) -> Option<Match> {
+    match scope {
+        Scope::Netns => None,
+        Scope::Uids(_) => Some(Match::SocketUidIn(SCOPE_UIDS)),
+        Scope::Gids(_) => Some(Match::SocketGidIn(SCOPE_GIDS)),
+        Scope::Cgroup(path) => Some(Match::SocketCgroup {
+            path: path.clone(),
+            // Nothing has the number 0.
+            id: cgroup.map_or(0, Cgroup::id),
+            level: cgroup.map_or(0, Cgroup::level),
+        }),
+    }
+}
+
+pub(super) fn scope_sets(scope: &Scope) -> Vec<Set> {
+    let (name, elements) = match scope {
+        Scope::Netns | Scope::Cgroup(_) => return Vec::new(),
+        Scope::Uids(ids) => (SCOPE_UIDS, Elements::Uids(ids.clone())),
+        Scope::Gids(ids) => (SCOPE_GIDS, Elements::Gids(ids.clone())),
+    };
+    vec![Set { name, elements }]
+}
+
+const fn nat_hook(scope: &Scope) -> Hook {
+    let priority = match scope {
+        Scope::Netns => return Hook::NAT,
+        Scope::Cgroup(_) => CGROUP_NAT_PRIORITY,
+        Scope::Uids(_) => UID_NAT_PRIORITY,
+        Scope::Gids(_) => GID_NAT_PRIORITY,
+    };
+    Hook {
+        priority,
+        ..Hook::NAT
+    }
 }
 
 const EXCLUDED_UIDS: &str = "excluded_uids";
@@ -146,21 +228,24 @@ pub(super) fn lease(settings: &Settings, families: &[Family]) -> Lease {
 
 pub(super) fn capture(
     settings: &Settings,
+    host: &Host,
     proxy: &ProxyIdentity,
     families: &[Family],
     lease: &Lease,
     generation: u64,
 ) -> Table {
     let port = settings.port();
+    let scope = &settings.capture.scope;
     let mut sets = sets(settings, families);
+    sets.extend(scope_sets(scope));
     sets.push(Set {
         name: LEASES,
         elements: Elements::Leases,
     });
     let mut chains = vec![
         heartbeat_chain(proxy, lease, generation),
-        output_chain(proxy, lease, port),
-        capture_chain(settings, proxy, families, port),
+        output_chain(scope, host, proxy, lease, port),
+        capture_chain(settings, host, proxy, families, port),
     ];
     if families.contains(&Family::V4) {
         sets.push(Set {
@@ -224,7 +309,13 @@ fn heartbeat_chain(proxy: &ProxyIdentity, lease: &Lease, generation: u64) -> Cha
 }
 
 /// The proxy's probes are redirected lease or no lease, or it could never prove itself again.
-fn output_chain(proxy: &ProxyIdentity, lease: &Lease, port: u16) -> Chain {
+fn output_chain(
+    scope: &Scope,
+    host: &Host,
+    proxy: &ProxyIdentity,
+    lease: &Lease,
+    port: u16,
+) -> Chain {
     let probe = |beat: &SocketAddr| {
         let target = probe_address(beat.ip());
         Rule::new(
@@ -238,13 +329,16 @@ fn output_chain(proxy: &ProxyIdentity, lease: &Lease, port: u16) -> Chain {
         )
     };
     let mut rules: Vec<_> = lease.beats.iter().map(probe).collect();
+    let scope_match = in_scope(scope, host.cgroup.as_ref());
     rules.push(Rule::new(
-        [Match::PureSyn, Match::FamilyIn(LEASES)],
+        [Match::PureSyn, Match::FamilyIn(LEASES)]
+            .into_iter()
+            .chain(scope_match),
         Verdict::Jump("capture"),
     ));
     Chain {
         name: "output",
-        hook: Some(Hook::NAT),
+        hook: Some(nat_hook(scope)),
         rules,
     }
 }
@@ -259,12 +353,14 @@ fn is_from(proxy: &ProxyIdentity) -> Match {
 
 fn capture_chain(
     settings: &Settings,
+    host: &Host,
     proxy: &ProxyIdentity,
     families: &[Family],
     port: u16,
 ) -> Chain {
     let capture = &settings.capture;
     let mut rules = exclude_proxy(proxy);
+    rules.extend(exclude_neighbours(proxy, &host.neighbours));
     let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
     leave(Match::OutLoopback);
     leave(Match::DestinationLocal);
@@ -322,6 +418,25 @@ pub(super) fn exclude_proxy(proxy: &ProxyIdentity) -> Vec<Rule> {
     let mark = proxy.mark.map(Match::Mark);
     uid.into_iter()
         .chain(mark)
+        .map(|own| Rule::new([own], Verdict::Return))
+        .collect()
+}
+
+/// By mark where it has one: in a namespace of one uid everybody has its user's.
+fn exclude_neighbours(proxy: &ProxyIdentity, neighbours: &[Neighbour]) -> Vec<Rule> {
+    let mut own: Vec<_> = neighbours
+        .iter()
+        .map(|neighbour| match neighbour.mark {
+            Some(mark) => Match::Mark(mark),
+            None => Match::SocketUid(neighbour.uid),
+        })
+        .filter(|own| match own {
+            Match::SocketUid(uid) => proxy.excluded_uid.is_some_and(|ours| ours != *uid),
+            other => proxy.mark.map(Match::Mark).as_ref() != Some(other),
+        })
+        .collect();
+    own.dedup();
+    own.into_iter()
         .map(|own| Rule::new([own], Verdict::Return))
         .collect()
 }

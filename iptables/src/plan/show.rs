@@ -155,6 +155,11 @@ impl Display for Match {
             Self::SocketUidIn(set) => write!(f, "meta skuid @{set}"),
             Self::SocketGidIn(set) => write!(f, "meta skgid @{set}"),
             Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
+            Self::SocketCgroup { path, level, .. } => write!(
+                f,
+                "socket cgroupv2 level {level} \"{}\"",
+                path.trim_start_matches('/')
+            ),
             Self::OutLoopback => f.write_str("oif \"lo\""),
             Self::DestinationLocal => f.write_str("fib daddr type local"),
             Self::Destination(net) => {

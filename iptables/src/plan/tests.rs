@@ -10,9 +10,8 @@ use crate::nft::{self, NetlinkSocket};
 
 fn host() -> Host {
     Host {
-        uid: 0,
-        only_uid: None,
         ipv6_on_loopback: true,
+        ..Host::default()
     }
 }
 

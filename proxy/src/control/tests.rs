@@ -124,6 +124,8 @@ fn tether(kind: TetherKind, generation: u64) -> Tether {
         fingerprint: "f".into(),
         lease: None,
         outlives: false,
+        scope: Default::default(),
+        cgroup_id: None,
     }
 }
 
