@@ -32,6 +32,22 @@ pub(crate) fn start_session(command: &mut Command) {
     unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
 }
 
+/// Lets `command` have every signal, whatever this process has blocked: a mask is inherited.
+pub(crate) fn unblock_signals(command: &mut Command) {
+    // SAFETY: between fork and exec the child fills a set on its stack and makes one system call,
+    // which allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            let mut none: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        })
+    };
+}
+
 /// Signals that wait here to be read instead of interrupting.
 #[derive(Debug)]
 pub(crate) struct Signals(std::fs::File);
@@ -47,8 +63,7 @@ pub(crate) struct Caught {
 }
 
 impl Signals {
-    /// Blocks `signals` in this thread and those that it starts. What it executes is not affected:
-    /// the standard library clears the mask in a child.
+    /// Blocks `signals` in this thread, and in all that it starts: see [`unblock_signals`].
     ///
     /// # Errors
     /// When the kernel gives no descriptor.

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, getpgid, getpgrp, kill_process};
 
 use super::{deaths::Deaths, scope::Place};
-use crate::sys::Caught;
+use crate::sys::{self, Caught};
 
 /// What a process left behind by the command has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ pub(super) fn start(words: &[OsString], place: &Place) -> Result<Pid, (u8, Strin
     let name = program.to_string_lossy();
     let mut command = Command::new(program);
     command.args(arguments);
+    sys::unblock_signals(&mut command);
     place
         .contain(&mut command)
         .map_err(|error| (super::REFUSED, error.to_string()))?;

@@ -82,6 +82,7 @@ impl Proxy {
         }
         // The terminal's signals are for the command: ^C ends that, and then we end the proxy.
         sys::start_session(&mut command);
+        sys::unblock_signals(&mut command);
         let (pid, pidfd) = deaths.spawn(&mut command)?;
         Ok(Self { pid, pidfd, link })
     }

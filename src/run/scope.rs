@@ -140,6 +140,7 @@ fn start_sweeper(cgroup: &Cgroup) -> io::Result<(Pid, io::PipeWriter)> {
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null());
     sys::start_session(&mut command);
+    sys::unblock_signals(&mut command);
     let child = command.spawn()?;
     Ok((Pid::from_child(&child), ours))
 }
