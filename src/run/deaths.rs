@@ -12,7 +12,6 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
 
-
 #[derive(Debug, Default)]
 pub(super) struct Deaths {
     /// The proxies that were started, and their end where it has come.

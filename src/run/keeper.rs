@@ -161,7 +161,10 @@ impl Keeping {
             match outrigger_iptables::install_and_anchor(&self.job.settings, self.job.backend) {
                 Ok((installed, anchor)) => {
                     self.anchor = anchor.or(self.anchor.take());
-                    self.tell(|report| report.capture = Capture::Captured);
+                    self.tell(|report| {
+                        report.capture = Capture::Captured;
+                        report.has_captured = true;
+                    });
                     tracing::info!(pid = installed.proxy_pid, "captured");
                     let end = self.watch(&proxy, None, Some(Instant::now()));
                     return end.unwrap_or(End::Ordered);

@@ -279,15 +279,18 @@ impl Supervisor {
             if self.stopped_by.is_some() {
                 return Err("stopped".into());
             }
-            match self.keeper.as_ref().map(|keeper| keeper.report().capture) {
-                Some(Capture::Captured) => return Ok(()),
+            let report = self.keeper.as_ref().map(Keeper::report);
+            if report.as_ref().is_some_and(|report| report.has_captured) {
+                return Ok(());
+            }
+            match report.map(|report| report.capture) {
                 Some(Capture::Refused { why, check, advice }) => {
                     return Err(format!(
                         "{why}\n  failed check: {check}\n  what to do: {advice}"
                     ));
                 }
                 Some(Capture::Tripped(why)) => return Err(why),
-                Some(Capture::Starting | Capture::Direct(_)) => self.turn(),
+                Some(Capture::Starting | Capture::Captured | Capture::Direct(_)) => self.turn(),
                 None => return Err("the thread that keeps the proxy has ended".into()),
             }
         }

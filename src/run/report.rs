@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) port: u16,
     pub(crate) proxy_pid: Option<i32>,
     pub(crate) capture: Capture,
+    /// Whether it ever captured: what came since is no failed start.
+    pub(crate) has_captured: bool,
     pub(crate) deaths: u64,
     /// Whether the breaker ever tripped.
     pub(crate) has_tripped: bool,
@@ -53,6 +55,7 @@ impl Report {
             port,
             proxy_pid: None,
             capture: Capture::Starting,
+            has_captured: false,
             deaths: 0,
             has_tripped: false,
         }
@@ -95,9 +98,7 @@ impl Report {
             deaths,
             ..
         } = self;
-        format!(
-            "supervisor pid {supervisor_pid} {state}; {deaths} proxies have died"
-        )
+        format!("supervisor pid {supervisor_pid} {state}; {deaths} proxies have died")
     }
 
     /// What a user must know at the end, if anything went wrong.
