@@ -141,7 +141,8 @@ async fn serve(
         state.canary.answer(client, original, worker).await;
         return Ok(());
     }
-    if is_probe(original) {
+    let is_probe = |listener| is_probe(original, listener);
+    if stream.local_addr().is_ok_and(is_probe) {
         state.answer_probe(client).await;
         return Ok(());
     }

@@ -59,7 +59,7 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let mut settings = match settings::load(args.config.as_deref()) {
+    let mut settings = match settings::load(args.config.as_deref(), args.json) {
         Ok(settings) => settings,
         Err(code) => return code,
     };
@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             settings.listen = args.listen;
         }
         settings.capture.scope = args.scope.unwrap_or(settings.capture.scope);
-        settings = match settings::check(settings, "install-rules") {
+        settings = match settings::check(settings, "install-rules", args.json) {
             Ok(settings) => settings,
             Err(code) => return code,
         };

@@ -9,12 +9,14 @@ mod demo;
 mod install_rules;
 mod logging;
 mod privileges;
+mod problems;
 mod remove_rules;
 mod run;
 mod serve;
 mod settings;
 mod status;
 mod sys;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,7 @@ enum Command {
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
+    Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
         Command::SweepCgroup(args) => run::sweep(args),
+        Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),
     };

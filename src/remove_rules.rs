@@ -32,7 +32,7 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let port = match args.instance.port() {
+    let port = match args.instance.port(args.json) {
         Ok(port) => port,
         Err(code) => return code,
     };

@@ -117,6 +117,7 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), String> {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     warn_of_other_user(&settings);
+    warn_of_open_admin(&settings);
     let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
     bound.serve().map_err(|e| e.to_string())
 }
@@ -166,7 +167,7 @@ fn supervised_values(args: &Args) -> Result<(Settings, Inherited), String> {
 /// # Errors
 /// Once everything that is wrong with it has been printed.
 fn settings(args: &Args) -> Result<Settings, ExitCode> {
-    let mut settings = settings::load(args.config.as_deref())?;
+    let mut settings = settings::load(args.config.as_deref(), false)?;
     if !args.listen.is_empty() {
         settings.listen.clone_from(&args.listen);
     }
@@ -176,7 +177,7 @@ fn settings(args: &Args) -> Result<Settings, ExitCode> {
         None => {}
     }
     settings.workers = args.workers.or(settings.workers);
-    settings::check(settings, "serve")
+    settings::check(settings, "serve", false)
 }
 
 /// Another user than the settings name serves well enough, but is captured itself.
@@ -192,6 +193,15 @@ fn warn_of_other_user(settings: &Settings) {
         tracing::warn!(
             "running as uid {uid}, but capture.proxy_uid is {}: `proxyctl install-rules` will refuse to capture for this process; start it as that user (or as root){or_this_user}",
             capture.proxy_uid
+        );
+    }
+}
+
+/// Allowed, since whoever scrapes a pod's metrics comes from elsewhere; never by oversight.
+fn warn_of_open_admin(settings: &Settings) {
+    if let Some(address) = settings.admin.filter(|a| !a.ip().is_loopback()) {
+        tracing::warn!(
+            "the admin listener on {address} is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it"
         );
     }
 }

@@ -7,23 +7,31 @@ use std::{
 };
 
 use outrigger_config::Settings;
+use serde_json::{Value, json};
+
+use crate::problems;
 
 /// What the command line could not be understood with, as for clap's own errors.
 pub(crate) const USAGE_ERROR: u8 = 2;
 
 /// Reads `path`, or takes the defaults without one; problems are printed, all of them.
-pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
+pub(crate) fn load(path: Option<&Path>, as_json: bool) -> Result<Settings, ExitCode> {
     let Some(path) = path else {
         return Ok(Settings::default());
     };
     outrigger_config::read(path).map_err(|problems| {
-        for problem in problems {
-            let name = path.display();
-            match problem.at {
-                // As compilers do, so that editors and terminals lead there.
-                Some((line, column)) => eprintln!("{name}:{line}:{column}: {}", problem.message),
-                None => eprintln!("{name}: {}", problem.message),
-            }
+        let errors = problems.iter().filter(|problem| problem.is_error());
+        if as_json {
+            let file = path.display().to_string();
+            let told = errors.map(|problem| {
+                let mut told = json!(problem);
+                told["file"] = json!(file);
+                told
+            });
+            return refuse_as_json(told.collect());
+        }
+        for problem in errors {
+            eprintln!("{}", problems::one_line(path, problem));
         }
         ExitCode::from(USAGE_ERROR)
     })
@@ -33,15 +41,44 @@ pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ExitCode> {
 ///
 /// # Errors
 /// Once every problem has been printed.
-pub(crate) fn check(settings: Settings, command: &str) -> Result<Settings, ExitCode> {
+pub(crate) fn check(
+    settings: Settings,
+    command: &str,
+    as_json: bool,
+) -> Result<Settings, ExitCode> {
     let problems = settings.problems();
     if problems.is_empty() {
         return Ok(settings);
+    }
+    if as_json {
+        let problems = problems.iter();
+        let problems = problems
+            .map(|(key, message)| json!({ "option": format!("--{key}"), "message": message }));
+        return Err(refuse_as_json(problems.collect()));
     }
     for (key, message) in problems {
         eprintln!("proxyctl {command}: --{key}: {message}");
     }
     Err(ExitCode::from(USAGE_ERROR))
+}
+
+/// In the shape of every other refusal, with the problems one by one.
+fn refuse_as_json(problems: Vec<Value>) -> ExitCode {
+    let messages: Vec<_> = problems
+        .iter()
+        .filter_map(|p| p["message"].as_str())
+        .collect();
+    println!(
+        "{}",
+        json!({
+            "result": "refused",
+            "check": "configuration",
+            "message": messages.join("; "),
+            "advice": "correct the configuration; every problem found is listed in `problems`",
+            "problems": problems,
+        })
+    );
+    ExitCode::from(USAGE_ERROR)
 }
 
 /// The value of `--listen`.
@@ -63,8 +100,8 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// The port that names it. A file that is given must be valid even where it does not decide.
-    pub(crate) fn port(&self) -> Result<u16, ExitCode> {
-        let settings = load(self.config.as_deref())?;
+    pub(crate) fn port(&self, as_json: bool) -> Result<u16, ExitCode> {
+        let settings = load(self.config.as_deref(), as_json)?;
         Ok(self.port.unwrap_or_else(|| settings.port()))
     }
 }

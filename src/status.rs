@@ -39,7 +39,7 @@ Exit codes:
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let port = match args.instance.port() {
+    let port = match args.instance.port(args.json) {
         Ok(port) => port,
         Err(code) => return code,
     };
@@ -51,6 +51,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         |status| describe(port, status.as_ref()),
         |status| {
             let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
+            value["closed"] = json!(closed(port, status.as_ref()));
             value["result"] = json!(result_word(status.as_ref()));
             if let Some(report) = Report::ask(port) {
                 value["supervisor"] = json!(report);
@@ -69,6 +70,11 @@ fn describe(port: u16, status: Option<&Status>) {
             Some(words) => println!("direct: {words}"),
             None => println!("direct: no proxy runs on port {port}"),
         }
+        for table in closed(port, None) {
+            println!(
+                "  table {table}: connections to capture.fail_closed are refused without the proxy"
+            );
+        }
         return;
     };
     let proxy = &status.proxy;
@@ -81,11 +87,20 @@ fn describe(port: u16, status: Option<&Status>) {
         result_word(Some(status)),
         since.as_deref().unwrap_or_default()
     );
+    if let Some(reason) = &status.given_up {
+        println!("  new connections go direct until install-rules is run again: {reason}");
+    }
     if let Some(obstacle) = &status.obstacle {
         println!("  no beat: {obstacle}");
     }
     for tether in &proxy.tethers {
-        println!("  table {}", tether.table);
+        let refused = match tether.kind {
+            TetherKind::Closed => {
+                ": connections to capture.fail_closed are refused without the proxy"
+            }
+            TetherKind::Capture | TetherKind::Anchor => "",
+        };
+        println!("  table {}{refused}", tether.table);
         if tether.kind == TetherKind::Capture {
             println!("  scope {}", tether.scope);
         }
@@ -116,11 +131,25 @@ fn describe(port: u16, status: Option<&Status>) {
     }
 }
 
+/// The tables that refuse what must not go direct. The proxy knows its own; those of one that is gone are
+/// listed by the kernel, for root only.
+fn closed(port: u16, status: Option<&Status>) -> Vec<String> {
+    let Some(status) = status else {
+        return outrigger_iptables::closed(port).unwrap_or_default();
+    };
+    let tethers = status.proxy.tethers.iter();
+    tethers
+        .filter(|tether| tether.kind == TetherKind::Closed)
+        .map(|tether| tether.table.clone())
+        .collect()
+}
+
 fn result_word(status: Option<&Status>) -> &'static str {
     match status {
         Some(status) if status.is_captured && scope_problem(status).is_some() => "stale",
         Some(status) if status.is_captured => "captured",
         Some(status) if status.proxy.captured_since.is_some() => "lapsed",
+        Some(status) if status.given_up.is_some() => "given up",
         Some(_) | None => "direct",
     }
 }

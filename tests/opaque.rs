@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use support::{SOON, SVC, SVC4, SVC6, Speak, World, wait_until};
 
 #[test]
@@ -321,4 +322,51 @@ fn bytes_arrive_in_order_and_unchanged_both_ways_at_once() {
 
 fn echo(mut stream: &std::net::TcpStream) -> io::Result<()> {
     io::copy(&mut stream.try_clone()?, &mut stream).map(drop)
+}
+
+/// Regression: the urgent byte was lost, both ways. It arrives in its place in the stream, as for
+/// whoever asks for that directly (SO_OOBINLINE).
+#[test]
+fn an_urgent_byte_arrives_in_its_place() {
+    let world = World::new();
+    let _peer = world.peer(23, |mut stream| {
+        let heard = stream.hear(7)?;
+        stream.say("\x01")?;
+        stream.say(heard)?;
+        SockRef::from(&stream).send_out_of_band(b"?")?;
+        stream.say("end")
+    });
+    let _proxy = world.captured();
+    for svc in SVC {
+        let mut client = world.app.connect((svc, 23));
+        client.say("\x01ab").unwrap();
+        SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.say("cde").unwrap();
+        SockRef::from(&client).set_out_of_band_inline(true).unwrap();
+        assert_eq!(client.hear_to_end().unwrap(), b"\x01\x01ab!cde?end");
+    }
+}
+
+/// Regression: a splice stops before an urgent byte, and was repeated for ever.
+#[test]
+fn an_urgent_byte_within_bulk_data_arrives_in_its_place() {
+    const BULK: usize = 4 << 20;
+    let world = World::new();
+    let _peer = world.peer(23, |mut stream| {
+        let heard = stream.hear_to_end()?;
+        let urgent: Vec<_> = (0..heard.len()).filter(|&at| heard[at] == b'!').collect();
+        stream.say(format!("{} {urgent:?}", heard.len()))
+    });
+    let _proxy = world.captured();
+    let mut client = world.app.connect((SVC4, 23));
+    let half = vec![1; BULK];
+    client.say(&half).unwrap();
+    SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.say(&half).unwrap();
+    client.finish().unwrap();
+    let told = client.hear_to_end().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&told),
+        format!("{} [{BULK}]", 2 * BULK + 1)
+    );
 }

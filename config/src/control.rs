@@ -4,7 +4,7 @@
 //! that speaks of them (SCM_RIGHTS). The socket's name space is the network namespace, so the
 //! containers of a pod share it; the name is also the lock that keeps two instances off one port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -85,13 +85,18 @@ pub struct Lease {
 
 /// Where the proxy dials to see that a redirect leads to itself and that it is told the original
 /// destination. The rules redirect only the proxy's own connections to it, lease or no lease.
-/// 127.0.0.0/8 needs no route. IPv6 has no such spare address, and discard (port 9) at `::1` is
-/// nothing that a proxy would dial otherwise.
-pub fn probe_address(beat: IpAddr) -> SocketAddr {
+/// Each listener has its own, since several instances may run as one user; not at its own port, which no
+/// connection is ever passed on to. 127.0.0.0/8 needs no route. IPv6 has no such spare address; the
+/// port at `::1` is none that a proxy would dial otherwise.
+pub fn probe_address(listener: SocketAddr) -> SocketAddr {
     const DISCARD: u16 = 9;
-    match beat {
-        IpAddr::V4(_) => (Ipv4Addr::new(127, 192, 0, 3), DISCARD).into(),
-        IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, DISCARD).into(),
+    let port = match listener.port() ^ 0x8000 {
+        0 => DISCARD,
+        port => port,
+    };
+    match listener {
+        SocketAddr::V4(_) => (Ipv4Addr::new(127, 192, 0, 3), port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, port).into(),
     }
 }
 
@@ -102,6 +107,9 @@ pub enum TetherKind {
     Capture,
     /// Keeps conntrack, and with it the live captured connections, alive: closed last.
     Anchor,
+    /// Refuses destinations that must not be reached without the proxy. Once its socket is closed the
+    /// table stays, owned by nobody.
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +179,9 @@ pub struct Status {
     /// connections in its queue.
     #[serde(default)]
     pub hung_worker: Option<usize>,
+    /// Why the proxy itself has let go of its latest capture; another install takes it on again.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

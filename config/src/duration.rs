@@ -1,7 +1,8 @@
 //! Durations as people write them: `250ms`, `2s`, `1h 30m`.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A non-negative length of time, written with its unit (`1.5s`, `2m`); a bare number is refused
@@ -52,6 +53,19 @@ impl<'de> Deserialize<'de> for Span {
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Numbers with units, such as `250ms`, `2s` or `1m 30s`.",
+            "type": "string",
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Port ranges: `80` or `8000-8100`.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An inclusive range of TCP ports, 1 to 65535.
@@ -92,6 +93,22 @@ impl<'de> Deserialize<'de> for PortRange {
         }
 
         deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for PortRange {
+    fn schema_name() -> Cow<'static, str> {
+        "PortRange".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A port such as `443`, or a range such as `\"8000-8100\"`.",
+            "oneOf": [
+                { "type": "integer", "minimum": 1, "maximum": 65535 },
+                { "type": "string", "pattern": "^[0-9]+( *- *[0-9]+)?$" },
+            ],
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Whose connections are captured: `netns`, `cgroup:/app`, `uid:1000,1001` or `gid:100`.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// More ids than that belong into a group or a cgroup.
@@ -20,6 +21,19 @@ pub enum Scope {
     /// Of sockets that were opened with one of these as the process' group (not a supplementary
     /// one); sorted.
     Gids(Vec<u32>),
+}
+
+impl JsonSchema for Scope {
+    fn schema_name() -> Cow<'static, str> {
+        "Scope".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(netns|cgroup:(self|/.*)|[ug]id:[0-9]+(,[0-9]+)*)$",
+        })
+    }
 }
 
 impl Scope {

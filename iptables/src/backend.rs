@@ -108,11 +108,11 @@ fn try_nft(settings: &Settings) -> Result<(), Refusal> {
 }
 
 fn first_that_works(settings: &Settings) -> Result<Option<Variant>, Refusal> {
-    let families = Plan::new(settings, &tether::look(settings)?, 0)?.families;
+    let plan = Plan::new(settings, &tether::look(settings)?, 0)?;
     let mut all = Variant::of_host()
         .into_iter()
         .chain([Variant::Nft, Variant::Legacy]);
-    Ok(all.find(|&variant| legacy::works(variant, &families)))
+    Ok(all.find(|&variant| legacy::works(variant, &plan)))
 }
 
 impl FromStr for Backend {

@@ -26,6 +26,8 @@ pub enum Refusal {
     Cgroup(CgroupError),
     /// The settings leave nothing to capture.
     NothingToCapture { notes: Vec<String> },
+    /// Destinations that were to fail closed cannot, here.
+    CannotFailClosed { reason: String },
     /// Another `install-rules` or `remove-rules` holds the lock and does not end.
     Locked { holder: Option<Process> },
     /// nftables refused.
@@ -111,7 +113,7 @@ impl Refusal {
     pub fn check(&self) -> &'static str {
         match self {
             Self::OnlyOneUid { .. } | Self::InstallerIsProxy { .. } => "exclusion",
-            Self::NothingToCapture { .. } => "settings",
+            Self::NothingToCapture { .. } | Self::CannotFailClosed { .. } => "settings",
             Self::ScopeHasProxy { .. }
             | Self::ScopeUnmapped { .. }
             | Self::ScopeUnreachable { .. }
@@ -148,6 +150,7 @@ impl Refusal {
             Self::ScopeUnreachable { .. } => "run this command as root of a user namespace that has these ids (with CAP_SETUID and CAP_SETGID), and look whether the cgroup is frozen (`cgroup.freeze`)".into(),
             Self::Cgroup(error) => error.advice(),
             Self::NothingToCapture { .. } => "add a network to capture.include.cidrs that listen has an address for, and a port to capture.include.ports".into(),
+            Self::CannotFailClosed { .. } => "remove it from capture.fail_closed, or use a firewall for it".into(),
             Self::Locked { holder: Some(holder) } => format!("wait for it, or end process {}", holder.pid),
             Self::Locked { holder: None } => "wait for it and try again".into(),
             Self::Kernel(error) => error.advice(),
@@ -256,6 +259,9 @@ impl fmt::Display for Refusal {
             Self::NothingToCapture { notes } => {
                 write!(f, "nothing would be captured")?;
                 notes.iter().try_for_each(|note| write!(f, "; {note}"))
+            }
+            Self::CannotFailClosed { reason } => {
+                write!(f, "capture.fail_closed cannot be kept: {reason}")
             }
             Self::Locked { holder } => write!(
                 f,

@@ -121,6 +121,8 @@ mod tests {
     fn plan() -> Plan {
         let host = Host {
             ipv6_on_loopback: false,
+            can_shorten_timeouts: true,
+            can_outlive_owner: true,
             ..Host::default()
         };
         Plan::new(&Settings::default(), &host, 1).unwrap()

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv6Addr, UdpSocket},
 };
 
-use crate::cgroup::Cgroup;
+use crate::{cgroup::Cgroup, nft, plan};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -15,6 +15,10 @@ pub struct Host {
     pub only_uid: Option<u32>,
     /// Without ::1 on `lo` a redirected IPv6 connection leads nowhere.
     pub ipv6_on_loopback: bool,
+    /// Whether connection tracking takes a timeout of ours.
+    pub can_shorten_timeouts: bool,
+    /// Whether a table may stay, owned by nobody, once its owner is gone (Linux 6.9).
+    pub can_outlive_owner: bool,
     /// The one that the scope names, if it names one.
     pub cgroup: Option<Cgroup>,
     /// Other instances that capture here.
@@ -38,6 +42,8 @@ impl Host {
             uid: rustix::process::geteuid().as_raw(),
             only_uid: only_uid(&fs::read_to_string("/proc/self/uid_map")?),
             ipv6_on_loopback: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
+            can_shorten_timeouts: nft::is_possible(&plan::trial(true, false)),
+            can_outlive_owner: nft::is_possible(&plan::trial(false, true)),
             cgroup: None,
             neighbours: Vec::new(),
         })

@@ -15,7 +15,7 @@ mod ruleset;
 use std::net::SocketAddr;
 
 use outrigger_config::{
-    Settings,
+    Scope, Settings,
     control::{Identity, Request, Tether, TetherKind},
 };
 
@@ -38,6 +38,7 @@ const MAX_RULES: usize = 1000;
 
 /// What would be loaded, as input of the restore programs.
 pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> {
+    check_scope(plan, variant)?;
     let mut text = String::new();
     for note in &plan.notes {
         text += &format!("# {note}\n");
@@ -62,19 +63,25 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     let tables = tether::tables_if_any(&mut reader)?;
 
     let draft = Plan::new(settings, &host, 0)?;
+    check_scope(&draft, variant)?;
     let mut change = Change::begin(variant, &draft)?;
     let (mut proxy, identity) = gate::identify(&draft)?;
     tether::refuse_strangers(port, &tables, &identity)?;
-    if let Some(generation) = in_force(&change, &draft, &identity, variant) {
-        let plan = Plan::new(settings, &host, generation)?;
+    if let Some(plan) = in_force(&change, &draft, &identity, variant)
+        .map(|generation| Plan::new(settings, &host, generation))
+        .transpose()?
+        && tether::is_kept_closed(&mut reader, &identity, &plan)?
+    {
         tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
         return Ok(report(&plan, &identity, variant, false));
     }
     let generation = tether::next_generation(port, &tables, &identity.tethers);
     let mut plan = Plan::new(settings, &host, generation)?;
     plan.lease.millis = lease::seconds(&plan) * 1000;
+    let mut closed = None;
     let done = hold(&mut proxy, &mut plan, variant)
         .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
+        .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
     if let Err(refusal) = done {
         change.roll_back();
@@ -84,6 +91,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
                 generation: Some(generation),
             },
         );
+        tether::reopen(closed, &plan);
         return Err(refusal);
     }
     let installed = report(&plan, &identity, variant, true);
@@ -105,11 +113,20 @@ pub(crate) fn sweep(port: u16, mut installed: Installed) -> Installed {
     installed
 }
 
+/// Measured: with a rule by a cgroup that is gone the kernel answers every change with EINVAL.
+fn check_scope(plan: &Plan, variant: Variant) -> Result<(), IptablesError> {
+    match plan.scope {
+        Scope::Cgroup(_) if variant == Variant::Legacy => Err(IptablesError::CgroupInLegacy),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the programs of `variant` are there and understand this kernel.
-pub(crate) fn works(variant: Variant, families: &[Family]) -> bool {
-    families.iter().all(|&family| {
-        programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
-    })
+pub(crate) fn works(variant: Variant, plan: &Plan) -> bool {
+    check_scope(plan, variant).is_ok()
+        && plan.families.iter().all(|&family| {
+            programs::Programs::find(variant, family).is_ok_and(|programs| programs.save().is_ok())
+        })
 }
 
 /// Removes ours from every variant and family; names what is gone.

@@ -24,4 +24,6 @@ pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
-pub use tether::{Anchor, Installed, Removed, remove, scope_problem, status, status_within};
+pub use tether::{
+    Anchor, Installed, Removed, closed, remove, scope_problem, status, status_within,
+};

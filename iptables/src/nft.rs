@@ -34,7 +34,16 @@ pub fn widen(socket: &mut NetlinkSocket, table: &Table) -> Result<(), NftError> 
     socket.transact(encode::widen(table))
 }
 
-/// Deletes a table that `socket` owns.
+/// Whether the kernel takes a table like `trial`, which is made and deleted in one transaction. Without
+/// the privilege to try, that it does.
+pub(crate) fn is_possible(trial: &Table) -> bool {
+    let mut steps: Vec<_> = encode::narrow(trial).into_iter().flatten().collect();
+    steps.push(encode::delete(&trial.name));
+    let tried = NetlinkSocket::open().and_then(|mut socket| socket.transact(steps));
+    !matches!(tried, Err(error) if error.cause.raw_os_error() != Some(libc::EPERM))
+}
+
+/// Deletes a table that `socket` owns, or that nobody does.
 ///
 /// # Errors
 /// When the kernel refuses, with its reason.

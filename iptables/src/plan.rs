@@ -30,13 +30,25 @@ const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
 const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
 const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
 const FILTER_PRIORITY: i32 = 0;
+/// Ahead of our own translation: whoever decides on it is the last to see the connection.
+const TIMEOUT_PRIORITY: i32 = CGROUP_NAT_PRIORITY - 1;
 /// Before connection tracking and everybody's raw rules (-300): a beat is nobody else's business.
 const HEARTBEAT_PRIORITY: i32 = -310;
 
 /// Two families live in a set of leases, but dead elements count until they are collected.
 pub(crate) const LEASES_SIZE: u32 = 256;
-/// Connections that begin at once, bound to a device; more than that wait for a retransmission more.
-pub(crate) const SOURCES_SIZE: u32 = 4096;
+
+/// The room for notes of a family. Over IPv4, connections that begin at once, bound to a device; more than
+/// that wait for a retransmission more. Over IPv6 every captured connection is noted for a moment, and
+/// the kernel clears forgotten notes away once a second; what finds no room is captured without a note.
+pub(crate) fn sources_size(family: Family) -> u32 {
+    match family {
+        Family::V4 => 4096,
+        Family::V6 => 65_536,
+    }
+}
+
+const NO_TIMEOUTS: &str = "this kernel cannot shorten connection tracking's memory of unanswered connections (it lacks nf_conntrack_timeout): one that began while the proxy hung keeps the way it took for up to two minutes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
@@ -70,6 +82,8 @@ pub struct Plan {
     /// Keeps conntrack hooked while live captured connections need their translation.
     pub anchor: Table,
     pub capture: Table,
+    /// Refuses destinations that must not be reached without the proxy, with it or after it.
+    pub closed: Option<Table>,
     /// What a user should know that the rules do not say.
     pub notes: Vec<String>,
     fingerprint: String,
@@ -89,8 +103,19 @@ pub struct ProxyIdentity {
 pub struct Table {
     pub name: String,
     pub comment: String,
+    /// Whether it stays, and belongs to nobody, once its owner is gone.
+    pub outlives_owner: bool,
+    pub timeout: Option<Timeout>,
     pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
+}
+
+/// For how long connection tracking remembers a TCP connection that has not been answered yet, or that
+/// was reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeout {
+    pub name: &'static str,
+    pub seconds: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +133,14 @@ pub enum Elements {
     Gids(Vec<u32>),
     /// The families whose lease runs: filled by rules, and emptied by time.
     Leases,
-    /// IPv4 addresses and ports that connections came from: filled and emptied likewise.
-    Sources,
+    /// Addresses and ports that connections came from: filled and emptied likewise.
+    Sources(Family),
 }
 
 impl Elements {
     /// Whether rules fill it, so that what it holds is no matter of the plan.
     pub(crate) fn are_dynamic(&self) -> bool {
-        matches!(self, Self::Leases | Self::Sources)
+        matches!(self, Self::Leases | Self::Sources(_))
     }
 }
 
@@ -180,12 +205,16 @@ pub enum Match {
     /// The first 8 bytes of a datagram.
     Payload(u64),
     FamilyIn(&'static str),
-    /// Over IPv4.
-    SourceIn(&'static str),
+    SourceIn(Family, &'static str),
+    /// What the application dialled, whoever has translated it since.
+    DialledIn(Family, &'static str),
+    /// A foreign rule keeps it from connection tracking.
+    Untracked,
     OutElsewhere,
     Established,
 }
 
+/// What a rule does with a packet; whatever does not decide on it lets the next rule see it too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Accept,
@@ -198,11 +227,24 @@ pub enum Verdict {
         set: &'static str,
         millis: u64,
     },
-    /// The same with the packet's source, over IPv4.
+    /// The same with the packet's source.
     NoteSourceAndDrop {
+        family: Family,
         set: &'static str,
         millis: u64,
     },
+    /// The same, unless it is noted already or there is no room, and nothing else.
+    NoteSource {
+        family: Family,
+        set: &'static str,
+        millis: u64,
+    },
+    ForgetSource {
+        family: Family,
+        set: &'static str,
+    },
+    /// Of the new connection, with the table's own.
+    SetTimeout(&'static str),
 }
 
 impl Plan {
@@ -215,16 +257,36 @@ impl Plan {
         let (families, mut notes) = build::captured_families(settings, host)?;
         let scope = build::scope(settings, host, &proxy)?;
         notes.extend(build::scope_note(host));
+        if !host.can_shorten_timeouts {
+            notes.push(NO_TIMEOUTS.into());
+        }
         let port = settings.port();
         let lease = build::lease(settings, &families);
-        let capture =
-            |generation| build::capture(settings, host, &proxy, &families, &lease, generation);
+        let closed = build::closed(settings, host, &proxy, &families)?;
+        let tables = |generation| {
+            let mut closed = closed.clone();
+            if let Some(table) = &mut closed {
+                table.name = closed_name(port, generation);
+            }
+            (
+                build::anchor(port, host.can_shorten_timeouts, generation),
+                build::capture(settings, host, &proxy, &families, &lease, generation),
+                closed,
+            )
+        };
+        let (anchor, capture, closed) = tables(0);
+        let closed = closed.map_or_else(String::new, |table| table.to_string());
+        // The text has a cgroup's path only, and the same path may mean another one tomorrow.
+        let cgroup = host.cgroup.as_ref().map(|cgroup| cgroup.id().to_string());
+        let text = format!("{anchor}{capture}{closed}{}", cgroup.unwrap_or_default());
+        let (anchor, capture, closed) = tables(generation);
         Ok(Self {
             port,
             generation,
-            anchor: build::anchor(port, generation),
-            capture: capture(generation),
-            fingerprint: fingerprint(&capture(0), host.cgroup.as_ref()),
+            anchor,
+            capture,
+            closed,
+            fingerprint: format!("{:016x}", fnv1a(text.as_bytes())),
             families,
             proxy,
             scope,
@@ -233,6 +295,12 @@ impl Plan {
             lease,
             notes,
         })
+    }
+
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        [&self.anchor, &self.capture]
+            .into_iter()
+            .chain(&self.closed)
     }
 
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
@@ -262,6 +330,8 @@ impl Plan {
         Table {
             name: format!("outrigger_{}_canary", self.port),
             comment: "Outrigger: a probe, gone in a moment".into(),
+            outlives_owner: false,
+            timeout: None,
             sets: build::scope_sets(&self.scope),
             chains: vec![
                 Chain {
@@ -300,6 +370,10 @@ impl Hook {
         place: Place::Output,
         priority: FILTER_PRIORITY,
     };
+    const BEFORE_NAT: Self = Self {
+        priority: TIMEOUT_PRIORITY,
+        ..Self::NAT
+    };
     const LEAVING: Self = Self {
         place: Place::Postrouting,
         ..Self::FILTER
@@ -320,8 +394,31 @@ impl Rule {
     }
 }
 
+/// An empty table, to try whether the kernel takes such a one.
+pub(crate) fn trial(with_timeout: bool, outlives_owner: bool) -> Table {
+    Table {
+        // Several may be tried at once.
+        name: format!("outrigger_trial_{}", std::process::id()),
+        comment: "Outrigger: a trial, gone at once".into(),
+        outlives_owner,
+        timeout: with_timeout.then_some(build::PASSING),
+        sets: Vec::new(),
+        chains: Vec::new(),
+    }
+}
+
 pub fn table_name(port: u16, generation: u64) -> String {
     format!("outrigger_{port}_g{generation}")
+}
+
+fn closed_name(port: u16, generation: u64) -> String {
+    format!("outrigger_{port}_closed_g{generation}")
+}
+
+/// Whether `table` is the one of ours for `port`, of any generation, that refuses what must not go
+/// direct.
+pub fn is_closed(table: &str, port: u16) -> bool {
+    generation_of(table, port).is_some_and(|generation| table == closed_name(port, generation))
 }
 
 fn anchor_name(port: u16, generation: u64) -> String {
@@ -337,6 +434,7 @@ pub fn is_ours(table: &str, port: u16) -> bool {
 pub fn generation_of(table: &str, port: u16) -> Option<u64> {
     let rest = table.strip_prefix(&format!("outrigger_{port}_"))?;
     rest.strip_prefix("anchor_")
+        .or_else(|| rest.strip_prefix("closed_"))
         .unwrap_or(rest)
         .strip_prefix('g')?
         .parse()
@@ -357,13 +455,6 @@ impl Family {
             Self::V6 => Elements::V6(intervals),
         }
     }
-}
-
-/// The text has a cgroup's path only, and the same path may mean another one tomorrow.
-fn fingerprint(table: &Table, cgroup: Option<&Cgroup>) -> String {
-    let id = cgroup.map(|cgroup| cgroup.id().to_string());
-    let text = table.to_string() + &id.unwrap_or_default();
-    format!("{:016x}", fnv1a(text.as_bytes()))
 }
 
 /// FNV-1a, 64 bits: stable across builds, unlike the standard hasher, and no secret depends on it.

@@ -20,7 +20,7 @@ use crate::{
     lock::InstallLock,
     neighbours,
     nft::{self, NetlinkSocket, TableInfo},
-    plan::{Family, Plan, generation_of, is_ours, table_name},
+    plan::{Family, Plan, generation_of, is_closed, is_ours, table_name},
     process::netlink_holders,
 };
 
@@ -124,6 +124,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
             _ => Err(Refusal::StillThere(after.iter().map(leftover).collect())),
         };
     }
+    let reopened = reopen_others(&mut reader, port, None)?;
     if tables_if_any(&mut reader)?
         .iter()
         .any(|t| is_ours(&t.name, port))
@@ -135,6 +136,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
     }
     let mut gone = in_iptables?;
     gone.extend(before.into_iter().map(|table| table.name));
+    gone.extend(reopened);
     Ok(Removed {
         tables: gone,
         notes,
@@ -241,6 +243,9 @@ fn in_force(
             return Ok(None);
         }
     }
+    if !is_kept_closed(reader, identity, &plan)? {
+        return Ok(None);
+    }
     // Else the proxy hangs, and captures nothing: it has to prove itself anew.
     let is_leased = nft::is_leased(reader, &plan.capture, &plan.families)?;
     Ok(is_leased.then_some(held.generation))
@@ -287,21 +292,102 @@ fn capture(
     let mut capture = NetlinkSocket::open()?;
     nft::create(&mut capture, &plan.capture)?;
 
+    let mut closed = None;
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
+        .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
     if done.is_err() {
         withdraw(proxy, &mut capture, plan);
+        reopen(closed, plan);
     }
     done.map(|()| Anchor { _owner: anchor })
+}
+
+/// Refuses what must not go direct. Only once it is captured, since until then it is reached directly or,
+/// with an older table of the kind, not at all; and before that one goes.
+pub(crate) fn keep_closed(
+    reader: &mut NetlinkSocket,
+    proxy: &mut Proxy,
+    plan: &Plan,
+    made: &mut Option<NetlinkSocket>,
+) -> Result<(), Refusal> {
+    let Some(table) = &plan.closed else {
+        return Ok(());
+    };
+    let socket = made.insert(NetlinkSocket::open()?);
+    nft::create(socket, table)?;
+    proxy.hold(tether(plan, TetherKind::Closed), &*socket)?;
+    nft::widen(socket, table)?;
+    match nft::verify(reader, table)? {
+        Some(difference) => Err(Refusal::ReadBack { difference }),
+        None => Ok(()),
+    }
+}
+
+/// Takes [`keep_closed`] back.
+pub(crate) fn reopen(made: Option<NetlinkSocket>, plan: &Plan) {
+    if let (Some(mut socket), Some(table)) = (made, &plan.closed) {
+        let _ = nft::delete(&mut socket, &table.name);
+    }
+}
+
+/// Whether exactly what `plan` says is refused, by a table that the proxy holds.
+pub(crate) fn is_kept_closed(
+    reader: &mut NetlinkSocket,
+    identity: &Identity,
+    plan: &Plan,
+) -> Result<bool, Refusal> {
+    let mut held = identity
+        .tethers
+        .iter()
+        .filter(|held| held.kind == TetherKind::Closed);
+    let Some(table) = &plan.closed else {
+        return Ok(held.next().is_none());
+    };
+    Ok(held.any(|held| held.table == table.name) && nft::verify(reader, table)?.is_none())
+}
+
+/// The tables that refuse what must not go direct, with a proxy or without.
+///
+/// # Errors
+/// When the kernel does not list them, for lack of privilege above all.
+pub fn closed(port: u16) -> Result<Vec<String>, Refusal> {
+    let mut tables = tables_if_any(&mut NetlinkSocket::open()?)?;
+    tables.retain(|table| is_closed(&table.name, port));
+    Ok(tables.into_iter().map(|table| table.name).collect())
+}
+
+/// Deletes those tables, but for `kept`. To be called when no proxy holds them any more.
+fn reopen_others(
+    reader: &mut NetlinkSocket,
+    port: u16,
+    kept: Option<&str>,
+) -> Result<Vec<String>, Refusal> {
+    let mut gone = Vec::new();
+    for table in tables_if_any(reader)? {
+        if !is_closed(&table.name, port) || Some(table.name.as_str()) == kept {
+            continue;
+        }
+        match nft::delete(reader, &table.name) {
+            Ok(()) => gone.push(table.name),
+            Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) if error.cause.raw_os_error() == Some(libc::EPERM) => {
+                return Err(Refusal::StillThere(vec![leftover(&table)]));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(gone)
 }
 
 pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
     let table = match kind {
         TetherKind::Capture => &plan.capture,
         TetherKind::Anchor => &plan.anchor,
+        TetherKind::Closed => plan.closed.as_ref().unwrap_or(&plan.capture),
     };
     Tether {
         kind,
@@ -365,11 +451,11 @@ pub(crate) fn let_go_of_others(
         .filter(|table| table.name != plan.capture.name)
         .map(leftover)
         .collect();
-    if left.is_empty() {
-        Ok(())
-    } else {
-        Err(Refusal::StillThere(left))
+    if !left.is_empty() {
+        return Err(Refusal::StillThere(left));
     }
+    let kept = plan.closed.as_ref().map(|table| table.name.as_str());
+    reopen_others(reader, plan.port, kept).map(drop)
 }
 
 /// Back to before. The redirect goes at once and by our own hand, whatever the proxy does; the

@@ -38,6 +38,14 @@ use crate::{
 /// Descriptors kept for what is no captured connection: listeners, admin, logs, control.
 const RESERVED_DESCRIPTORS: u64 = 128;
 
+/// What a start takes besides its workers: standard streams, logs, signals, admin, control, two
+/// captures and their anchors. 17 were counted; the rest is for what comes and goes.
+const DESCRIPTORS_AT_REST: u64 = 24;
+
+/// An event loop (3), two listeners with their spares (4), a connection with a pipe each way (6),
+/// rounded up.
+const DESCRIPTORS_OF_A_WORKER: u64 = 16;
+
 /// How long the end waits for the access log; a stuck pipe does not keep the process.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -57,6 +65,7 @@ pub struct Bound {
 /// The first thing that could not be had.
 pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartError> {
     let workers = settings.workers.map_or_else(default_workers, usize::from);
+    check_descriptor_limit(workers)?;
     sys::limit_malloc_arenas(workers + 1);
     let (mut control, listeners) = bind_as_one_instance(&settings, inherited.listeners, workers)?;
     let admin = match inherited.admin {
@@ -380,6 +389,21 @@ fn max_connections(wanted: Option<NonZeroUsize>) -> usize {
     }
 }
 
+/// Without this, what runs out of descriptors first decides how the start fails, and that may be a
+/// library that panics.
+fn check_descriptor_limit(workers: usize) -> Result<(), StartError> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let least = DESCRIPTORS_AT_REST + workers as u64 * DESCRIPTORS_OF_A_WORKER;
+    match limit {
+        Some(limit) if limit < least => Err(StartError::DescriptorLimit {
+            limit,
+            least,
+            workers,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Two descriptors for each connection, within the process's limit.
 fn connections_allowed() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -393,6 +417,12 @@ fn connections_allowed() -> usize {
 /// Why the proxy could not start.
 #[derive(Debug)]
 pub enum StartError {
+    /// Too few descriptors to begin with.
+    DescriptorLimit {
+        limit: u64,
+        least: u64,
+        workers: usize,
+    },
     Listen(BindError),
     Admin {
         address: SocketAddr,
@@ -414,6 +444,14 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::DescriptorLimit {
+                limit,
+                least,
+                workers,
+            } => write!(
+                f,
+                "the limit of open files (RLIMIT_NOFILE) is {limit}, and {workers} workers with their first connections take {least}: raise LimitNOFILE= or `ulimit -n`, or ask for fewer --workers"
+            ),
             Self::Listen(error) => error.fmt(f),
             Self::Admin { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
                 f,

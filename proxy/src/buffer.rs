@@ -6,6 +6,8 @@ use std::{cell::RefCell, io, ops::Range};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{io::Interest, net::TcpStream};
 
+use crate::sys;
+
 /// Bytes of an ordinary buffer: a read of this size already costs little beside the copy
 /// (measured: 8 KiB is slower, 64 KiB gains less than 3 % before `splice` takes over).
 pub const SIZE: usize = 16 * 1024;
@@ -130,12 +132,29 @@ impl Buffer {
     /// # Errors
     /// `WouldBlock` when nothing is there; else the socket's error. 0 means the peer has closed.
     pub fn try_read(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        self.read_once(stream, |_| false)
+    }
+
+    /// [`Buffer::try_read`] of what may hold urgent data, before which a read ends although more is
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Buffer::try_read`].
+    pub fn try_read_urgent_too(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        self.read_once(stream, sys::is_at_urgent_mark)
+    }
+
+    fn read_once(
+        &mut self,
+        stream: &TcpStream,
+        has_more: impl Fn(&TcpStream) -> bool,
+    ) -> io::Result<usize> {
         let mut count = 0;
         let space = self.space();
         let result = stream.try_io(Interest::READABLE, || {
             // Not `read`, which goes through the file system's layer first.
             (_, count) = recv(stream, &mut *space, RecvFlags::empty())?;
-            if 0 < count && count < space.len() {
+            if 0 < count && count < space.len() && !has_more(stream) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(())

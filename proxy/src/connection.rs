@@ -60,7 +60,8 @@ pub async fn serve(
     if control.canary.is_expected(original.0) {
         return control.canary.answer(stream, original.0, worker.id).await;
     }
-    if is_probe(original.0) {
+    let is_probe = |listener| is_probe(original.0, listener);
+    if stream.local_addr().is_ok_and(is_probe) {
         return control.answer_probe(stream).await;
     }
     let destination = worker.shared.registry.destination(original.0, accepted);

@@ -56,3 +56,13 @@ pub(crate) fn tcp_bytes_acked(socket: &impl AsRawFd) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Whether the next byte to be read is urgent.
+pub(crate) fn is_at_urgent_mark(socket: &impl AsRawFd) -> bool {
+    // The same number on every architecture; asm-generic/sockios.h.
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut is_at_mark: libc::c_int = 0;
+    // SAFETY: the request writes one int, which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCATMARK, &raw mut is_at_mark) };
+    done == 0 && is_at_mark != 0
+}

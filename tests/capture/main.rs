@@ -1,6 +1,10 @@
 //! Capture end to end: real commands, a real kernel, private network namespaces.
 
 mod backends;
+mod bound;
+mod conntrack_full;
+mod exhaustion;
+mod fail_closed;
 mod lease;
 mod lifecycle;
 mod matrix;

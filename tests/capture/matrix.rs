@@ -60,6 +60,21 @@ fn check(backend: &str, scope: &str) {
             "capture: {{ include: {{ cidrs: ['{network}'] }} }}"
         ));
         let install = format!("{INSTALL} --config {file} --backend {backend} --scope {scope}");
+        if backend == "iptables-legacy" && scope.starts_with("cgroup") {
+            // It would bar every change of the table once the cgroup is gone.
+            let refused = ctl(&pair.app, &install).expect("refused");
+            assert_eq!(
+                (refused.code, refused.text("check")),
+                (1, "backend"),
+                "{cell}"
+            );
+            assert!(
+                refused
+                    .text("message")
+                    .contains("once a cgroup in it is gone")
+            );
+            continue;
+        }
         let installed = ctl(&pair.app, &install).expect("captured");
         assert_eq!(installed.text("scope"), scope, "{cell}");
         for app in &inside {

@@ -1,14 +1,19 @@
 //! Connections that connection tracking takes for others, and that would slip past the capture.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     INSTALL,
     netns::{Namespace, Pair, run},
-    proxyctl::{ctl, serve},
-    wire::{Client, V4, V6, assert_captured, bound_socket, wire},
+    proxyctl::{ctl, serve, until},
+    wire::{Client, V4, V6, bound_socket, until_captured, until_direct, wire},
 };
 
 const PORTS: std::ops::Range<u16> = 41_000..41_020;
@@ -91,21 +96,90 @@ fn what_others_translate_is_left_alone() {
     );
 }
 
-/// Its packets leave by that device wherever they are sent: redirected, they would go nowhere.
+/// An attempt that a hung proxy has no room for is decided on anew at its next retransmission: direct,
+/// once the lease is over. Otherwise it would be led to that proxy for as long as it tries.
 #[test]
-fn a_socket_bound_to_a_device_goes_direct() {
-    let pair = wire();
+fn an_attempt_that_a_hung_proxy_never_took_goes_direct_after_the_lease() {
+    for backend in ["nft", "iptables-nft", "iptables-legacy"] {
+        let pair = tracked_wire();
+        pair.app.enter(|| run("sysctl -qw net.core.somaxconn=1"));
+        let proxy = serve(&pair.app, "--workers 1");
+        ctl(&pair.app, &format!("{INSTALL} --backend {backend}")).expect("captured");
+        proxy.signal("STOP");
+        let mut waiting = [V4, V6].map(|to| pair.app.enter(|| attempts(to)));
+        // The first retransmission, after a second, may still find room.
+        thread::sleep(Duration::from_millis(1500));
+        for of_family in &mut waiting {
+            of_family.retain(|socket| socket.peer_addr().is_err());
+            assert!(!of_family.is_empty(), "the proxy had room for all");
+        }
+        for socket in waiting.into_iter().flatten() {
+            until("a direct connection", || socket.peer_addr().is_ok());
+            assert!(!Client::greeted_over(socket).is_captured);
+        }
+    }
+}
+
+/// What began direct, because the lease had lapsed, and was never answered does not keep its ports
+/// direct: a second after its last packet they are captured again.
+#[test]
+fn an_attempt_of_a_lapse_does_not_keep_its_port_direct() {
+    let pair = tracked_wire();
+    let proxy = serve(&pair.app, "--workers 2");
+    ctl(&pair.app, INSTALL).expect("captured");
+    proxy.signal("STOP");
+    until_direct(&pair);
+    pair.peer.enter(|| {
+        run("nft add table inet deaf");
+        run("nft add chain inet deaf in { type filter hook input priority 0 ; }");
+        run("nft add rule inet deaf in tcp dport 8080 drop");
+    });
+    for address in [V4, V6] {
+        PORTS.for_each(|port| give_up_at_once(&pair.app, port, address));
+    }
+    assert!(entries(&pair.app, PORTS.start).contains("SYN_SENT"));
+    pair.peer.enter(|| run("nft delete table inet deaf"));
+    proxy.signal("CONT");
+    until_captured(&pair);
+    thread::sleep(Duration::from_secs(1));
+    for address in [V4, V6] {
+        let slipped: Vec<_> = PORTS
+            .filter(|&port| !Client::from_port(&pair.app, port, address).is_captured)
+            .collect();
+        assert!(
+            slipped.is_empty(),
+            "{address}: past the capture from {slipped:?}"
+        );
+    }
+}
+
+/// The kernel's own time for it is ten seconds.
+#[test]
+fn a_reset_connection_is_forgotten_within_two_seconds() {
+    let pair = tracked_wire();
     let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
-    let address: SocketAddr = V4.parse().unwrap();
-    let connected = pair.app.enter(|| {
-        let socket = bound_socket(44_000, address).unwrap();
-        socket.bind_device(Some(b"wire0")).unwrap();
-        // The first retransmission comes after a second.
-        socket.connect_timeout(&address.into(), Duration::from_secs(10))
+    for address in [V4, V6] {
+        assert!(Client::from_port(&pair.app, 45_000, address).is_captured);
+    }
+    let ended = Instant::now();
+    until("the end of the entries", || {
+        entries(&pair.app, 45_000).is_empty()
     });
-    connected.expect("a connection, if not a captured one");
-    assert_captured(&pair, true);
+    let took = ended.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+/// More than a queue of one has room for.
+fn attempts(address: &str) -> Vec<Socket> {
+    let address: SocketAddr = address.parse().unwrap();
+    let attempt = |_| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address.into());
+        socket
+    };
+    (0..8).map(attempt).collect()
 }
 
 fn give_up_at_once(namespace: &Namespace, port: u16, address: &str) {

@@ -19,8 +19,8 @@ fn every_problem_of_a_configuration_is_told_with_its_place() {
     assert_eq!(code, 2, "{said}");
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines.len(), 2, "{said}");
-    assert!(lines[0].starts_with(&format!("{file}:1:1: ")), "{said}");
-    assert!(lines[1].starts_with(&format!("{file}:3:3: ")), "{said}");
+    assert!(lines[0].starts_with(&format!("{file}:1:9: ")), "{said}");
+    assert!(lines[1].starts_with(&format!("{file}:3:14: ")), "{said}");
     let misspelt = directory.write("misspelt.yaml", "limits:\n  max_conections: 5\n");
     let (code, said) = outcome(&mut proxyctl(&["serve", "--config", &misspelt]));
     assert_eq!(code, 2);
@@ -77,6 +77,56 @@ fn an_access_log_that_cannot_be_opened_is_refused_before_anything_is_served() {
     let (code, said) = outcome(&mut serve(&["--config", &file]));
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("/nonexistent/access.log"), "{said}");
+}
+
+/// Regression: it ended in a panic.
+#[test]
+fn a_limit_of_open_files_that_carries_nothing_is_named() {
+    for limit in [20, 55] {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}:{limit}"));
+        let serve = serve(&[]);
+        command.arg(serve.get_program()).args(serve.get_args());
+        let (code, said) = outcome(&mut command);
+        assert_eq!(code, 1, "{said}");
+        let is_told = said.contains(&format!("(RLIMIT_NOFILE) is {limit}"));
+        assert!(is_told && said.contains("ulimit -n"), "{said}");
+    }
+}
+
+#[test]
+fn an_admin_listener_that_others_can_reach_is_warned_of() {
+    let arguments = ["serve", "--log-format", "json", "--listen", "127.0.0.1:0"];
+    let mut command = proxyctl(&arguments);
+    command.args(["--admin", "0.0.0.0:0"]);
+    let mut server = Server::spawn(command);
+    let line = server.logged("the admin listener on 0.0.0.0:0 is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it");
+    assert_eq!(line["level"], "WARN");
+}
+
+/// Regression: they were text on stderr, and nothing on stdout.
+#[test]
+fn a_bad_configuration_is_told_in_json_where_json_is_asked_for() {
+    let directory = Directory::new("json-config");
+    let file = directory.write(
+        "bad.yaml",
+        "listen: [\"0.0.0.0:15001\"]\ncapture:\n  proxy_uid: 65534\n",
+    );
+    for command in ["install-rules", "remove-rules", "status"] {
+        let output = proxyctl(&[command, "--json", "--config", &file]);
+        let output = { output }.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(output.stderr.is_empty(), "{output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["result"], "refused");
+        assert_eq!(told["check"], "configuration");
+        assert_eq!(told["problems"][1]["line"], 3, "{told}");
+        assert_eq!(told["problems"][1]["file"], file, "{told}");
+    }
+    let mut command = proxyctl(&["install-rules", "--json", "--listen", "0.0.0.0:15001"]);
+    let output = command.output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["problems"][0]["option"], "--listen", "{told}");
 }
 
 #[test]

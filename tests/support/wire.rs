@@ -88,6 +88,12 @@ impl Client {
             .unwrap_or_else(|error| panic!("from port {port} to {address}: {error}"))
     }
 
+    /// A connection that was begun without blocking.
+    pub(crate) fn greeted_over(socket: Socket) -> Self {
+        socket.set_nonblocking(false).unwrap();
+        Self::greeted(socket.into()).unwrap()
+    }
+
     fn greeted(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(LIMIT))?;
         let own = stream.local_addr()?;

@@ -1,15 +1,19 @@
 //! `capture`: whose connections are redirected to the proxy.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::{PortRange, Scope, Span};
+use crate::{Network, PortRange, Scope, Span};
 
 /// Whose connections are redirected to the proxy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Capture {
     /// Whose: `netns` (everybody's in the network namespace), `cgroup:PATH`, `uid:UID[,UID…]` or
@@ -29,6 +33,11 @@ pub struct Capture {
     pub lease: Span,
     pub include: Include,
     pub exclude: Exclude,
+    /// Networks that must not be reached without the proxy: new TCP connections that would be captured
+    /// and are not, because the proxy hangs, drains or is gone, are refused (reset). It stays so after
+    /// the proxy's end, until `remove-rules`. Needs Linux 6.9. Default: none, everything fails open.
+    #[schemars(with = "Vec<Network>")]
+    pub fail_closed: Vec<IpNet>,
 }
 
 impl Default for Capture {
@@ -40,6 +49,7 @@ impl Default for Capture {
             lease: Span::from_secs(2),
             include: Include::default(),
             exclude: Exclude::default(),
+            fail_closed: Vec::new(),
         }
     }
 }
@@ -65,15 +75,51 @@ impl Capture {
                 "write 400ms to 60s, in steps of 100ms; the default is 2s".into(),
             ));
         }
+        let contradictions = self
+            .fail_closed
+            .iter()
+            .filter_map(|net| self.contradiction(net));
+        problems.extend(contradictions.map(|problem| ("capture.fail_closed", problem)));
         problems
+    }
+
+    /// Why `net`, all of it, would not be captured, so that it could not be reached at all.
+    fn contradiction(&self, net: &IpNet) -> Option<String> {
+        let overlaps = |other: &&IpNet| other.contains(net) || net.contains(*other);
+        let included = IpNet::aggregate(&self.include.cidrs);
+        if let Some(excluded) = self.exclude.cidrs.iter().find(overlaps) {
+            Some(format!(
+                "{net} overlaps {excluded} of capture.exclude.cidrs, which goes past the proxy; take it from one of the two"
+            ))
+        } else if !included.iter().any(|wider| wider.contains(net)) {
+            Some(format!(
+                "{net} is not within capture.include.cidrs, so the proxy never sees it; include it too"
+            ))
+        } else {
+            NEVER_CAPTURED
+                .iter()
+                .find(|never| never.contains(net))
+                .map(|never| format!("{net} is within {never}, which is never captured; remove it"))
+        }
     }
 }
 
+/// Loopback, and what needs an interface that the proxy does not know.
+const NEVER_CAPTURED: [IpNet; 3] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+        10,
+    )),
+];
+
 /// What is captured unless excluded. Default: every destination that is not local to the host,
 /// every port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Include {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
 }
@@ -89,9 +135,10 @@ impl Default for Include {
 
 /// What is never captured. Default: port 22, so that a mistake never locks an operator out of the
 /// machines that he reaches from here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Exclude {
+    #[schemars(with = "Vec<Network>")]
     pub cidrs: Vec<IpNet>,
     pub ports: Vec<PortRange>,
     pub uids: Vec<u32>,

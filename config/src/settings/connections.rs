@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
@@ -9,7 +10,7 @@ use crate::Span;
 
 /// Bounds against hostile or broken input. None of them caps traffic that would have gone through
 /// directly, other than by what the process itself may hold.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Captured connections at once, process-wide. Default: what the file descriptor limit
@@ -52,7 +53,7 @@ impl Limits {
 }
 
 /// How long things may take. `null` means: as long as a direct connection would have taken.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// How long a client may stay silent after connecting before the upstream is dialled to see
@@ -90,7 +91,7 @@ impl Default for Timeouts {
 }
 
 /// Upstream connections kept for reuse.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pool {
     /// How long an idle upstream connection is kept when the server does not say how long it

@@ -3,26 +3,37 @@
 
 mod access_log;
 mod capture;
+mod cluster;
 mod connections;
 mod supervisor;
+mod route;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget};
 pub use capture::{Capture, Exclude, Include};
+pub use cluster::{
+    AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
+    EndpointBreaker, EndpointFile, FailurePercentage, GrpcCheck, HashOn, HealthCheck, HttpCheck,
+    Labels, LeastRequest, LoadBalancer, Locality, Maglev, MinRtt, OriginalDestination,
+    OutlierDetection, PeakEwma, RingHash, SlowStart, SubsetFallback, SuccessRate, TcpCheck,
+    ZoneAware,
+};
 pub use connections::{Limits, Pool, Timeouts};
 pub use supervisor::Supervisor;
+pub use route::{Match, ORIGINAL_DESTINATION, Route};
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
 
 /// The whole configuration file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where captured connections arrive. Loopback only: a redirect in OUTPUT maps exactly there,
@@ -40,6 +51,13 @@ pub struct Settings {
     pub pool: Pool,
     pub access_log: AccessLog,
     pub supervisor: Supervisor,
+    /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
+    pub locality: Locality,
+    /// Which traffic goes to which cluster. Default: none, everything goes where it was dialled.
+    pub routes: Vec<Route>,
+    /// Groups of endpoints that routes lead to. Default: none.
+    pub clusters: Vec<Cluster>,
+    pub defaults: Defaults,
 }
 
 impl Default for Settings {
@@ -57,6 +75,10 @@ impl Default for Settings {
             pool: Pool::default(),
             access_log: AccessLog::default(),
             supervisor: Supervisor::default(),
+            locality: Locality::default(),
+            routes: Vec::new(),
+            clusters: Vec::new(),
+            defaults: Defaults::default(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `supervisor`: what `proxyctl run` does about a proxy that dies again and again.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
 use crate::Span;
 
 /// What `proxyctl run` does about a proxy that dies again and again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Supervisor {
     /// So many deaths within `death_window`, and connections go direct until a proxy has lived for a

@@ -17,6 +17,8 @@ pub enum IptablesError {
     TooManyRules {
         family: Family,
     },
+    /// Rules by cgroup would bar every change of the table once the cgroup is gone.
+    CgroupInLegacy,
     /// A rule of somebody else leads into our chain, which can therefore not be deleted.
     Entangled {
         program: String,
@@ -37,7 +39,10 @@ pub enum IptablesError {
 impl IptablesError {
     pub(crate) fn check(&self) -> &'static str {
         match self {
-            Self::NoProgram(_) | Self::Failed { .. } | Self::TooManyRules { .. } => "backend",
+            Self::NoProgram(_)
+            | Self::Failed { .. }
+            | Self::TooManyRules { .. }
+            | Self::CgroupInLegacy => "backend",
             Self::Entangled { .. } => "leftover",
             Self::NoBeat { .. } => "lease",
             Self::ReadBack { .. } => "read-back",
@@ -50,6 +55,7 @@ impl IptablesError {
                 "install it (Debian, Ubuntu, Fedora, Alpine: package `iptables`; Alpine's ip6tables may be a package of its own), or use `--backend nft`, which needs no program".into()
             }
             Self::Failed { reason, .. } => advice_on_failure(reason),
+            Self::CgroupInLegacy => "use `--backend nft` or `iptables-nft`, or another scope".into(),
             Self::TooManyRules { .. } => {
                 "use `--backend nft`, which searches a set instead; or shorten the lists in `capture`".into()
             }
@@ -103,6 +109,9 @@ impl fmt::Display for IptablesError {
         match self {
             Self::NoProgram(program) => write!(f, "the program `{program}` is not installed"),
             Self::Failed { program, reason } => write!(f, "{program} failed: {reason}"),
+            Self::CgroupInLegacy => f.write_str(
+                "iptables-legacy loads a table as a whole, so that once a cgroup in it is gone nobody could change the table any more",
+            ),
             Self::TooManyRules { family } => write!(
                 f,
                 "the settings take more than {MAX_RULES} iptables rules for {}, and every new connection would walk them one by one",

@@ -174,7 +174,12 @@ fn encode(rule: &Rule, chain: &Chain, table: &Table, family: Family) -> Vec<Stri
         Verdict::Accept => "ACCEPT".into(),
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
-        Verdict::Jump(_) | Verdict::RenewAndDrop { .. } | Verdict::NoteSourceAndDrop { .. } => {
+        Verdict::Jump(_)
+        | Verdict::RenewAndDrop { .. }
+        | Verdict::NoteSourceAndDrop { .. }
+        | Verdict::NoteSource { .. }
+        | Verdict::ForgetSource { .. }
+        | Verdict::SetTimeout(_) => {
             return Vec::new();
         }
     };
@@ -223,7 +228,7 @@ impl Conditions {
             Match::DestinationLocal => vec![self.extended("addrtype --dst-type LOCAL")],
             Match::Established => vec![self.extended("conntrack --ctstate ESTABLISHED")],
             Match::SocketCgroup { path, .. } => {
-                vec![self.extended(format!("cgroup --path {path}"))]
+                vec![self.extended(format!("cgroup --path \"{path}\""))]
             }
             Match::Mark(mark) => vec![self.extended(format!("mark --mark {mark:#x}"))],
             Match::SocketUid(uid) => vec![self.of_user(*uid)],
@@ -235,9 +240,12 @@ impl Conditions {
             }
             Match::Family(_) | Match::Destination(_) | Match::DestinationIn(..) => Vec::new(),
             // Of the beats, which are of another make here, and of lists with ports.
-            Match::UdpPort(_) | Match::Payload(_) | Match::SourceIn(_) | Match::OutElsewhere => {
-                Vec::new()
-            }
+            Match::UdpPort(_)
+            | Match::Payload(_)
+            | Match::SourceIn(..)
+            | Match::DialledIn(..)
+            | Match::Untracked
+            | Match::OutElsewhere => Vec::new(),
         }
     }
 
@@ -267,7 +275,7 @@ impl Conditions {
                 .iter()
                 .map(|id| self.clone().extended(format!("owner --gid-owner {id}")))
                 .collect(),
-            Some(Elements::Leases | Elements::Sources) | None => Vec::new(),
+            Some(Elements::Leases | Elements::Sources(_)) | None => Vec::new(),
         }
     }
 
@@ -333,6 +341,8 @@ mod tests {
     fn plan(settings: &str) -> Plan {
         let host = Host {
             ipv6_on_loopback: true,
+            can_shorten_timeouts: true,
+            can_outlive_owner: true,
             ..Host::default()
         };
         Plan::new(&parse(settings).unwrap(), &host, 1).unwrap()
@@ -355,7 +365,7 @@ mod tests {
 COMMIT
 *nat
 :OUTRIGGER_15001 - [0:0]
--A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 9 -j REDIRECT --to-ports 15001
+-A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 47769 -j REDIRECT --to-ports 15001
 -A OUTRIGGER_15001 -m recent ! --rcheck --seconds 2 --name outrigger_15001_4 --mask 0.0.0.0 --rdest -j RETURN
 -A OUTRIGGER_15001 -m owner --uid-owner 1337 -j RETURN
 -A OUTRIGGER_15001 -o lo -j RETURN

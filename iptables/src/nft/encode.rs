@@ -4,7 +4,9 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_NONREC};
+use netlink_packet_core::{
+    DefaultNla, Emitable as _, NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_NONREC,
+};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
     Hook as HookAttribute, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey,
@@ -16,8 +18,8 @@ use netlink_packet_netfilter::nftables::{
 
 use super::socket::Step;
 use crate::plan::{
-    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Place, Rule,
-    SOURCES_SIZE, Set, Table, Verdict, is_host,
+    Chain, Elements, Family, Hook, HookKind, Intervals, LEASES_SIZE, Match, Place, Rule, Set,
+    Table, Timeout, Verdict, is_host, sources_size,
 };
 
 pub(super) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
@@ -29,6 +31,12 @@ const ELEMENTS_A_MESSAGE: usize = 1500;
 /// The table and its sets, then the elements: each inner list is one transaction.
 pub(super) fn narrow(table: &Table) -> Vec<Vec<Step>> {
     let mut frame = vec![new_table(table)];
+    frame.extend(
+        table
+            .timeout
+            .iter()
+            .map(|timeout| new_timeout(table, timeout)),
+    );
     let mut fill = Vec::new();
     for (set, id) in table.sets.iter().zip(1..) {
         frame.push(new_set(table, set, id));
@@ -82,17 +90,73 @@ pub(super) fn delete_empty(table: &str, chain: &str) -> Vec<Step> {
 }
 
 fn new_table(table: &Table) -> Step {
+    let flags = if table.outlives_owner {
+        TableFlags::Owner | TableFlags::Persisent
+    } else {
+        TableFlags::Owner
+    };
     Step {
         doing: format!("creating table {}", table.name),
         message: NfTablesMessage::NewTable(TableMessage {
             attributes: vec![
                 TableAttribute::Name(table.name.clone()),
-                TableAttribute::Flags(TableFlags::Owner),
+                TableAttribute::Flags(flags),
                 TableAttribute::UserData(comment(&table.comment)),
             ],
         }),
         flags: NLM_F_CREATE | NLM_F_EXCL,
     }
+}
+
+const OBJECT_TABLE: u16 = 1;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_TYPE: u16 = 3;
+const OBJECT_DATA: u16 = 4;
+const OBJECT_CT_TIMEOUT: u32 = 7;
+const TIMEOUT_L4PROTO: u16 = 2;
+const TIMEOUT_POLICY: u16 = 3;
+/// Of `enum ctattr_timeout_tcp`.
+const TIMEOUT_SYN_SENT: u16 = 1;
+const TIMEOUT_SYN_RECV: u16 = 2;
+const TIMEOUT_CLOSE: u16 = 8;
+
+pub(super) fn timeout_names(table: &Table, timeout: &Timeout) -> Vec<DefaultNla> {
+    vec![
+        DefaultNla::new(OBJECT_TABLE, text(&table.name)),
+        DefaultNla::new(OBJECT_NAME, text(timeout.name)),
+        DefaultNla::new(OBJECT_TYPE, OBJECT_CT_TIMEOUT.to_be_bytes().into()),
+    ]
+}
+
+/// What the timeout is, as the kernel also hands it back.
+pub(super) fn timeout_policy(timeout: &Timeout) -> Vec<DefaultNla> {
+    [TIMEOUT_SYN_SENT, TIMEOUT_SYN_RECV, TIMEOUT_CLOSE]
+        .map(|state| DefaultNla::new(state, timeout.seconds.to_be_bytes().into()))
+        .into()
+}
+
+fn new_timeout(table: &Table, timeout: &Timeout) -> Step {
+    let data = [
+        DefaultNla::new(TIMEOUT_L4PROTO, vec![libc::IPPROTO_TCP as u8]),
+        nested(TIMEOUT_POLICY, &timeout_policy(timeout)),
+    ];
+    let mut attributes = timeout_names(table, timeout);
+    attributes.push(nested(OBJECT_DATA, &data));
+    Step {
+        doing: format!("adding timeout {}", timeout.name),
+        message: NfTablesMessage::NewObject(attributes),
+        flags: NLM_F_CREATE,
+    }
+}
+
+fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
+    let mut bytes = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut bytes);
+    DefaultNla::new(kind | NLA_F_NESTED, bytes)
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
 }
 
 /// As libnftnl writes it: type 0 (comment), length, text with its NUL.
@@ -111,12 +175,18 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
         Elements::Gids(_) => (25, 4, SetFlags::empty(), HOST_ENDIAN),
         Elements::Leases => (2, 1, SetFlags::Eval | SetFlags::Timeout, HOST_ENDIAN),
         // A concatenation's types stand six bits apart, its keys on four bytes each.
-        Elements::Sources => (
-            (7 << 6) | 13,
-            8,
-            SetFlags::Eval | SetFlags::Timeout,
-            NO_ENDIAN,
-        ),
+        Elements::Sources(family) => {
+            let (address, length) = match family {
+                Family::V4 => (7, 4),
+                Family::V6 => (8, 16),
+            };
+            (
+                (address << 6) | 13,
+                length + 4,
+                SetFlags::Eval | SetFlags::Timeout,
+                NO_ENDIAN,
+            )
+        }
     };
     let mut attributes = vec![
         SetAttribute::Table(table.name.clone()),
@@ -129,7 +199,7 @@ fn new_set(table: &Table, set: &Set, id: u32) -> Step {
     ];
     let size = match &set.elements {
         Elements::Leases => Some(LEASES_SIZE),
-        Elements::Sources => Some(SOURCES_SIZE),
+        Elements::Sources(family) => Some(sources_size(*family)),
         _ => None,
     };
     attributes.extend(size.map(|size| SetAttribute::Description(vec![SetDescription::Size(size)])));
@@ -185,7 +255,7 @@ pub(super) fn elements(elements: &Elements) -> Vec<Element> {
             .iter()
             .map(|id| element(id.to_ne_bytes().to_vec(), SetElementFlags::empty()))
             .collect(),
-        Elements::Leases | Elements::Sources => Vec::new(),
+        Elements::Leases | Elements::Sources(_) => Vec::new(),
     }
 }
 
@@ -288,7 +358,9 @@ const NF_ACCEPT: u32 = 1;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const UDP_HEADER: u32 = 8;
+const DYNSET_ADD: u32 = 0;
 const DYNSET_UPDATE: u32 = 1;
+const DYNSET_DELETE: u32 = 2;
 /// `enum ip_conntrack_info`'s bit for a connection that has seen both directions.
 const CT_STATE_ESTABLISHED: u32 = 2;
 
@@ -386,9 +458,20 @@ impl Expr {
                 self.load(TRANSPORT_HEADER, UDP_HEADER, 8);
                 self.equals(&number.to_be_bytes());
             }
-            Match::SourceIn(set) => {
-                self.source();
+            Match::SourceIn(family, set) => {
+                self.family(*family);
+                self.tcp();
+                self.source_of_known_kind(*family);
                 self.is_in(set);
+            }
+            Match::DialledIn(family, set) => {
+                self.dialled(*family);
+                self.is_in(set);
+            }
+            Match::Untracked => {
+                self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
+                self.mask(&CT_STATE_UNTRACKED.to_ne_bytes());
+                self.compare(Operator::NotEqual, &[0; 4]);
             }
             Match::OutElsewhere => {
                 self.meta(MetaKey::Oif);
@@ -428,14 +511,37 @@ impl Expr {
                 );
             }
             Verdict::RejectWithReset => self.add("reject", [(1, REJECT_TCP_RST)]),
-            Verdict::NoteSourceAndDrop { set, millis } => {
-                self.source_of_known_kind();
-                self.renew(set, *millis);
+            Verdict::NoteSourceAndDrop {
+                family,
+                set,
+                millis,
+            } => {
+                self.source_of_known_kind(*family);
+                self.alter(DYNSET_UPDATE, set, Some(*millis));
                 self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
             }
+            Verdict::NoteSource {
+                family,
+                set,
+                millis,
+            } => {
+                self.source_of_known_kind(*family);
+                self.alter(DYNSET_ADD, set, Some(*millis));
+            }
+            Verdict::ForgetSource { family, set } => {
+                self.source_of_known_kind(*family);
+                self.alter(DYNSET_DELETE, set, None);
+            }
+            Verdict::SetTimeout(name) => self.0.push(Expressions::Other {
+                expression_type: "objref".into(),
+                attributes: vec![
+                    DefaultNla::new(1, OBJECT_CT_TIMEOUT.to_be_bytes().into()),
+                    DefaultNla::new(2, text(name)),
+                ],
+            }),
             Verdict::RenewAndDrop { set, millis } => {
                 self.meta(MetaKey::Nfproto);
-                self.renew(set, *millis);
+                self.alter(DYNSET_UPDATE, set, Some(*millis));
                 self.verdict(vec![VerdictAttribute::Code(Code::Other(NF_DROP))]);
             }
         }
@@ -524,28 +630,47 @@ impl Expr {
         ]));
     }
 
-    fn source(&mut self) {
-        self.family(Family::V4);
-        self.tcp();
-        self.source_of_known_kind();
+    /// Address and port side by side, where a rule has seen that the packet is TCP of that family.
+    fn source_of_known_kind(&mut self, family: Family) {
+        let port_register = match family {
+            Family::V4 => {
+                self.load(NETWORK_HEADER, 12, 4);
+                Register::Reg32_01
+            }
+            Family::V6 => {
+                self.load(NETWORK_HEADER, 8, 16);
+                Register::Reg2
+            }
+        };
+        self.load_into(port_register, TRANSPORT_HEADER, 0, 2);
     }
 
-    /// Address and port side by side, where a rule has seen that the packet is IPv4 and TCP.
-    fn source_of_known_kind(&mut self) {
-        self.load(NETWORK_HEADER, 12, 4);
-        self.load_into(Register::Reg32_01, TRANSPORT_HEADER, 0, 2);
+    fn dialled(&mut self, family: Family) {
+        let key = match family {
+            Family::V4 => CT_KEY_DESTINATION_V4,
+            Family::V6 => CT_KEY_DESTINATION_V6,
+        };
+        self.0.push(Expressions::Other {
+            expression_type: "ct".into(),
+            attributes: vec![
+                DefaultNla::new(1, u32::from(Register::Reg1).to_be_bytes().into()),
+                DefaultNla::new(2, key.to_be_bytes().into()),
+                DefaultNla::new(3, vec![CT_DIRECTION_ORIGINAL]),
+            ],
+        });
     }
 
-    fn renew(&mut self, set: &str, millis: u64) {
+    fn alter(&mut self, operation: u32, set: &str, millis: Option<u64>) {
         let number = |kind, number: u32| DefaultNla::new(kind, number.to_be_bytes().to_vec());
+        let mut attributes = vec![
+            DefaultNla::new(1, text(set)),
+            number(3, operation),
+            number(4, Register::Reg1.into()),
+        ];
+        attributes.extend(millis.map(|millis| DefaultNla::new(6, millis.to_be_bytes().to_vec())));
         self.0.push(Expressions::Other {
             expression_type: "dynset".into(),
-            attributes: vec![
-                DefaultNla::new(1, [set.as_bytes(), &[0]].concat()),
-                number(3, DYNSET_UPDATE),
-                number(4, Register::Reg1.into()),
-                DefaultNla::new(6, millis.to_be_bytes().to_vec()),
-            ],
+            attributes,
         });
     }
 
@@ -567,6 +692,10 @@ const FIB_RESULT_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 1 << 1;
 const RTN_LOCAL: u32 = 2;
 const CT_KEY_STATE: u32 = 0;
+const CT_STATE_UNTRACKED: u32 = 64;
+const CT_KEY_DESTINATION_V4: u32 = 20;
+const CT_KEY_DESTINATION_V6: u32 = 22;
+const CT_DIRECTION_ORIGINAL: u8 = 0;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 const REJECT_TCP_RST: u32 = 1;
 
@@ -579,8 +708,6 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::Emitable as _;
-
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the kernel really holds: the tables there are, and whether one is as planned.
 
-use netlink_packet_core::Nla;
+use netlink_packet_core::{DefaultNla, Emitable as _, Nla};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage,
     RuleAttribute, RuleMessage, SetElementAttribute, SetElementList, SetElementMessage,
@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::{NetlinkSocket, NftError, encode};
-use crate::plan::{Chain, Family, LEASES, Rule, Set, Table};
+use crate::plan::{Chain, Family, LEASES, Rule, Set, Table, Timeout};
 
 /// A table of family `inet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,14 @@ fn table_info(table: TableMessage) -> TableInfo {
 /// # Errors
 /// When the kernel could not be asked.
 pub fn verify(socket: &mut NetlinkSocket, table: &Table) -> Result<Option<String>, NftError> {
+    if let Some(timeout) = &table.timeout
+        && !has_timeout(socket, table, timeout)?
+    {
+        return Ok(Some(format!(
+            "timeout {} is missing or has other times",
+            timeout.name
+        )));
+    }
     for set in &table.sets {
         if !has_elements(socket, table, set)? {
             return Ok(Some(format!("set {} has other elements", set.name)));
@@ -91,6 +99,31 @@ pub fn is_leased(
             .any(|(key, _)| *key == encode::lease_key(family))
     };
     Ok(families.iter().all(runs))
+}
+
+fn has_timeout(
+    socket: &mut NetlinkSocket,
+    table: &Table,
+    timeout: &Timeout,
+) -> Result<bool, NftError> {
+    let request = NfTablesMessage::GetObject(encode::timeout_names(table, timeout));
+    let doing = format!("reading back timeout {}", timeout.name);
+    let Some(NfTablesMessage::NewObject(held)) = socket.find(&doing, &request)? else {
+        return Ok(false);
+    };
+    // Somewhere within, since the kernel tells every state's time.
+    let bytes: Vec<u8> = held.iter().flat_map(bytes_of).collect();
+    let is_held = |policy: &DefaultNla| {
+        let wanted = bytes_of(policy);
+        bytes.windows(wanted.len()).any(|part| part == wanted)
+    };
+    Ok(encode::timeout_policy(timeout).iter().all(is_held))
+}
+
+fn bytes_of(attribute: &DefaultNla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }
 
 fn has_elements(socket: &mut NetlinkSocket, table: &Table, set: &Set) -> Result<bool, NftError> {

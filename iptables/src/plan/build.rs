@@ -10,7 +10,8 @@ use outrigger_config::{
 
 use super::{
     CGROUP_NAT_PRIORITY, Chain, Elements, Family, GID_NAT_PRIORITY, Hook, Intervals, Match,
-    ProxyIdentity, Rule, Set, Table, UID_NAT_PRIORITY, Verdict, anchor_name, table_name,
+    ProxyIdentity, Rule, Set, Table, Timeout, UID_NAT_PRIORITY, Verdict, anchor_name, closed_name,
+    table_name,
 };
 use crate::{
     cgroup::Cgroup,
@@ -214,7 +215,12 @@ fn sets(settings: &Settings, families: &[Family]) -> Vec<Set> {
 pub(crate) const LEASES: &str = "leases";
 
 /// Where connections came from that cannot take the redirect.
-const BOUND: &str = "bound_to_device";
+const fn bound(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "bound_to_device",
+        Family::V6 => "bound_to_device_v6",
+    }
+}
 /// Longer than until the first retransmission and the second.
 const BOUND_MILLIS: u64 = 5000;
 
@@ -242,44 +248,59 @@ pub(super) fn capture(
         name: LEASES,
         elements: Elements::Leases,
     });
-    let mut chains = vec![
+    sets.extend(families.iter().map(|&family| Set {
+        name: bound(family),
+        elements: Elements::Sources(family),
+    }));
+    let chains = vec![
         heartbeat_chain(proxy, lease, generation),
         output_chain(scope, host, proxy, lease, port),
         capture_chain(settings, host, proxy, families, port),
+        astray_chain(families, port),
     ];
-    if families.contains(&Family::V4) {
-        sets.push(Set {
-            name: BOUND,
-            elements: Elements::Sources,
-        });
-        chains.push(astray_chain(port));
-    }
     Table {
         name: table_name(port, generation),
         comment: format!("Outrigger: captured for the proxy on port {port}, gone when it is gone"),
+        outlives_owner: false,
+        timeout: None,
         sets,
         chains,
     }
 }
 
-/// A socket bound to a device cannot reach the proxy on `lo`: its redirected packet would leave by that
-/// device, for nowhere. It is dropped, and its source noted, so that its retransmission a second later
-/// goes direct. (IPv6 finds no route for such a packet and drops it before any hook sees it.)
-fn astray_chain(port: u16) -> Chain {
+/// A socket bound to a device cannot reach the proxy on `lo`. Its first packet is lost, but its source is
+/// noted, so that its retransmission a second later goes direct.
+///
+/// Over IPv4 the redirected packet would leave by that device, for nowhere: it is dropped and noted
+/// here. Over IPv6 the kernel finds no route for it and drops it before any hook sees it: so whatever
+/// is redirected was noted before, and what arrives on `lo` is no such packet after all.
+fn astray_chain(families: &[Family], port: u16) -> Chain {
+    let rule = |&family: &Family| {
+        let set = bound(family);
+        let destination = [
+            Match::Destination(family.loopback().into()),
+            Match::Port(port),
+        ];
+        let (place, verdict) = match family {
+            Family::V4 => (
+                vec![Match::OutElsewhere],
+                Verdict::NoteSourceAndDrop {
+                    family,
+                    set,
+                    millis: BOUND_MILLIS,
+                },
+            ),
+            Family::V6 => (
+                vec![Match::OutLoopback, Match::PureSyn],
+                Verdict::ForgetSource { family, set },
+            ),
+        };
+        Rule::new(place.into_iter().chain(destination), verdict)
+    };
     Chain {
         name: "astray",
         hook: Some(Hook::LEAVING),
-        rules: vec![Rule::new(
-            [
-                Match::OutElsewhere,
-                Match::Destination(Family::V4.loopback().into()),
-                Match::Port(port),
-            ],
-            Verdict::NoteSourceAndDrop {
-                set: BOUND,
-                millis: BOUND_MILLIS,
-            },
-        )],
+        rules: families.iter().map(rule).collect(),
     }
 }
 
@@ -317,7 +338,7 @@ fn output_chain(
     port: u16,
 ) -> Chain {
     let probe = |beat: &SocketAddr| {
-        let target = probe_address(beat.ip());
+        let target = probe_address(*beat);
         Rule::new(
             [
                 Match::PureSyn,
@@ -364,19 +385,15 @@ fn capture_chain(
     let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
     leave(Match::OutLoopback);
     leave(Match::DestinationLocal);
-    if families.contains(&Family::V4) {
-        leave(Match::SourceIn(BOUND));
+    for &family in families {
+        leave(Match::SourceIn(family, bound(family)));
     }
     if families.contains(&Family::V6) {
         // Link-local destinations need their interface, which the proxy's dial would not have.
         leave(Match::Destination(LINK_LOCAL_V6));
     }
-    if !capture.exclude.uids.is_empty() {
-        leave(Match::SocketUidIn(EXCLUDED_UIDS));
-    }
-    if !capture.exclude.gids.is_empty() {
-        leave(Match::SocketGidIn(EXCLUDED_GIDS));
-    }
+    rules.extend(exclude_users(settings));
+    let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
     for &family in families {
         if !networks(&capture.exclude.cidrs, family).is_empty() {
             leave(Match::DestinationIn(family, excluded(family)));
@@ -396,10 +413,18 @@ fn capture_chain(
         } else {
             Match::PortIn(INCLUDED_PORTS)
         };
-        rules.push(Rule::new(
-            [destination, port_condition],
-            Verdict::RedirectTo(port),
-        ));
+        let conditions = [destination, port_condition];
+        if family == Family::V6 {
+            rules.push(Rule::new(
+                conditions.clone(),
+                Verdict::NoteSource {
+                    family,
+                    set: bound(family),
+                    millis: BOUND_MILLIS,
+                },
+            ));
+        }
+        rules.push(Rule::new(conditions, Verdict::RedirectTo(port)));
     }
     Chain {
         name: "capture",
@@ -441,20 +466,146 @@ fn exclude_neighbours(proxy: &ProxyIdentity, neighbours: &[Neighbour]) -> Vec<Ru
         .collect()
 }
 
+fn exclude_users(settings: &Settings) -> Vec<Rule> {
+    let exclude = &settings.capture.exclude;
+    let uids = (!exclude.uids.is_empty()).then_some(Match::SocketUidIn(EXCLUDED_UIDS));
+    let gids = (!exclude.gids.is_empty()).then_some(Match::SocketGidIn(EXCLUDED_GIDS));
+    uids.into_iter()
+        .chain(gids)
+        .map(|users| Rule::new([users], Verdict::Return))
+        .collect()
+}
+
+const fn closed_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "closed_v4",
+        Family::V6 => "closed_v6",
+    }
+}
+
+/// Refuses what would be captured and was not. Filters see a connection after it was translated, so
+/// that a captured one is on its way to the loopback address by then.
+pub(super) fn closed(
+    settings: &Settings,
+    host: &Host,
+    proxy: &ProxyIdentity,
+    families: &[Family],
+) -> Result<Option<Table>, Refusal> {
+    let capture = &settings.capture;
+    if capture.fail_closed.is_empty() {
+        return Ok(None);
+    }
+    if !host.can_outlive_owner {
+        return Err(Refusal::CannotFailClosed {
+            reason: "tables that outlive their owner need Linux 6.9 or newer".into(),
+        });
+    }
+    let left_out = |net: &&IpNet| !families.contains(&Family::of(net.addr()));
+    if let Some(net) = capture.fail_closed.iter().find(left_out) {
+        return Err(Refusal::CannotFailClosed {
+            reason: format!(
+                "{net} could not be reached at all: {} is not captured here",
+                Family::of(net.addr()).name()
+            ),
+        });
+    }
+    let mut sets: Vec<_> = sets(settings, families)
+        .into_iter()
+        .filter(|set| !matches!(set.elements, Elements::V4(_) | Elements::V6(_)))
+        .collect();
+    sets.extend(scope_sets(&capture.scope));
+    let mut rules = exclude_proxy(proxy);
+    rules.extend(exclude_neighbours(proxy, &host.neighbours));
+    let mut leave = |condition| rules.push(Rule::new([condition], Verdict::Return));
+    leave(Match::OutLoopback);
+    // What was captured too: its destination is the proxy's by now.
+    leave(Match::DestinationLocal);
+    if families.contains(&Family::V6) {
+        leave(Match::Destination(LINK_LOCAL_V6));
+    }
+    let mut closed = Vec::new();
+    for &family in families {
+        let nets = networks(&capture.fail_closed, family);
+        if nets.is_empty() {
+            continue;
+        }
+        let set = closed_set(family);
+        sets.push(Set {
+            name: set,
+            elements: family.elements(nets),
+        });
+        closed.push((family, set));
+    }
+    rules.extend(exclude_users(settings));
+    if !capture.exclude.ports.is_empty() {
+        rules.push(Rule::new([Match::PortIn(EXCLUDED_PORTS)], Verdict::Return));
+    }
+    for (family, set) in closed {
+        for destination in [
+            vec![Match::DialledIn(family, set)],
+            vec![Match::Untracked, Match::DestinationIn(family, set)],
+        ] {
+            let port =
+                (!has_every_port(&capture.include.ports)).then_some(Match::PortIn(INCLUDED_PORTS));
+            let conditions = port.into_iter().chain(destination);
+            rules.push(Rule::new(conditions, Verdict::RejectWithReset));
+        }
+    }
+    Ok(Some(Table {
+        name: closed_name(settings.port(), 0),
+        comment: "Outrigger: refuses what must not go past the proxy, remove-rules ends it".into(),
+        outlives_owner: true,
+        timeout: None,
+        sets,
+        chains: vec![
+            Chain {
+                name: "closed",
+                hook: None,
+                rules,
+            },
+            Chain {
+                name: "output",
+                hook: Some(Hook::FILTER),
+                rules: vec![Rule::new(
+                    std::iter::once(Match::PureSyn)
+                        .chain(in_scope(&capture.scope, host.cgroup.as_ref())),
+                    Verdict::Jump("closed"),
+                )],
+            },
+        ],
+    }))
+}
+
+/// Unanswered and reset connections. Shorter than TCP's first retransmission, so that each attempt is
+/// decided on anew, and the least that the kernel counts.
+pub(super) const PASSING: Timeout = Timeout {
+    name: "passing",
+    seconds: 1,
+};
+
 /// In a bare namespace the redirect is conntrack's only user: without these two chains (either
 /// alone is not enough) conntrack unhooks with it, and live captured connections are reset or hang.
-pub(super) fn anchor(port: u16, generation: u64) -> Table {
+///
+/// It is also what keeps connection tracking's memory short, while there is a capture and until the last
+/// captured connection has ended.
+pub(super) fn anchor(port: u16, can_shorten_timeouts: bool, generation: u64) -> Table {
+    let shorten = Rule::new([Match::PureSyn], Verdict::SetTimeout(PASSING.name));
     Table {
         name: anchor_name(port, generation),
         comment: format!(
             "Outrigger: keeps live connections of the proxy on port {port} translated"
         ),
+        outlives_owner: false,
+        timeout: can_shorten_timeouts.then_some(PASSING),
         sets: Vec::new(),
         chains: vec![
             Chain {
                 name: "translate",
-                hook: Some(Hook::NAT),
-                rules: Vec::new(),
+                hook: Some(Hook::BEFORE_NAT),
+                rules: can_shorten_timeouts
+                    .then_some(shorten)
+                    .into_iter()
+                    .collect(),
             },
             Chain {
                 name: "track",

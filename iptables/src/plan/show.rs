@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Chain, Elements, Family, Hook, HookKind, Intervals, IpNet, LEASES_SIZE, Match, Place, Plan,
-    Rule, SOURCES_SIZE, Set, Table, Verdict,
+    Rule, Set, Table, Timeout, Verdict, sources_size,
 };
 
 /// Elements on one line, above which each gets its own.
@@ -18,7 +18,11 @@ impl Display for Plan {
         for note in &self.notes {
             writeln!(f, "# {note}")?;
         }
-        write!(f, "{}\n{}", self.anchor, self.capture)
+        for (index, table) in self.tables().enumerate() {
+            let gap = if index == 0 { "" } else { "\n" };
+            write!(f, "{gap}{table}")?;
+        }
+        Ok(())
     }
 }
 
@@ -26,7 +30,11 @@ impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.name)?;
         writeln!(f, "\tcomment \"{}\"", self.comment)?;
-        writeln!(f, "\tflags owner")?;
+        let persist = if self.outlives_owner { ",persist" } else { "" };
+        writeln!(f, "\tflags owner{persist}")?;
+        if let Some(timeout) = &self.timeout {
+            write!(f, "\n{timeout}")?;
+        }
         for set in &self.sets {
             write!(f, "\n{set}")?;
         }
@@ -37,11 +45,27 @@ impl Display for Table {
     }
 }
 
+impl Display for Timeout {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { name, seconds } = self;
+        writeln!(f, "\tct timeout {name} {{\n\t\tprotocol tcp")?;
+        writeln!(
+            f,
+            "\t\tpolicy = {{ syn_sent : {seconds}, syn_recv : {seconds}, close : {seconds} }}\n\t}}"
+        )
+    }
+}
+
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (kind, size) = match &self.elements {
             Elements::Leases => ("nf_proto", LEASES_SIZE),
-            Elements::Sources => ("ipv4_addr . inet_service", SOURCES_SIZE),
+            Elements::Sources(family @ Family::V4) => {
+                ("ipv4_addr . inet_service", sources_size(*family))
+            }
+            Elements::Sources(family @ Family::V6) => {
+                ("ipv6_addr . inet_service", sources_size(*family))
+            }
             _ => return self.fmt_static(f),
         };
         writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
@@ -57,7 +81,7 @@ impl Set {
             Elements::Ports(_) => ("inet_service", true),
             Elements::Uids(_) => ("uid", false),
             Elements::Gids(_) => ("gid", false),
-            Elements::Leases | Elements::Sources => return Ok(()),
+            Elements::Leases | Elements::Sources(_) => return Ok(()),
         };
         writeln!(f, "\tset {} {{\n\t\ttype {kind}", self.name)?;
         if is_interval {
@@ -89,7 +113,7 @@ impl Elements {
                 })
                 .collect(),
             Self::Uids(ids) | Self::Gids(ids) => ids.iter().map(ToString::to_string).collect(),
-            Self::Leases | Self::Sources => Vec::new(),
+            Self::Leases | Self::Sources(_) => Vec::new(),
         }
     }
 }
@@ -175,7 +199,13 @@ impl Display for Match {
             Self::PortIn(set) => write!(f, "tcp dport @{set}"),
             Self::UdpPort(port) => write!(f, "udp dport {port}"),
             Self::Payload(number) => write!(f, "@th,64,64 {number:#x}"),
-            Self::SourceIn(set) => write!(f, "ip saddr . tcp sport @{set}"),
+            Self::SourceIn(family, set) => {
+                write!(f, "{} saddr . tcp sport @{set}", family.word())
+            }
+            Self::DialledIn(family, set) => {
+                write!(f, "ct original {} daddr @{set}", family.word())
+            }
+            Self::Untracked => f.write_str("ct state untracked"),
             Self::OutElsewhere => f.write_str("oif != \"lo\""),
             Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),
@@ -191,10 +221,28 @@ impl Display for Verdict {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::RedirectTo(port) => write!(f, "redirect to :{port}"),
             Self::RejectWithReset => f.write_str("reject with tcp reset"),
-            Self::NoteSourceAndDrop { set, millis } => write!(
+            Self::NoteSourceAndDrop {
+                family,
+                set,
+                millis,
+            } => write!(
                 f,
-                "update @{set} {{ ip saddr . tcp sport timeout {millis}ms }} drop"
+                "update @{set} {{ {} saddr . tcp sport timeout {millis}ms }} drop",
+                family.word()
             ),
+            Self::NoteSource {
+                family,
+                set,
+                millis,
+            } => write!(
+                f,
+                "add @{set} {{ {} saddr . tcp sport timeout {millis}ms }}",
+                family.word()
+            ),
+            Self::ForgetSource { family, set } => {
+                write!(f, "delete @{set} {{ {} saddr . tcp sport }}", family.word())
+            }
+            Self::SetTimeout(name) => write!(f, "ct timeout set \"{name}\""),
             Self::RenewAndDrop { set, millis } => {
                 write!(
                     f,

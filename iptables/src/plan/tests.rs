@@ -11,6 +11,8 @@ use crate::nft::{self, NetlinkSocket};
 fn host() -> Host {
     Host {
         ipv6_on_loopback: true,
+        can_shorten_timeouts: true,
+        can_outlive_owner: true,
         ..Host::default()
     }
 }
@@ -37,6 +39,7 @@ capture:
     ports: [22, 8001-8003]
     uids: [33, 0, 33]
     gids: [1000]
+  fail_closed: ["1.0.0.0/24", "2001:db8:1::/48"]
 "#;
 
 #[test]
@@ -48,9 +51,11 @@ fn the_defaults_capture_both_families_and_leave_local_and_proxy_traffic_alone() 
             "oif \"lo\" return",
             "fib daddr type local return",
             "ip saddr . tcp sport @bound_to_device return",
+            "ip6 saddr . tcp sport @bound_to_device_v6 return",
             "ip6 daddr fe80::/10 return",
             "tcp dport @excluded_ports return",
             "meta nfproto ipv4 meta l4proto tcp redirect to :15001",
+            "meta nfproto ipv6 meta l4proto tcp add @bound_to_device_v6 { ip6 saddr . tcp sport timeout 5000ms }",
             "meta nfproto ipv6 meta l4proto tcp redirect to :15001",
         ]
     );
@@ -93,7 +98,7 @@ fn a_beat_renews_the_lease_of_its_family_and_its_generation_only() {
 fn the_proxys_probe_is_redirected_without_a_lease() {
     let table = plan("").capture.to_string();
     for daddr in ["ip daddr 127.192.0.3", "ip6 daddr ::1"] {
-        let probe = format!("== syn meta skuid 1337 {daddr} tcp dport 9 redirect to :15001");
+        let probe = format!("== syn meta skuid 1337 {daddr} tcp dport 47769 redirect to :15001");
         assert!(table.contains(&probe), "{table}");
     }
 }
@@ -165,7 +170,8 @@ fn a_table_name_tells_port_and_generation() {
 #[test]
 fn the_nft_program_accepts_the_dry_run() {
     for settings in ["", EVERYTHING] {
-        let text = plan(settings).to_string();
+        // `nft` has known this flag since 1.1.
+        let text = plan(settings).to_string().replace("owner,persist", "owner");
         nft_in_namespace(&["-c", "-f", "-"], &text);
     }
     let targets = [
@@ -183,16 +189,21 @@ fn netlink_and_the_dry_run_load_the_same() {
         "[::1]:4000".parse().unwrap(),
     ];
     let everything = plan(EVERYTHING);
+    let closed = everything.closed.clone().unwrap();
     // As many networks as `nft` can send at once where it may not enlarge its socket's buffer.
     for table in [
         &plan("").capture,
         &everything.capture,
         &everything.anchor,
+        &closed,
         &everything.canary(&targets),
         &with_networks(1500),
     ] {
         // `nft` would give up a table of its own at its end, so the text goes without the flag.
-        let text = table.to_string().replace("\tflags owner\n", "");
+        let text = table.to_string();
+        let text = text
+            .replace("\tflags owner\n", "")
+            .replace("\tflags owner,persist\n", "");
         let loaded = nft_in_namespace(&["-f", "-"], &text);
         let installed = in_namespace(|| {
             let mut socket = NetlinkSocket::open().unwrap();
@@ -201,6 +212,7 @@ fn netlink_and_the_dry_run_load_the_same() {
             assert_eq!(nft::verify(&mut socket, table).unwrap(), None);
             list()
         });
+        let installed = installed.replace("flags owner,0x4", "flags owner");
         assert_eq!(comparable(&installed), comparable(&loaded));
         assert!(loaded.contains("chain"), "nothing was loaded: {loaded}");
     }

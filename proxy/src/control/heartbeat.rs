@@ -53,10 +53,10 @@ pub(super) async fn run(state: Arc<ControlState>) -> Infallible {
     }
 }
 
-/// Whether a connection that was going to `original` is a probe of ours, to be given to
-/// [`ControlState::answer_probe`].
-pub fn is_probe(original: SocketAddr) -> bool {
-    original == probe_address(original.ip())
+/// Whether a connection that was going to `original` and came to `listener` is a probe of ours, to be
+/// given to [`ControlState::answer_probe`].
+pub fn is_probe(original: SocketAddr, listener: SocketAddr) -> bool {
+    original == probe_address(listener)
 }
 
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Heartbeat {
         let mut proven = Vec::new();
         for Held { generation, lease } in held {
             for &beat in &lease.beats {
-                match self.probe(probe_address(beat.ip()), limit).await {
+                match self.probe(probe_address(beat), limit).await {
                     Ok(()) => proven.push((beat, *generation)),
                     Err(obstacle) => result = result.and(Err(obstacle)),
                 }

@@ -8,6 +8,7 @@ mod canary;
 mod heartbeat;
 mod lapses;
 mod lines;
+mod room;
 mod session;
 mod state;
 mod tethers;
@@ -36,6 +37,7 @@ use tokio::{
 };
 
 use crate::failure::Failure;
+use room::Room;
 use session::Session;
 
 pub use canary::CanaryTargets;
@@ -49,6 +51,10 @@ const MAX_SESSIONS: usize = 16;
 const ANCHOR_SLOTS: usize = 4;
 /// How often an anchor without a capture is looked at.
 const ANCHOR_CHECK: Duration = Duration::from_secs(1);
+
+/// How often connection tracking is looked at: a burst of 30,000 connections a second takes longer to
+/// fill a twentieth of the usual table of 262,144.
+const ROOM_CHECK: Duration = Duration::from_millis(200);
 
 /// What the control socket needs from the rest of the process.
 pub struct Hooks {
@@ -110,6 +116,8 @@ impl Control {
         let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         let mut check = time::interval(ANCHOR_CHECK);
         check.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut look = time::interval(ROOM_CHECK);
+        look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut beating = pin!(heartbeat::run(state.clone()));
         loop {
             let stream = tokio::select! {
@@ -123,6 +131,10 @@ impl Control {
                         continue;
                     }
                 },
+                _ = look.tick() => {
+                    state.leave_room(Room::look);
+                    continue;
+                }
                 _ = check.tick() => {
                     state.drop_idle_anchors((hooks.live_connections)());
                     continue;

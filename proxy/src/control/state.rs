@@ -11,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, Status, Tether};
+use outrigger_config::control::{Identity, Status, Tether, TetherKind};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     CanaryTargets,
     heartbeat::{Heartbeat, Held, Obstacle},
     lapses::Lapses,
+    room::{Level, Room},
     tethers::Tethers,
 };
 use crate::pulse::Pulse;
@@ -44,6 +45,9 @@ pub struct ControlState {
     /// What kept the latest beat from renewing the lease.
     obstacle: Mutex<Option<Told>>,
     captures_changed: Notify,
+    /// Why this proxy has let go of the latest capture by itself.
+    given_up: Mutex<Option<String>>,
+    times_given_up: AtomicU64,
 }
 
 /// An obstacle, as it is told.
@@ -63,6 +67,8 @@ pub struct CaptureFigures {
     /// How often the lease ran out, and for how long in all.
     pub lapses: u64,
     pub lapsed: Duration,
+    /// How often a capture was let go because connection tracking was nearly full.
+    pub given_up: u64,
 }
 
 /// The listening sockets, as the gate will look for them.
@@ -118,6 +124,8 @@ impl ControlState {
             lapses: Mutex::default(),
             obstacle: Mutex::default(),
             captures_changed: Notify::new(),
+            given_up: Mutex::default(),
+            times_given_up: AtomicU64::new(0),
         })
     }
 
@@ -157,6 +165,7 @@ impl ControlState {
             since,
             lapses: lapses.count(now),
             lapsed: lapses.total(now),
+            given_up: self.times_given_up.load(Ordering::Relaxed),
         }
     }
 
@@ -189,6 +198,7 @@ impl ControlState {
             lapsed_secs: figures.lapsed.as_secs_f64(),
             hung_worker: obstacle.as_ref().and_then(|told| told.hung_worker),
             obstacle: obstacle.map(|told| told.text),
+            given_up: self.given_up().clone(),
         }
     }
 
@@ -212,7 +222,38 @@ impl ControlState {
         if self.draining.load(Ordering::Relaxed) {
             return Err("this proxy is shutting down".into());
         }
+        if tether.kind == TetherKind::Capture
+            && let Some(room) = Room::look()
+            && room.level() > Level::Ample
+        {
+            return Err(room.to_string());
+        }
         tethers.hold(session, tether, descriptor)
+    }
+
+    /// Lets go of what needs connection tracking while there is room left for everybody else's
+    /// connections; to be called several times a second.
+    pub(super) fn leave_room(&self, look: impl FnOnce() -> Option<Room>) {
+        let mut tethers = self.tethers();
+        if tethers.is_empty() {
+            return;
+        }
+        let Some(room) = look() else { return };
+        let level = room.level();
+        if level >= Level::NearlyFull && tethers.has_capture() {
+            tethers.release(None);
+            self.times_given_up.fetch_add(1, Ordering::Relaxed);
+            *self.given_up() = Some(room.to_string());
+            tracing::error!(
+                entries = room.entries,
+                most = room.most,
+                "capture is given up, new connections go direct until install-rules is run again: {room}"
+            );
+        }
+        if level == Level::Full && tethers.has_anchor() {
+            tethers.release_all();
+            tracing::error!("live captured connections are given up too: {room}");
+        }
     }
 
     /// Counts a capture as in force once its first beat has been seen to work.
@@ -227,6 +268,7 @@ impl ControlState {
             None => None,
         };
         self.tethers().captured(generation)?;
+        *self.given_up() = None;
         if let Some((began, shortest)) = began {
             self.lapses().renewed(began, shortest);
         }
@@ -283,6 +325,10 @@ impl ControlState {
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {
         self.tethers().drop_idle_anchors(live_connections);
+    }
+
+    fn given_up(&self) -> MutexGuard<'_, Option<String>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn obstacle(&self) -> MutexGuard<'_, Option<Told>> {

@@ -96,7 +96,7 @@ impl Tethers {
             check(lease)?;
         }
         let moved = match tether.kind {
-            TetherKind::Capture => self.move_above_listeners(&descriptor),
+            TetherKind::Capture | TetherKind::Closed => self.move_above_listeners(&descriptor),
             TetherKind::Anchor => self.move_to_slot(&descriptor),
         };
         let descriptor = moved?;
@@ -137,6 +137,9 @@ impl Tethers {
     pub(super) fn release(&mut self, generation: Option<u64>) {
         let is_meant = |of: u64| generation.is_none_or(|wanted| of == wanted);
         self.close_captures("released", |held| is_meant(held.tether.generation));
+        self.held.retain(|held| {
+            held.tether.kind != TetherKind::Closed || !is_meant(held.tether.generation)
+        });
         let another_stays = self.anchors().any(|anchor| !is_meant(anchor));
         let kept = self.anchors().max().filter(|_| !another_stays);
         self.close_anchors(|anchor| is_meant(anchor) && Some(anchor) != kept);
@@ -158,7 +161,7 @@ impl Tethers {
     }
 
     pub(super) fn release_all(&mut self) {
-        self.close_captures("released", |_| true);
+        self.release(None);
         self.close_anchors(|_| true);
     }
 
@@ -182,7 +185,15 @@ impl Tethers {
         }
     }
 
-    fn has_capture(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    pub(super) fn has_anchor(&self) -> bool {
+        self.anchors().next().is_some()
+    }
+
+    pub(super) fn has_capture(&self) -> bool {
         self.held
             .iter()
             .any(|held| held.tether.kind == TetherKind::Capture)

@@ -189,7 +189,7 @@ async fn read(stream: &TcpStream, buffers: &BufferPool, buffer: &mut Buffer) -> 
         if buffer.capacity() == 0 {
             *buffer = buffers.take();
         }
-        match buffer.try_read(stream) {
+        match buffer.try_read_urgent_too(stream) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if buffer.is_empty() {
                     buffers.give(std::mem::take(buffer));

@@ -88,6 +88,7 @@ fn open(shared: &Shared, peer: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE))?;
     if let Some(mark) = shared.settings.capture.proxy_mark {
         socket.set_mark(mark)?;

@@ -68,6 +68,8 @@ enum Next {
     Request,
     /// Nothing more is expected from the client.
     Close,
+    /// We end it between two requests, and one may be on its way.
+    Part,
     /// The client may still be sending, and must be able to read what it was sent.
     Linger,
     Reset,
@@ -94,6 +96,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
                 session.exchange(head).await
             }
             Err(Ended::Quietly) => Next::Close,
+            Err(Ended::ByUs) => Next::Part,
             Err(Ended::With(failure)) => {
                 let outcome = Outcome::begin(session.input.len());
                 session.refuse(None, failure, outcome).await
@@ -106,6 +109,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     worker.buffers.give(mem::take(&mut session.input));
     match next {
         Next::Request | Next::Close => {}
+        Next::Part => Box::pin(close::part(&worker, &session.client)).await,
         Next::Linger => Box::pin(close::linger(&worker, &session.client)).await,
         Next::Reset => reset_when_dropped(&session.client),
     }
@@ -128,6 +132,8 @@ impl Drop for Session {
 enum Ended {
     /// Between two requests.
     Quietly,
+    /// The same, and not by the client.
+    ByUs,
     With(Failure),
 }
 
@@ -170,7 +176,7 @@ impl Session {
             }
         });
         if !readable.await {
-            return Err(Ended::Quietly);
+            return Err(Ended::ByUs);
         }
         self.input = self.connection.worker.buffers.take();
         match io::read(&self.client, &mut self.input).await {

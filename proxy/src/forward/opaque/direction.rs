@@ -186,9 +186,16 @@ impl<'a> Direction<'a> {
                 self.pipe = self.worker.pipes.lend();
             }
             if let Some(pipe) = &mut self.pipe {
-                return self
+                let taken = self
                     .from
                     .try_io(Interest::READABLE, || pipe.fill(self.from, usize::MAX));
+                if !taken.as_ref().is_err_and(is_would_block) {
+                    return taken;
+                }
+                // Nothing is there, or an urgent byte, which no splice takes. The read tells, also
+                // the event loop, which would wait for an event that has been.
+                self.pipe = None;
+                self.bulk = 0;
             }
         }
         let buffers = &self.worker.buffers;
@@ -198,7 +205,7 @@ impl<'a> Direction<'a> {
         } else if capacity < buffer::SIZE {
             self.held = buffers.take();
         }
-        self.held.try_read(self.from)
+        self.held.try_read_urgent_too(self.from)
     }
 
     fn pass_close_on(&self) -> Result<(), Lost> {
@@ -229,6 +236,10 @@ impl Drop for Direction<'_> {
 enum Lost {
     Source,
     Sink(io::Error),
+}
+
+fn is_would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// Whether a socket's error means that its peer refused bytes after it had closed in an orderly

@@ -98,6 +98,12 @@ impl ProcessWide {
             "Times that the lease ran out and new connections went direct",
             &[(&[], capture.lapses)],
         )?;
+        self.counter(
+            encoder,
+            "outrigger_capture_given_up",
+            "Captures let go because connection tracking was nearly full",
+            &[(&[], capture.given_up)],
+        )?;
         let mut name = "outrigger_capture_lapsed_seconds".to_owned();
         let help = "Time in which new connections went direct because the lease had run out";
         let mut lapsed = open(encoder, self.format, &mut name, help, MetricType::Counter)?;

@@ -1,0 +1,81 @@
+//! The endpoints of a cluster at one moment, arranged for picking: immutable, replaced as a whole.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
+
+use outrigger_config::{Cluster as Settings, Labels, LoadBalancer, Locality, SlowStart};
+
+use super::{balance::view::View, endpoint::Endpoint};
+
+/// An endpoint and what its cluster says of it.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) weight: u32,
+    pub(super) priority: u8,
+    pub(super) locality: Locality,
+    pub(super) labels: Labels,
+}
+
+/// What the user asked for.
+#[derive(Debug)]
+pub(super) struct Policy {
+    pub(super) settings: Settings,
+    /// Where this proxy runs.
+    pub(super) locality: Locality,
+}
+
+impl Policy {
+    pub(super) fn slow_start(&self) -> Option<&SlowStart> {
+        match self.settings.load_balancer {
+            LoadBalancer::RoundRobin | LoadBalancer::LeastRequest(_) => {
+                self.settings.slow_start.as_ref()
+            }
+            LoadBalancer::PeakEwma(_)
+            | LoadBalancer::Random
+            | LoadBalancer::RingHash(_)
+            | LoadBalancer::Maglev(_) => None,
+        }
+    }
+
+    pub(super) fn is_by_key(&self) -> bool {
+        matches!(
+            self.settings.load_balancer,
+            LoadBalancer::RingHash(_) | LoadBalancer::Maglev(_)
+        )
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct HostSet {
+    pub(super) policy: Arc<Policy>,
+    pub(super) members: Arc<[Member]>,
+    pub(super) all: View,
+    /// By the number that `Cluster::subset` gave; `None`: no endpoint has the labels.
+    pub(super) subsets: Box<[Option<View>]>,
+}
+
+impl HostSet {
+    pub(super) fn new(
+        policy: Arc<Policy>,
+        members: Arc<[Member]>,
+        subsets: &[Labels],
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        let everyone: Vec<_> = members.iter().collect();
+        let subset = |labels: &Labels| {
+            let has_all = |m: &&Member| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v));
+            let some: Vec<_> = members.iter().filter(has_all).collect();
+            (!some.is_empty()).then(|| View::new(&some, &policy, seed, now))
+        };
+        Self {
+            all: View::new(&everyone, &policy, seed, now),
+            subsets: subsets.iter().map(subset).collect(),
+            policy,
+            members,
+        }
+    }
+}
+
+/// Endpoints by address, those that left lately included, so that one which comes back is the same.
+pub(super) type Known = HashMap<SocketAddr, (Arc<Endpoint>, Option<Instant>)>;

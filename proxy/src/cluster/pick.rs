@@ -1,0 +1,421 @@
+//! A cluster, and what the way of a request asks of it.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use outrigger_config::{
+    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
+};
+use tokio::sync::Notify;
+
+use super::{
+    adaptive_concurrency::AdaptiveConcurrency,
+    breaker::Admission,
+    endpoint::Endpoint,
+    host_set::{HostSet, Known, Member, Policy},
+    outcome::Outcome,
+    outlier::{Company, Outlier},
+    rng::Rng,
+    thresholds::{Overflow, Permit, Thresholds},
+};
+
+/// How long an endpoint that left is remembered, for DNS answers that come and go.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// What a pick depends on, besides the cluster.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PickContext<'a> {
+    /// For `ring_hash` and `maglev`: the hash of what the endpoint is chosen by (`hash_of`). Without
+    /// one it is drawn.
+    pub hash: Option<u64>,
+    /// Endpoints that this request was sent to already; another is taken if there is one.
+    pub tried: &'a [SocketAddr],
+    pub subset: Option<Subset>,
+}
+
+/// A subset of a cluster, by the number that [`Cluster::subset`] gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subset(usize);
+
+/// Why there is no endpoint for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PickError {
+    /// The cluster, or the subset, has no endpoint.
+    NoEndpoint,
+    /// The breakers of all endpoints are tripped.
+    Tripped,
+    Overflow(Overflow),
+    /// Beyond the limit of adaptive concurrency.
+    Shed,
+}
+
+impl fmt::Display for PickError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoEndpoint => "the cluster has no endpoint for this request",
+            Self::Tripped => "the breakers of all endpoints are tripped",
+            Self::Overflow(Overflow::Pending) => "max_pending_requests is reached",
+            Self::Overflow(Overflow::Requests) => "max_requests is reached",
+            Self::Overflow(Overflow::Retries) => "max_retries is reached",
+            Self::Shed => "adaptive concurrency's limit is reached",
+        })
+    }
+}
+
+impl std::error::Error for PickError {}
+
+/// Counters of a whole cluster, over all workers.
+#[derive(Debug, Default)]
+pub struct ClusterCounts {
+    pub overflows: AtomicU64,
+    pub shed: AtomicU64,
+    pub no_endpoint: AtomicU64,
+    pub tripped: AtomicU64,
+    pub host_sets: AtomicU64,
+}
+
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: Arc<str>,
+    pub counts: ClusterCounts,
+    thresholds: Arc<Thresholds>,
+    hosts: ArcSwap<HostSet>,
+    adaptive: ArcSwapOption<AdaptiveConcurrency>,
+    outlier: Outlier,
+    /// A worker ejected an endpoint: the host set is out of date.
+    outdated: Notify,
+    control: Mutex<Control>,
+}
+
+/// What host sets are made from; the control thread's, but for subsets.
+#[derive(Debug)]
+struct Control {
+    known: Known,
+    subsets: Vec<Labels>,
+    rng: Rng,
+}
+
+impl Cluster {
+    pub fn new(settings: Settings, locality: Locality, seed: u64, now: Instant) -> Arc<Self> {
+        let policy = Arc::new(Policy { settings, locality });
+        let cluster = Self {
+            name: policy.settings.name.as_str().into(),
+            counts: ClusterCounts::default(),
+            thresholds: Thresholds::new(&policy.settings.circuit_breaker),
+            adaptive: ArcSwapOption::empty(),
+            hosts: ArcSwap::from_pointee(HostSet::new(policy.clone(), [].into(), &[], seed, now)),
+            outlier: Outlier::default(),
+            outdated: Notify::new(),
+            control: Mutex::new(Control {
+                known: Known::new(),
+                subsets: Vec::new(),
+                rng: Rng::new(seed),
+            }),
+        };
+        cluster.set_adaptive(&policy.settings, seed, now);
+        Arc::new(cluster)
+    }
+
+    /// An endpoint for a request, with all that the cluster grants it. Lock-free and without an
+    /// allocation.
+    ///
+    /// # Errors
+    /// When there is none, or a limit is reached.
+    pub fn pick(
+        self: &Arc<Self>,
+        context: &PickContext<'_>,
+        rng: &Rng,
+        now: Instant,
+    ) -> Result<Picked, PickError> {
+        self.try_pick(context, rng, now).inspect_err(|error| {
+            let count = match error {
+                PickError::NoEndpoint => &self.counts.no_endpoint,
+                PickError::Tripped => &self.counts.tripped,
+                PickError::Overflow(_) => &self.counts.overflows,
+                PickError::Shed => &self.counts.shed,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn try_pick(
+        self: &Arc<Self>,
+        context: &PickContext<'_>,
+        rng: &Rng,
+        now: Instant,
+    ) -> Result<Picked, PickError> {
+        let permit = self.thresholds.request().map_err(PickError::Overflow)?;
+        let hosts = self.hosts.load();
+        let policy = &hosts.policy;
+        let view = match context.subset.map(|s| hosts.subsets.get(s.0)) {
+            None => &hosts.all,
+            Some(Some(Some(view))) => view,
+            Some(None | Some(None)) => match policy.settings.subset_fallback {
+                SubsetFallback::NoFallback => return Err(PickError::NoEndpoint),
+                SubsetFallback::AnyEndpoint => &hosts.all,
+            },
+        };
+        if view.is_empty() {
+            return Err(PickError::NoEndpoint);
+        }
+        let adaptive = match &*self.adaptive.load() {
+            Some(limit) if !limit.admit() => return Err(PickError::Shed),
+            Some(limit) => Some(limit.clone()),
+            None => None,
+        };
+        let Some((host, admission)) = view.pick(policy, context, rng, now) else {
+            if let Some(limit) = adaptive {
+                limit.withdraw();
+            }
+            return Err(PickError::Tripped);
+        };
+        host.endpoint.begin();
+        Ok(Picked {
+            endpoint: host.endpoint.clone(),
+            cluster: self.clone(),
+            admission,
+            adaptive,
+            started: now,
+            is_reported: false,
+            _permit: permit,
+        })
+    }
+
+    /// Connections, pending requests, requests and retries, over all workers.
+    pub fn thresholds(&self) -> &Arc<Thresholds> {
+        &self.thresholds
+    }
+
+    pub fn adaptive_limit(&self) -> Option<u32> {
+        self.adaptive.load().as_ref().map(|a| a.limit())
+    }
+
+    pub fn settings<R>(&self, read: impl FnOnce(&Settings) -> R) -> R {
+        read(&self.hosts.load().policy.settings)
+    }
+
+    /// Every endpoint of the present host set.
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let hosts = self.hosts.load();
+        hosts.members.iter().map(|m| m.endpoint.clone()).collect()
+    }
+
+    /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
+    pub fn subset(&self, labels: &Labels, now: Instant) -> Subset {
+        let mut control = self.lock();
+        if let Some(known) = control.subsets.iter().position(|l| l == labels) {
+            return Subset(known);
+        }
+        control.subsets.push(labels.clone());
+        let hosts = self.hosts.load();
+        self.publish(&control, hosts.policy.clone(), hosts.members.clone(), now);
+        Subset(control.subsets.len() - 1)
+    }
+
+    /// New settings for the same endpoints and everything that is under way.
+    pub fn update(&self, settings: Settings, locality: Locality, now: Instant) {
+        let control = self.lock();
+        let members = self.hosts.load().members.clone();
+        self.thresholds.set_limits(&settings.circuit_breaker);
+        self.set_adaptive(&settings, control.rng.next(), now);
+        if settings.outlier_detection.is_none() {
+            self.outlier.end_all(members.iter().map(|m| &*m.endpoint));
+        }
+        if settings.health_check.is_none() {
+            for member in &*members {
+                member.endpoint.set_unhealthy(false, now);
+            }
+        }
+        self.publish(
+            &control,
+            Arc::new(Policy { settings, locality }),
+            members,
+            now,
+        );
+    }
+
+    /// The endpoints that the cluster has from now on. Of one named twice the first counts. Those
+    /// that `must_prove` stay out until a health check has found them well.
+    pub fn set_endpoints(&self, described: &[Described], must_prove: bool, now: Instant) {
+        let mut control = self.lock();
+        let mut left = std::mem::take(&mut control.known);
+        let mut members = Vec::with_capacity(described.len());
+        for one in described {
+            if control.known.contains_key(&one.address) {
+                continue;
+            }
+            let endpoint = left.remove(&one.address).map_or_else(
+                || {
+                    let endpoint = Endpoint::new(one.address, now);
+                    endpoint.set_unhealthy(must_prove, now);
+                    Arc::new(endpoint)
+                },
+                |(endpoint, _)| endpoint,
+            );
+            control.known.insert(one.address, (endpoint.clone(), None));
+            members.push(Member {
+                endpoint,
+                weight: one.weight.get(),
+                priority: one.priority,
+                locality: one.locality.clone(),
+                labels: one.labels.clone(),
+            });
+        }
+        for (address, (endpoint, since)) in left {
+            let since = since.unwrap_or(now);
+            if now.saturating_duration_since(since) < LINGER {
+                control.known.insert(address, (endpoint, Some(since)));
+            }
+        }
+        let policy = self.hosts.load().policy.clone();
+        self.publish(&control, policy, members.into(), now);
+    }
+
+    /// Makes the host set anew, because health, ejections or ages have changed.
+    pub fn rebuild(&self, now: Instant) {
+        let control = self.lock();
+        let hosts = self.hosts.load();
+        self.publish(&control, hosts.policy.clone(), hosts.members.clone(), now);
+    }
+
+    /// Ends and begins ejections; to be called every `outlier_detection.interval`.
+    pub fn sweep(&self, now: Instant) {
+        let hosts = self.hosts.load();
+        let Some(settings) = &hosts.policy.settings.outlier_detection else {
+            return;
+        };
+        let all: Vec<_> = hosts.members.iter().map(|m| &*m.endpoint).collect();
+        if self.outlier.sweep(settings, &all, now) {
+            self.rebuild(now);
+        }
+    }
+
+    /// What health checks found; true when it changed anything, and `rebuild` is due.
+    pub fn set_health(&self, endpoint: &Endpoint, is_healthy: bool, now: Instant) -> bool {
+        endpoint.set_unhealthy(!is_healthy, now)
+    }
+
+    /// Whether an endpoint's share is still growing.
+    pub fn is_warming(&self, now: Instant) -> bool {
+        let hosts = self.hosts.load();
+        hosts.policy.slow_start().is_some_and(|slow_start| {
+            let window = slow_start.window.0.as_millis() as u64;
+            hosts
+                .members
+                .iter()
+                .any(|m| m.endpoint.warm_for(now) < window)
+        })
+    }
+
+    /// Returns when a worker has changed what the host set depends on.
+    pub async fn outdated(&self) {
+        self.outdated.notified().await;
+    }
+
+    fn set_adaptive(&self, settings: &Settings, seed: u64, now: Instant) {
+        let present = self.adaptive.load();
+        if present.as_ref().map(|a| a.settings()) == settings.adaptive_concurrency.as_ref() {
+            return;
+        }
+        let make = |s| Arc::new(AdaptiveConcurrency::new(s, seed, now));
+        self.adaptive
+            .store(settings.adaptive_concurrency.clone().map(make));
+    }
+
+    fn publish(
+        &self,
+        control: &Control,
+        policy: Arc<Policy>,
+        members: Arc<[Member]>,
+        now: Instant,
+    ) {
+        let seed = control.rng.next();
+        let hosts = HostSet::new(policy, members, &control.subsets, seed, now);
+        self.hosts.store(Arc::new(hosts));
+        self.counts.host_sets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request at one endpoint. Dropping it unreported means that the client gave it up, which
+/// tells nothing of the endpoint.
+#[derive(Debug)]
+pub struct Picked {
+    pub endpoint: Arc<Endpoint>,
+    cluster: Arc<Cluster>,
+    admission: Admission,
+    adaptive: Option<Arc<AdaptiveConcurrency>>,
+    started: Instant,
+    is_reported: bool,
+    _permit: Permit,
+}
+
+impl Picked {
+    /// The request has ended, or at least its answer's head is there.
+    pub fn report(mut self, outcome: Outcome, now: Instant) {
+        self.is_reported = true;
+        let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
+        endpoint.end(Some(outcome));
+        let hosts = cluster.hosts.load();
+        let settings = &hosts.policy.settings;
+        if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
+            let latency = now.saturating_duration_since(self.started).as_micros() as u64;
+            endpoint
+                .latency
+                .observe(ewma, latency, endpoint.micros(now));
+        }
+        match &self.adaptive {
+            // How fast something fails does not tell how long the queue is.
+            Some(limit) if outcome == Outcome::LocalOriginFailure => limit.withdraw(),
+            Some(limit) => limit.answered(self.started, now),
+            None => {}
+        }
+        if let Some(breaker) = &settings.endpoint_breaker {
+            if outcome == Outcome::Success {
+                endpoint.breaker.succeeded(breaker, self.admission);
+            } else if endpoint
+                .breaker
+                .failed(breaker, self.admission, endpoint.millis(now))
+            {
+                endpoint.counts.trips.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if let Some(detection) = &settings.outlier_detection {
+            let all = || hosts.members.iter().map(|m| &*m.endpoint);
+            let company = Company::Cluster;
+            if cluster
+                .outlier
+                .observe(detection, endpoint, outcome, company, all, now)
+            {
+                cluster.outdated.notify_one();
+            }
+        }
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        if self.is_reported {
+            return;
+        }
+        self.endpoint.end(None);
+        self.endpoint.breaker.withdrawn(self.admission);
+        if let Some(limit) = &self.adaptive {
+            limit.withdraw();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Few source ports, used again and again while capture comes and goes: what connection tracking
+//! remembers of one connection must not decide about the next.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    ops::Range,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{Peer, SOON, SVC, SVC4, Speak, World, figure, rounds, wait_until};
+
+const PORT: u16 = 9;
+/// Below the ephemeral ones, of which the proxy takes its own: who the server sees is never in doubt.
+const SOURCES: Range<u16> = 20_000..20_008;
+
+#[test]
+fn no_connection_slips_past_a_capture_that_comes_and_goes() {
+    let world = World::new();
+    let _peer = greeter(&world);
+    // Connection tracking is at work all the time, as on any host with a stateful firewall.
+    world.app.sh("nft 'add table inet firewall; add chain inet firewall out { type filter hook output priority 0 ; }; add rule inet firewall out ct state established accept'");
+    let proxy = world.serve("");
+    let rounds = rounds(10, 100);
+    let ledger = Ledger::default();
+    thread::scope(|scope| {
+        for (svc, sources) in SVC.iter().zip([SOURCES, SOURCES]) {
+            let (world, ledger) = (&world, &ledger);
+            scope.spawn(move || {
+                for source in sources.cycle() {
+                    if ledger.phase() == Phase::Over {
+                        break;
+                    }
+                    ledger.dial(world, source, *svc);
+                }
+            });
+        }
+        let _over = OverOnDrop(&ledger);
+        for _ in 0..rounds {
+            world.capture(&proxy);
+            ledger.lasts(Phase::Captured);
+            assert!(world.remove_rules().status.success());
+            ledger.lasts(Phase::Free);
+        }
+    });
+    let found = ledger.found.into_inner().unwrap();
+    figure(
+        "capture, remove, capture again",
+        format!(
+            "{rounds} times, {} source ports: {} of {} captured connections slipped past; {} of {} free ones were still captured; {} failed in between",
+            SOURCES.len(),
+            found.slipped.len(),
+            found.captured + found.slipped.len(),
+            found.stuck,
+            found.free + found.stuck,
+            found.failed.len(),
+        ),
+        "bar: 0 slipped unexplained",
+    );
+    assert!(
+        found.slipped.is_empty(),
+        "slipped past from {:?}",
+        found.slipped
+    );
+    assert!(found.failed.is_empty(), "{:?}", found.failed);
+    assert_eq!(found.stuck, 0);
+}
+
+/// Without it, that nothing slips could mean that nothing is seen.
+#[test]
+fn a_planted_connection_that_slips_past_is_seen() {
+    let world = World::new();
+    let _peer = greeter(&world);
+    let _proxy = world.captured();
+    let ordinary = dial(&world, SOURCES.start, SVC4, None).unwrap();
+    assert!(ordinary, "captured");
+    let planted = dial(&world, SOURCES.start + 1, SVC4, Some("app0")).unwrap();
+    assert!(!planted, "bound to a device it can only go direct");
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The rules are being changed: either is right.
+    Changing,
+    Captured,
+    Free,
+    Over,
+}
+
+/// What the clients met, and what they had to.
+#[derive(Default)]
+struct Ledger {
+    /// Counts up: changing, captured, changing, free. Both ends of a connection's dialling have to
+    /// be in one phase, and in the same one, for it to be judged.
+    turn: AtomicUsize,
+    is_over: std::sync::atomic::AtomicBool,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    captured: usize,
+    free: usize,
+    slipped: Vec<(u16, IpAddr, usize)>,
+    stuck: usize,
+    failed: Vec<(u16, IpAddr, String)>,
+}
+
+impl Ledger {
+    fn phase(&self) -> Phase {
+        if self.is_over.load(Ordering::SeqCst) {
+            return Phase::Over;
+        }
+        match self.turn.load(Ordering::SeqCst) % 4 {
+            1 => Phase::Captured,
+            3 => Phase::Free,
+            _ => Phase::Changing,
+        }
+    }
+
+    /// Until every source port has been used in it by both families.
+    fn lasts(&self, phase: Phase) {
+        let count = |found: &Found| found.captured + found.free + found.stuck + found.slipped.len();
+        self.turn.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(self.phase(), phase);
+        let goal = count(&self.found.lock().unwrap()) + 2 * SOURCES.len();
+        wait_until(SOON, "connections", || {
+            count(&self.found.lock().unwrap()) >= goal
+        });
+        self.turn.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn dial(&self, world: &World, source: u16, svc: IpAddr) {
+        let turn = self.turn.load(Ordering::SeqCst);
+        let is_captured = dial(world, source, svc, None);
+        let is_one_phase = turn == self.turn.load(Ordering::SeqCst);
+        let mut found = self.found.lock().unwrap();
+        match (is_captured, turn % 4) {
+            (Err(error), _) => found.failed.push((source, svc, error.to_string())),
+            (Ok(true), 1) if is_one_phase => found.captured += 1,
+            (Ok(false), 1) if is_one_phase => found.slipped.push((source, svc, turn / 4)),
+            (Ok(true), 3) if is_one_phase => found.stuck += 1,
+            (Ok(false), 3) if is_one_phase => found.free += 1,
+            (Ok(_), _) => {}
+        }
+    }
+}
+
+struct OverOnDrop<'a>(&'a Ledger);
+
+impl Drop for OverOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Tells each client the port that it sees.
+fn greeter(world: &World) -> Peer {
+    world.peer(PORT, |mut stream| {
+        let port = stream.peer_addr()?.port();
+        stream.say(format!("{port}\n"))?;
+        stream.hear_to_end().map(drop)
+    })
+}
+
+/// Whether a connection from `source` came through the proxy. It ends with a reset, so that the
+/// next one may have the very same two ends.
+fn dial(world: &World, source: u16, svc: IpAddr, device: Option<&str>) -> io::Result<bool> {
+    let to = SocketAddr::from((svc, PORT));
+    let any: IpAddr = if svc.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = world
+        .app
+        .within(|| Socket::new(Domain::for_address(to), Type::STREAM, None))?;
+    socket.set_reuse_address(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.bind_device(device.map(str::as_bytes))?;
+    socket.bind(&SocketAddr::from((any, source)).into())?;
+    socket.connect_timeout(&to.into(), SOON)?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(SOON))?;
+    let seen = stream.hear_until("\n")?;
+    let seen: u16 = seen.trim().parse().map_err(io::Error::other)?;
+    Ok(seen != source)
+}
