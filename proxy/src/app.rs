@@ -6,7 +6,11 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -31,7 +35,7 @@ use crate::{
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
-    supervised::{Inherited, Supervisor},
+    supervised::{Inherited, Parting, Supervisor},
     sys, upstream,
     worker::{self, Phase, Worker},
 };
@@ -109,6 +113,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         readiness: Readiness::default(),
         own: OwnConnections::default(),
         connections,
+        is_deserted: AtomicBool::new(false),
         started: Instant::now(),
     });
     Ok(Bound {
@@ -189,8 +194,10 @@ async fn obey(
     tokio::select! {
         () = stop_ordered(&mut signals, shared) => {}
         gone = supervisor_gone(supervisor) => {
-            gone?;
-            tracing::warn!("the supervisor is gone; capture ends, and so does this proxy");
+            match gone? {
+                Parting::Gone => tracing::warn!("the supervisor is gone; capture ends, and so does this proxy"),
+                Parting::Deserted => shared.is_deserted.store(true, Ordering::Relaxed),
+            }
         }
         () = phase.closed() => return Err(io::Error::other("every worker has ended; see the log above")),
     }
@@ -220,9 +227,9 @@ async fn obey(
 }
 
 /// Never, where there is none.
-async fn supervisor_gone(supervisor: Option<Supervisor>) -> io::Result<()> {
+async fn supervisor_gone(supervisor: Option<Supervisor>) -> io::Result<Parting> {
     match supervisor {
-        Some(supervisor) => supervisor.serve_until_gone().await,
+        Some(supervisor) => supervisor.serve_until_parting().await,
         None => std::future::pending().await,
     }
 }

@@ -27,6 +27,7 @@ pub const MAX_DESCRIPTORS: usize = 253;
 /// In bytes, of a configuration in JSON: far above 100,000 endpoints.
 const MAX_OFFER: usize = 64 << 20;
 const READY: &[u8] = b"ready\n";
+const DESERTED: &[u8] = b"deserted\n";
 
 /// What a proxy is started with instead of what it would find or bind by itself.
 #[derive(Debug, Default)]
@@ -48,6 +49,15 @@ impl Inherited {
 /// The proxy's end of the link.
 #[derive(Debug)]
 pub struct Supervisor(StdUnixStream);
+
+/// How a supervisor leaves its proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// It was killed.
+    Gone,
+    /// There is nobody left to be captured for.
+    Deserted,
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +114,14 @@ pub fn await_ready(mut link: &StdUnixStream) -> io::Result<()> {
     }
 }
 
+/// The supervisor's side: asks the proxy to end, since all that it was captured for have ended.
+///
+/// # Errors
+/// When it is gone, or does not take it within the link's timeout.
+pub fn desert(mut link: &StdUnixStream) -> io::Result<()> {
+    link.write_all(DESERTED)
+}
+
 /// The proxy's side: takes over what the supervisor offers, and the text of the configuration.
 ///
 /// # Errors
@@ -134,17 +152,21 @@ pub fn take(link: OwnedFd) -> io::Result<(String, Inherited)> {
 }
 
 impl Supervisor {
-    /// Says that this proxy serves, and returns when the supervisor is gone.
+    /// Says that this proxy serves, and returns when the supervisor needs it no more.
     ///
     /// # Errors
     /// When the runtime cannot watch the link.
-    pub(crate) async fn serve_until_gone(self) -> io::Result<()> {
+    pub(crate) async fn serve_until_parting(self) -> io::Result<Parting> {
         self.0.set_nonblocking(true)?;
         let mut link = UnixStream::from_std(self.0)?;
         // A supervisor that is gone already is told from the next read.
         let _ = link.write_all(READY).await;
-        while !matches!(link.read(&mut [0; 64]).await, Ok(0) | Err(_)) {}
-        Ok(())
+        let mut word = [0; DESERTED.len()];
+        match link.read_exact(&mut word).await {
+            Ok(_) if word == DESERTED => Ok(Parting::Deserted),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(_) => Ok(Parting::Gone),
+        }
     }
 }
 
@@ -206,14 +228,24 @@ mod tests {
 
     #[test]
     fn readiness_goes_up_and_the_end_comes_down() {
-        let (ours, theirs) = StdUnixStream::pair().expect("a pair");
-        let proxy = thread::spawn(|| {
-            run(async { Supervisor(theirs).serve_until_gone().await.expect("served") });
-        });
-        await_ready(&ours).expect("ready");
-        assert!(!proxy.is_finished());
-        drop(ours);
-        proxy.join().expect("it noticed");
+        for (part, parting) in [
+            (drop as fn(StdUnixStream), Parting::Gone),
+            (|link| desert(&link).expect("taken"), Parting::Deserted),
+        ] {
+            let (ours, theirs) = StdUnixStream::pair().expect("a pair");
+            let (told, parted) = std::sync::mpsc::channel();
+            let proxy = thread::spawn(move || {
+                run(async {
+                    let parting = Supervisor(theirs).serve_until_parting().await;
+                    told.send(parting.expect("served")).expect("awaited");
+                });
+            });
+            await_ready(&ours).expect("ready");
+            assert!(!proxy.is_finished());
+            part(ours);
+            assert_eq!(parted.recv().expect("it noticed"), parting);
+            proxy.join().expect("no panic");
+        }
     }
 
     #[test]
