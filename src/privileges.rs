@@ -41,6 +41,11 @@ pub(crate) fn drop_all_but_needed<'a>(
     }
 }
 
+/// Whether rules can be loaded here: root's right, or that of whoever has this capability.
+pub(crate) fn may_load_rules() -> bool {
+    thread::capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::NET_ADMIN))
+}
+
 /// Allows as many descriptors as the system lets this process have: each connection takes two.
 ///
 /// # Errors

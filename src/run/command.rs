@@ -15,6 +15,8 @@ use crate::sys::{self, Caught};
 
 /// What a process left behind by the command has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two looks at who is left.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Starts it in our own process group, as `env` or `nice` would: the terminal, its job control and a
 /// pipeline then find it where they would have found it.
@@ -57,7 +59,11 @@ pub(super) fn end_leftovers(deaths: &Deaths, place: &Place) {
     let deadline = Instant::now() + GRACE;
     let mut told = Vec::new();
     loop {
-        deaths.reap();
+        let Some(leave) = deaths.leave() else {
+            std::thread::sleep(PAUSE);
+            continue;
+        };
+        deaths.reap(&leave);
         let left: Vec<_> = children()
             .into_iter()
             .filter(|&child| !deaths.is_proxy(child) && Some(child) != place.sweeper())
@@ -74,7 +80,8 @@ pub(super) fn end_leftovers(deaths: &Deaths, place: &Place) {
                 told.push(child);
             }
         }
-        std::thread::sleep(Duration::from_millis(2));
+        drop(leave);
+        std::thread::sleep(PAUSE);
     }
 }
 

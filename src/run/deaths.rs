@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     process::{Child, Command},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
 
@@ -17,6 +17,8 @@ pub(super) struct Deaths {
     /// The proxies that were started, and their end where it has come.
     proxies: Mutex<HashMap<Pid, Option<WaitStatus>>>,
     news: Condvar,
+    /// Held while other code of this process has children of its own, which it waits for itself.
+    programs: Mutex<()>,
 }
 
 impl Deaths {
@@ -51,8 +53,23 @@ impl Deaths {
         proxies.remove(&pid).flatten()
     }
 
+    /// Has `action` start and await programs, such as those of iptables, that nobody else reaps or ends.
+    pub(super) fn without_reaping<T>(&self, action: impl FnOnce() -> T) -> T {
+        let _programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        action()
+    }
+
+    /// Leave to reap and to end what lives below; none while that may be somebody's program.
+    pub(super) fn leave(&self) -> Option<Leave<'_>> {
+        match self.programs.try_lock() {
+            Ok(guard) => Some(Leave(guard)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(Leave(poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Reaps all that has ended; returns those that are no proxies.
-    pub(super) fn reap(&self) -> Vec<(Pid, WaitStatus)> {
+    pub(super) fn reap(&self, _leave: &Leave<'_>) -> Vec<(Pid, WaitStatus)> {
         let mut proxies = self.proxies();
         let mut others = Vec::new();
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -73,6 +90,9 @@ impl Deaths {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// See [`Deaths::leave`].
+pub(super) struct Leave<'a>(#[expect(dead_code, reason = "it is held")] MutexGuard<'a, ()>);
 
 /// As a shell would tell it.
 pub(super) fn describe(status: Option<WaitStatus>) -> String {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use outrigger_config::Settings;
-use outrigger_iptables::{Anchor, Backend, Refusal};
+use outrigger_iptables::{Anchor, Backend, Installed, Refusal};
 use rustix::{
     event::{PollFd, PollFlags},
     process::Signal,
@@ -179,7 +179,7 @@ impl Keeping {
         }
         let mut retry = FIRST_RETRY;
         loop {
-            match outrigger_iptables::install_and_anchor(&self.job.settings, self.job.backend) {
+            match self.install() {
                 Ok((installed, anchor)) => {
                     self.anchor = anchor.or(self.anchor.take());
                     self.tell(|report| {
@@ -283,7 +283,7 @@ impl Keeping {
             _ => FIRST_RETRY,
         };
         self.repair = Some(Repair { at: now, pause });
-        match outrigger_iptables::install_and_anchor(&self.job.settings, self.job.backend) {
+        match self.install() {
             Ok((_, anchor)) => {
                 self.anchor = anchor.or(self.anchor.take());
                 self.tell(|report| report.capture = Capture::Captured);
@@ -305,7 +305,10 @@ impl Keeping {
         let port = self.job.settings.port();
         let mut order = self.next_order();
         if self.job.backend != Backend::Nft
-            && let Err(refusal) = outrigger_iptables::remove(port)
+            && let Err(refusal) = self
+                .job
+                .deaths
+                .without_reaping(|| outrigger_iptables::remove(port))
         {
             tracing::error!("the capture may not have ended: {refusal}");
         }
@@ -336,6 +339,18 @@ impl Keeping {
         let mut fds = [PollFd::new(&self.orders, PollFlags::IN)];
         poll_within(&mut fds, pause);
         fds[0].revents().is_empty()
+    }
+
+    /// Programs of iptables, and the process that dials for the gate, are waited for by those who
+    /// start them.
+    fn install(&self) -> Result<(Installed, Option<Anchor>), Refusal> {
+        let Job {
+            settings,
+            backend,
+            deaths,
+            ..
+        } = &self.job;
+        deaths.without_reaping(|| outrigger_iptables::install_and_anchor(settings, *backend))
     }
 
     fn next_order(&mut self) -> Option<u8> {

@@ -35,6 +35,7 @@ use self::{
 };
 use crate::{
     logging::{self, LogFormat},
+    privileges,
     settings::{self, USAGE_ERROR},
     sys::{Caught, Signals},
 };
@@ -218,6 +219,9 @@ impl Supervisor {
         config: String,
         mut settings: Settings,
     ) -> Result<Place, String> {
+        if !privileges::may_load_rules() {
+            return Err("this user may not load rules (CAP_NET_ADMIN is missing): run it as root, or with --best-effort to start the command without a sidecar".into());
+        }
         let sockets = Arc::new(Sockets::bind(&mut settings)?);
         let by_default = if args.command.is_empty() {
             ScopeArgument::Netns
@@ -358,6 +362,7 @@ impl Supervisor {
         while let Some(caught) = self.signals.next() {
             self.obey(caught);
         }
+        self.reap();
         if let (Some(keeper), Some(sockets)) = (&self.keeper, &self.sockets) {
             keeper.report().answer(&sockets.door);
         }
@@ -369,15 +374,22 @@ impl Supervisor {
         }
     }
 
+    /// Whenever anything happens, since there may have been no leave when a child's end was told; the
+    /// keeper has news at the end of whatever bars it.
+    fn reap(&mut self) {
+        let Some(leave) = self.deaths.leave() else {
+            return;
+        };
+        for (pid, status) in self.deaths.reap(&leave) {
+            if Some(pid) == self.command {
+                self.ended = Some(status);
+            }
+        }
+    }
+
     fn obey(&mut self, caught: Caught) {
         match (caught.signal, self.command) {
-            (Signal::CHILD, command) => {
-                for (pid, status) in self.deaths.reap() {
-                    if Some(pid) == command {
-                        self.ended = Some(status);
-                    }
-                }
-            }
+            (Signal::CHILD, _) => {}
             (_, Some(command)) => command::forward(caught, command),
             (signal @ (Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT), None) => {
                 self.stopped_by = Some(signal);
