@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     assert_nothing_left,
     client::Client,
-    proxy, run,
+    is_captured, proxy, run,
     support::{SOON, SVC4, World, wait_until},
 };
 
@@ -206,7 +206,7 @@ fn a_rule_that_somebody_takes_away_is_put_back() {
         &run(&world, &["--backend", "iptables-nft", "--", "sleep", "600"]),
     );
     let has_jump = || world.app.sh("iptables-nft -t nat -S OUTPUT").contains("-j");
-    supervisor.until("captures", has_jump);
+    supervisor.until("captures", || is_captured(&world) && has_jump());
     world.app.sh("iptables-nft -t nat -F OUTPUT");
     supervisor.until("puts it back", has_jump);
     supervisor.signal(Signal::TERM);
