@@ -31,7 +31,7 @@ use crate::{
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
-    sys, upstream,
+    sys, upstream, watchdog,
     worker::{self, Phase, Worker},
 };
 
@@ -155,6 +155,7 @@ impl Bound {
             tokio::task::spawn_local(reload::run(self.source, self.shared.clone(), self.requests));
             tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
+            tokio::task::spawn_local(watchdog::feed(self.shared.clone()));
             let ended = obey(&self.shared, phase, signals).await;
             for worker in workers {
                 let _ = worker.join();
@@ -291,7 +292,7 @@ fn tell_started(shared: &Shared, listeners: &str, admin: Option<SocketAddr>) {
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
+pub(crate) fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "cannot tell the service manager (NOTIFY_SOCKET)");
     }
