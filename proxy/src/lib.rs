@@ -24,6 +24,7 @@ pub mod readiness;
 pub mod reload;
 pub mod shared;
 mod signals;
+pub mod supervised;
 mod sys;
 #[cfg(test)]
 mod testing;

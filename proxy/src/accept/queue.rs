@@ -9,7 +9,7 @@ use crate::{address::ClientAddr, drain::Drain, failure::Failure, shared::Shared}
 
 /// How long a draining listener waits for connections that were redirected just before capture
 /// ended and whose handshake is still under way; a round trip on loopback takes microseconds.
-const DRAIN_QUIET: Duration = Duration::from_millis(100);
+const DRAIN_QUIET: Duration = Duration::from_millis(20);
 
 pub struct Queue {
     listener: TcpListener,
