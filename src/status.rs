@@ -164,8 +164,13 @@ fn describe_drift(drift: &Drift) {
             chain.family, chain.table, chain.chain
         );
     }
-    if drift.needs_repair {
-        println!("  RULES GONE or overruled: run install-rules again");
+    if let Some(trouble) = drift.trouble {
+        let word = if drift.needs_repair {
+            "RULES GONE"
+        } else {
+            "RULES OVERRULED"
+        };
+        println!("  {word}: {}", trouble.explanation());
     }
     for event in &drift.recent {
         let ago = Span::from_secs(unix_now().saturating_sub(event.at));

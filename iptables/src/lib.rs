@@ -17,6 +17,7 @@ mod neighbours;
 pub mod nft;
 pub mod plan;
 mod process;
+pub mod repair;
 pub mod ruleset;
 mod surroundings;
 mod sys;

@@ -288,7 +288,7 @@ fn capture(
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
-        .map(|()| watch(reader, proxy, plan, log))
+        .map(|()| watch(reader, proxy, plan, log.as_ref()))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
@@ -395,7 +395,7 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
 }
 
 /// Another program may have the group that goes with a generation; the next one has another.
-fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
+pub(crate) fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
     const TRIES: u64 = 8;
     let mut bound = Err(NftError::new(
         "taking an NFLOG group",
@@ -412,7 +412,7 @@ fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
 }
 
 /// Capture works without it.
-fn with_counting(
+pub(crate) fn with_counting(
     plan: Plan,
     log: Result<NetlinkSocket, NftError>,
 ) -> (Plan, Option<NetlinkSocket>) {
@@ -420,12 +420,14 @@ fn with_counting(
         Ok(socket) => (plan, Some(socket)),
         Err(error) => {
             let mut plan = plan.without_counting();
-            plan.notes.push(format!(
-                "connections that go past the capture are not counted: {error}"
-            ));
+            plan.notes.push(uncounted(&error));
             (plan, None)
         }
     }
+}
+
+pub(crate) fn uncounted(error: &NftError) -> String {
+    format!("connections that go past the capture are not counted: {error}")
 }
 
 /// What the proxy is given to see for itself; capture works without it too.
@@ -433,7 +435,7 @@ pub(crate) fn watch(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     plan: &Plan,
-    log: Option<NetlinkSocket>,
+    log: Option<&NetlinkSocket>,
 ) {
     let generation = plan.generation;
     let mut give = |watch: Watch, socket: &NetlinkSocket| {
@@ -444,7 +446,7 @@ pub(crate) fn watch(
     };
     if let Some(socket) = log {
         let live_before = outbound_connections(plan.proxy.excluded_uid).unwrap_or_default();
-        give(Watch::Bypasses { live_before }, &socket);
+        give(Watch::Bypasses { live_before }, socket);
     }
     // Subscribed before the rules are listed, so that no change falls between.
     match nft::change_socket() {
