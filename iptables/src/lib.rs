@@ -28,6 +28,7 @@ pub use backend::{Backend, dry_run, install};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
+pub use neighbours::{Overlap, Winner, overlaps};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
-pub use tether::{Installed, Removed, closed, remove, scope_problem, status};
+pub use tether::{Installed, Removed, backend_of, closed, remove, scope_problem, status};

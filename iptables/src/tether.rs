@@ -149,6 +149,12 @@ pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
     }
 }
 
+/// How the rules of a capture were loaded.
+pub fn backend_of(tether: &Tether) -> &str {
+    let in_iptables = tether.table.split(' ').next().filter(|_| tether.outlives);
+    in_iptables.unwrap_or("nft")
+}
+
 /// Why the scope of `tether` has nobody in it, though its rules are in force.
 pub fn scope_problem(tether: &Tether) -> Option<String> {
     let id = tether.cgroup_id?;
