@@ -3,14 +3,14 @@
 
 mod watch;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use self::watch::Watch;
-use crate::shared::Shared;
+use crate::{cluster::Manager, shared::Shared};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -80,7 +80,12 @@ impl Reloads {
 }
 
 /// Reloads whenever the file changes or someone asks; without a source it only answers so.
-pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut requests: Requests) {
+pub(crate) async fn run(
+    source: Option<Source>,
+    shared: Arc<Shared>,
+    mut requests: Requests,
+    mut clusters: Manager,
+) {
     let Some(source) = source else {
         while let Some(request) = requests.recv().await {
             match request {
@@ -112,7 +117,7 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
             continue;
         }
         seen = read;
-        let outcome = reload(&source, &shared, seen.clone()).await;
+        let outcome = reload(&source, &shared, &mut clusters, seen.clone()).await;
         tell(&source, &outcome);
         if let Some(answer) = request {
             // Whoever asked may have gone.
@@ -142,7 +147,12 @@ async fn read(source: &Arc<Source>) -> Text {
         .unwrap_or_else(|_| Err(Problem::error("reading it failed; try again".into())))
 }
 
-async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outcome {
+async fn reload(
+    source: &Arc<Source>,
+    shared: &Arc<Shared>,
+    clusters: &mut Manager,
+    text: Text,
+) -> Outcome {
     let before = shared.configuration.snapshot();
     let source = source.clone();
     // The control thread beats meanwhile: checking a large file takes longer than a lease allows.
@@ -158,7 +168,8 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
-            shared.configuration.publish(snapshot);
+            take_over(shared, clusters, Arc::new(snapshot));
+            shared.configuration.accept();
             Outcome::Applied {
                 generation,
                 clusters_added: changes.added.len(),
@@ -176,6 +187,13 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             )],
         ),
     }
+}
+
+/// The clusters first, so that no route leads to one that is not there.
+pub(crate) fn take_over(shared: &Shared, clusters: &mut Manager, snapshot: Arc<Snapshot>) {
+    let wanted = snapshot.clusters.values().map(|cluster| &**cluster);
+    clusters.apply(wanted, &snapshot.settings.locality, Instant::now());
+    shared.configuration.publish(snapshot, &shared.clusters);
 }
 
 fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {

@@ -65,7 +65,12 @@ impl Manager {
 
     /// Makes the clusters those of `wanted`. One whose settings are the same goes on undisturbed;
     /// one whose settings changed keeps its endpoints' state and what is under way.
-    pub fn apply(&mut self, wanted: &[Settings], locality: &Locality, now: Instant) {
+    pub fn apply<'a>(
+        &mut self,
+        wanted: impl IntoIterator<Item = &'a Settings>,
+        locality: &Locality,
+        now: Instant,
+    ) {
         let mut before = std::mem::take(&mut self.running);
         for settings in wanted {
             let running = match before.remove(settings.name.as_str()) {

@@ -4,10 +4,8 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::*;
-use crate::{
-    testing::{self, run},
-};
+use super::{super::connect, *};
+use crate::testing::{self, run};
 
 /// A leased connection and its server's end, with `written` bytes of an answered request behind.
 async fn lease(worker: &Worker, written: &[u8]) -> (Lease, TcpStream) {
