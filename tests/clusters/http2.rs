@@ -1,7 +1,5 @@
 //! HTTP/2: each stream of a client's connection goes its own way.
 
-use std::collections::BTreeMap;
-
 use crate::{
     backend::{Backend, HTTP2, three},
     support::{SOON, SVC4, World, wait_until},
@@ -19,23 +17,31 @@ fn clustered(backends: &[Backend], more: &str) -> String {
     )
 }
 
-/// Who answered how many of `count` requests over one connection; what was no 200 is told by its
-/// status.
-fn answers(world: &World, count: usize, options: &str) -> BTreeMap<String, usize> {
-    let out = world.app.sh(&format!(
-        "curl -sS --http2-prior-knowledge {options} -w '%{{http_code}}\\n' 'http://{SVC4}:8080/[1-{count}]'"
-    ));
-    let lines: Vec<_> = out.lines().collect();
-    let mut answers = BTreeMap::new();
-    for pair in lines.chunks(2) {
-        let who = if pair.last() == Some(&"200") {
-            pair[0]
-        } else {
-            "failed"
-        };
-        *answers.entry(who.to_owned()).or_default() += 1;
-    }
-    answers
+/// Who answered how many of `count` requests over one connection, and how many were no 200.
+fn answers(world: &World, backends: &[Backend], count: usize) -> (Vec<usize>, usize) {
+    let before: Vec<_> = backends.iter().map(Backend::served).collect();
+    let told = world
+        .app
+        .sh(&format!("h2load -n {count} -c 1 -m 1 http://{SVC4}:8080/"));
+    let succeeded: usize = told
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("status codes: ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or_else(|| panic!("what h2load tells: {told}"));
+    let each = backends.iter().zip(before).map(|(b, n)| b.served() - n);
+    (each.collect(), count - succeeded)
+}
+
+/// One request on a connection of its own: the head and the body.
+fn ask(world: &World, options: &str) -> String {
+    world.app.sh(&format!(
+        "curl -sS --http2-prior-knowledge -i {options} http://{SVC4}:8080/"
+    ))
 }
 
 #[test]
@@ -44,9 +50,7 @@ fn streams_of_one_client_are_spread_over_the_endpoints() {
     let backends = three(&world);
     let proxy = world.serve(&clustered(&backends, ""));
     world.capture(&proxy);
-    let answers = answers(&world, 30, "");
-    assert_eq!(answers.len(), 3, "{answers:?}");
-    assert!(answers.values().all(|n| *n == 10), "{answers:?}");
+    assert_eq!(answers(&world, &backends, 30), (vec![10, 10, 10], 0));
 }
 
 #[test]
@@ -55,14 +59,10 @@ fn a_dead_endpoint_costs_no_request() {
     let mut backends = three(&world);
     let proxy = world.serve(&clustered(&backends, ""));
     world.capture(&proxy);
-    assert_eq!(answers(&world, 9, "").len(), 3);
+    assert_eq!(answers(&world, &backends, 9), (vec![3, 3, 3], 0));
     backends[0].kill();
-    let answers = answers(&world, 30, "");
-    assert_eq!(
-        answers.keys().collect::<Vec<_>>(),
-        ["b", "c"],
-        "{answers:?}"
-    );
+    let (each, failed) = answers(&world, &backends, 30);
+    assert_eq!((each[0], each[1] + each[2], failed), (0, 30, 0));
 }
 
 #[test]
@@ -75,12 +75,12 @@ fn an_outlier_is_ejected() {
     ));
     world.capture(&proxy);
     backends[1].fail();
-    let answers = answers(&world, 60, "");
-    assert_eq!(answers.get("failed"), Some(&5), "{answers:?}");
+    let (each, failed) = answers(&world, &backends, 60);
+    assert_eq!((each[1], failed), (5, 5));
 }
 
 #[test]
-fn a_header_chooses_and_a_cookie_is_set() {
+fn a_cookie_is_set_when_missing_and_leads_back() {
     let world = World::new();
     let backends = three(&world);
     let more = "load_balancer: { maglev: { hash_on: { cookie: { name: who, ttl: 0s } } } }";
@@ -88,9 +88,13 @@ fn a_header_chooses_and_a_cookie_is_set() {
     world.capture(&proxy);
     let jar = world.dir().join("jar");
     let jar = format!("-b {0} -c {0}", jar.display());
-    let first = answers(&world, 10, &jar);
-    assert_eq!(first.len(), 1, "{first:?}");
-    assert_eq!(answers(&world, 10, &jar), first);
+    let first = ask(&world, &jar);
+    assert!(first.contains("set-cookie: who="), "{first}");
+    for _ in 0..8 {
+        let again = ask(&world, &jar);
+        assert!(!again.contains("set-cookie"), "{again}");
+        assert_eq!(again.lines().last(), first.lines().last());
+    }
 }
 
 #[test]
@@ -108,7 +112,5 @@ fn when_nobody_answers_each_stream_is_told() {
     assert!(head.starts_with("HTTP/2 502"), "{head}");
     assert!(head.contains("error=connection_refused"), "{head}");
     backends[2].start_again(&world);
-    wait_until(SOON, "c answers", || {
-        answers(&world, 3, "").contains_key("c")
-    });
+    wait_until(SOON, "c answers", || ask(&world, "").ends_with("c\n"));
 }
