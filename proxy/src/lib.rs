@@ -17,6 +17,7 @@ pub mod deadline;
 pub mod detect;
 pub mod drain;
 pub mod failure;
+mod file_watch;
 pub mod forward;
 pub mod observe;
 pub mod pulse;

@@ -1,16 +1,16 @@
 //! Takes a changed configuration file over: reads and checks it away from every event loop, and
 //! publishes it with one swap. A file with any problem changes nothing.
 
-mod watch;
-
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use self::watch::Watch;
-use crate::shared::Shared;
+use crate::{file_watch::Watch, shared::Shared};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -93,9 +93,7 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
         return;
     };
     let source = Arc::new(source);
-    let mut watch = Watch::new(&source.path)
-        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
-        .ok();
+    let mut watch = watch(&source.path);
     let mut seen: Text = Ok(source.text.clone());
     let mut may_have_changed = true;
     loop {
@@ -118,18 +116,40 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
             // Whoever asked may have gone.
             let _ = answer.send(outcome);
         }
-        if let Some(watch) = &mut watch {
-            watch.follow(&source.path);
+        if let Some(watch) = &watch {
+            follow(watch, &source.path);
         }
     }
 }
 
-async fn changed(watch: &mut Option<Watch>, may_have_changed: bool) {
-    match watch {
-        _ if may_have_changed => {}
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
+fn watch(path: &Path) -> Option<Watch<()>> {
+    let watch = Watch::new()
+        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
+        .ok()?;
+    follow(&watch, path);
+    Some(watch)
+}
+
+fn follow(watch: &Watch<()>, path: &Path) {
+    if let Err(error) = watch.follow((), path) {
+        tracing::warn!(%error, "changes of the configuration file may go unseen; SIGHUP and POST /reload still reload it");
     }
+}
+
+async fn changed(watch: &mut Option<Watch<()>>, may_have_changed: bool) {
+    if may_have_changed {
+        return;
+    }
+    if let Some(watching) = watch {
+        match watching.changed().await {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the configuration file is watched no more; SIGHUP and POST /reload still reload it");
+                *watch = None;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 type Text = Result<Arc<str>, Problem>;

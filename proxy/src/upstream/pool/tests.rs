@@ -5,9 +5,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
-    testing::{self, run},
-};
+use crate::testing::{self, run};
 
 /// A leased connection and its server's end, with `written` bytes of an answered request behind.
 async fn lease(worker: &Worker, written: &[u8]) -> (Lease, TcpStream) {
