@@ -15,6 +15,7 @@ pub mod connection;
 pub mod control;
 pub mod deadline;
 pub mod detect;
+pub mod dispatch;
 pub mod drain;
 pub mod failure;
 mod file_watch;

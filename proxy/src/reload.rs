@@ -10,7 +10,7 @@ use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{file_watch::Watch, shared::Shared};
+use crate::{cluster::Keeper, file_watch::Watch, shared::Shared};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -80,7 +80,12 @@ impl Reloads {
 }
 
 /// Reloads whenever the file changes or someone asks; without a source it only answers so.
-pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut requests: Requests) {
+pub(crate) async fn run(
+    source: Option<Source>,
+    shared: Arc<Shared>,
+    mut requests: Requests,
+    clusters: Keeper,
+) {
     let Some(source) = source else {
         while let Some(request) = requests.recv().await {
             match request {
@@ -110,7 +115,7 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
             continue;
         }
         seen = read;
-        let outcome = reload(&source, &shared, seen.clone()).await;
+        let outcome = reload(&source, &shared, &clusters, seen.clone()).await;
         tell(&source, &outcome);
         if let Some(answer) = request {
             // Whoever asked may have gone.
@@ -162,7 +167,12 @@ async fn read(source: &Arc<Source>) -> Text {
         .unwrap_or_else(|_| Err(Problem::error("reading it failed; try again".into())))
 }
 
-async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outcome {
+async fn reload(
+    source: &Arc<Source>,
+    shared: &Arc<Shared>,
+    clusters: &Keeper,
+    text: Text,
+) -> Outcome {
     let before = shared.configuration.snapshot();
     let source = source.clone();
     // The control thread beats meanwhile: checking a large file takes longer than a lease allows.
@@ -178,7 +188,8 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
-            shared.configuration.publish(snapshot);
+            take_over(shared, clusters, Arc::new(snapshot)).await;
+            shared.configuration.accept();
             Outcome::Applied {
                 generation,
                 clusters_added: changes.added.len(),
@@ -196,6 +207,12 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             )],
         ),
     }
+}
+
+/// The clusters first, so that no route leads to one that is not there.
+pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
+    clusters.apply(&snapshot).await;
+    shared.configuration.publish(snapshot, &shared.clusters);
 }
 
 fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {

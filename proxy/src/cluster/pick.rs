@@ -245,7 +245,7 @@ impl Cluster {
             admission,
             adaptive,
             started: now,
-            is_reported: false,
+            outcome: None,
             _permit: permit,
         })
     }
@@ -442,16 +442,24 @@ pub struct Picked {
     admission: Admission,
     adaptive: Option<Arc<AdaptiveConcurrency>>,
     started: Instant,
-    is_reported: bool,
+    outcome: Option<Outcome>,
     _permit: Permit,
 }
 
 impl Picked {
     /// The request has ended, or at least its answer's head is there.
     pub fn report(mut self, outcome: Outcome, now: Instant) {
-        self.is_reported = true;
+        self.answered(outcome, now);
+    }
+
+    /// The same for what goes on beyond its answer, as a tunnel does: it counts as under way until
+    /// it is dropped. Only the first outcome counts.
+    pub fn answered(&mut self, outcome: Outcome, now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        self.outcome = Some(outcome);
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
-        endpoint.end(Some(outcome));
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
@@ -499,10 +507,10 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        if self.is_reported {
+        self.endpoint.end(self.outcome);
+        if self.outcome.is_some() {
             return;
         }
-        self.endpoint.end(None);
         self.endpoint.breaker.withdrawn(self.admission);
         if let Some(limit) = &self.adaptive {
             limit.withdraw();

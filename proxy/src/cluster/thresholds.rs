@@ -131,6 +131,18 @@ pub struct Permit {
     kind: Kind,
 }
 
+impl Permit {
+    /// Whether these thresholds gave it.
+    pub fn is_of(&self, thresholds: &Thresholds) -> bool {
+        std::ptr::eq(&*self.of, thresholds)
+    }
+
+    /// Whether somebody waits for a connection of the same cluster.
+    pub fn is_wanted(&self) -> bool {
+        self.of.pending.live() > 0
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         match self.of.gauge(self.kind) {

@@ -89,6 +89,7 @@ impl Drop for Account {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
+            cluster: None,
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {

@@ -47,8 +47,8 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let worker = connection.worker.clone();
     let wire = Wire::client(client, first.client_bytes, &worker);
     let sessions = Sessions::new(connection);
-    if first.upstream.is_some() {
-        sessions.connect(first.upstream);
+    if let Some(dialled) = first.dialled {
+        sessions.connect(Some(dialled.upstream));
     }
     if let Some(client) = handshake(&worker, &wire, sessions.offers_connect()).await {
         serve_streams(&worker, client, wire, &sessions).await;

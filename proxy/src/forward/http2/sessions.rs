@@ -186,7 +186,7 @@ impl Sessions {
         let worker = &self.connection.worker;
         let upstream = match upstream {
             Some(upstream) => upstream,
-            None => upstream::dial_for_many(worker, self.connection.original.0).await?,
+            None => upstream::dial(worker, self.connection.original.0, None, None).await?,
         };
         Session::start(upstream, worker, self.changed.clone()).await
     }
