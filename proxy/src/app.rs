@@ -25,7 +25,7 @@ use crate::{
     accept::{self, BindError, Listeners},
     address::ListenerAddr,
     admin,
-    cluster::{Manager, Registry},
+    cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Hooks, Listening},
     observe::{AccessLog, Metrics, RefusalLog},
@@ -149,10 +149,10 @@ impl Bound {
         runtime.block_on(async {
             // Before the workers, so that no signal ends a process that has begun to accept.
             let signals = Signals::listen()?;
-            let mut clusters =
-                Manager::new(self.shared.clusters.clone(), RandomState::new().hash_one(0));
+            let seed = RandomState::new().hash_one(0);
+            let clusters = Keeper::start(self.shared.clusters.clone(), seed)?;
             let snapshot = self.shared.configuration.snapshot();
-            reload::take_over(&self.shared, &mut clusters, snapshot);
+            reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
             if let Some(admin) = self.admin {

@@ -81,6 +81,8 @@ pub(crate) struct InForce {
     snapshot: Arc<Snapshot>,
     /// By the route's index in the file; none: where it was dialled.
     onward: Vec<Option<Arc<Onward>>>,
+    /// Of what no route sends to a cluster, if `defaults` ask for anything.
+    defaults: Option<Arc<Onward>>,
     asks_sni: bool,
 }
 
@@ -89,12 +91,17 @@ impl InForce {
         Self {
             snapshot,
             onward: Vec::new(),
+            defaults: None,
             asks_sni: false,
         }
     }
 
     fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters) -> Self {
         let mut in_force = Self::unrouted(snapshot);
+        in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
+            let cluster = clusters.defaults()?;
+            Some(Arc::new(Onward::new(cluster, settings, None)))
+        });
         for decision in in_force.snapshot.routes.iter() {
             let onward = match &decision.target {
                 RouteTarget::OriginalDestination => None,
@@ -113,7 +120,7 @@ impl InForce {
     }
 
     pub(crate) fn has_routes(&self) -> bool {
-        !self.onward.is_empty()
+        !self.onward.is_empty() || self.defaults.is_some()
     }
 
     pub(crate) fn asks_sni(&self) -> bool {
@@ -122,8 +129,11 @@ impl InForce {
 
     pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
         let decision = self.snapshot.routes.decide(subject);
-        let onward = decision.and_then(|d| self.onward.get(d.index)?.clone());
-        onward.map_or(Target::Original, Target::Cluster)
+        let onward = decision.and_then(|d| self.onward.get(d.index)?.as_ref());
+        match onward.or(self.defaults.as_ref()) {
+            Some(onward) => Target::Cluster(onward.at(subject.destination)),
+            None => Target::Original,
+        }
     }
 }
 

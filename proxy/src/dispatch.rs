@@ -101,6 +101,21 @@ impl Onward {
         }
     }
 
+    /// The same for traffic to `destination`: where the endpoints are the original destinations, each
+    /// has state of its own.
+    pub(crate) fn at(self: &Arc<Self>, destination: SocketAddr) -> Arc<Self> {
+        let cluster = self.cluster.at(destination, Instant::now());
+        if Arc::ptr_eq(&cluster, &self.cluster) {
+            return self.clone();
+        }
+        Arc::new(Self {
+            cluster,
+            subset: None,
+            hash_on: None,
+            connect_timeout: self.connect_timeout,
+        })
+    }
+
     /// A connection's permit, waited for as long as for a connection.
     async fn permit(&self, worker: &Worker) -> Result<Permit, Failure> {
         let thresholds = self.cluster.thresholds();
@@ -363,7 +378,7 @@ impl Hop {
 
 fn failure_of(error: PickError) -> Failure {
     match error {
-        PickError::NoEndpoint => Failure::NoEndpoint,
+        PickError::NoEndpoint | PickError::Unhealthy => Failure::NoEndpoint,
         PickError::Tripped => Failure::BreakerTripped,
         PickError::Overflow(_) => Failure::Overflow,
         PickError::Shed => Failure::Shed,

@@ -18,6 +18,7 @@ pub mod detect;
 pub mod dispatch;
 pub mod drain;
 pub mod failure;
+mod file_watch;
 pub mod forward;
 pub mod observe;
 pub mod pulse;

@@ -1,16 +1,16 @@
 //! Takes a changed configuration file over: reads and checks it away from every event loop, and
 //! publishes it with one swap. A file with any problem changes nothing.
 
-mod watch;
-
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use self::watch::Watch;
-use crate::{cluster::Manager, shared::Shared};
+use crate::{cluster::Keeper, file_watch::Watch, shared::Shared};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -84,7 +84,7 @@ pub(crate) async fn run(
     source: Option<Source>,
     shared: Arc<Shared>,
     mut requests: Requests,
-    mut clusters: Manager,
+    clusters: Keeper,
 ) {
     let Some(source) = source else {
         while let Some(request) = requests.recv().await {
@@ -98,9 +98,7 @@ pub(crate) async fn run(
         return;
     };
     let source = Arc::new(source);
-    let mut watch = Watch::new(&source.path)
-        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
-        .ok();
+    let mut watch = watch(&source.path);
     let mut seen: Text = Ok(source.text.clone());
     let mut may_have_changed = true;
     loop {
@@ -117,24 +115,46 @@ pub(crate) async fn run(
             continue;
         }
         seen = read;
-        let outcome = reload(&source, &shared, &mut clusters, seen.clone()).await;
+        let outcome = reload(&source, &shared, &clusters, seen.clone()).await;
         tell(&source, &outcome);
         if let Some(answer) = request {
             // Whoever asked may have gone.
             let _ = answer.send(outcome);
         }
-        if let Some(watch) = &mut watch {
-            watch.follow(&source.path);
+        if let Some(watch) = &watch {
+            follow(watch, &source.path);
         }
     }
 }
 
-async fn changed(watch: &mut Option<Watch>, may_have_changed: bool) {
-    match watch {
-        _ if may_have_changed => {}
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
+fn watch(path: &Path) -> Option<Watch<()>> {
+    let watch = Watch::new()
+        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
+        .ok()?;
+    follow(&watch, path);
+    Some(watch)
+}
+
+fn follow(watch: &Watch<()>, path: &Path) {
+    if let Err(error) = watch.follow((), path) {
+        tracing::warn!(%error, "changes of the configuration file may go unseen; SIGHUP and POST /reload still reload it");
     }
+}
+
+async fn changed(watch: &mut Option<Watch<()>>, may_have_changed: bool) {
+    if may_have_changed {
+        return;
+    }
+    if let Some(watching) = watch {
+        match watching.changed().await {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the configuration file is watched no more; SIGHUP and POST /reload still reload it");
+                *watch = None;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 type Text = Result<Arc<str>, Problem>;
@@ -150,7 +170,7 @@ async fn read(source: &Arc<Source>) -> Text {
 async fn reload(
     source: &Arc<Source>,
     shared: &Arc<Shared>,
-    clusters: &mut Manager,
+    clusters: &Keeper,
     text: Text,
 ) -> Outcome {
     let before = shared.configuration.snapshot();
@@ -168,7 +188,7 @@ async fn reload(
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
-            take_over(shared, clusters, Arc::new(snapshot));
+            take_over(shared, clusters, Arc::new(snapshot)).await;
             shared.configuration.accept();
             Outcome::Applied {
                 generation,
@@ -190,9 +210,8 @@ async fn reload(
 }
 
 /// The clusters first, so that no route leads to one that is not there.
-pub(crate) fn take_over(shared: &Shared, clusters: &mut Manager, snapshot: Arc<Snapshot>) {
-    let wanted = snapshot.clusters.values().map(|cluster| &**cluster);
-    clusters.apply(wanted, &snapshot.settings.locality, Instant::now());
+pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
+    clusters.apply(&snapshot).await;
     shared.configuration.publish(snapshot, &shared.clusters);
 }
 

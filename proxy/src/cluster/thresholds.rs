@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use outrigger_config::CircuitBreaker;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 /// Which limit was met.
@@ -32,9 +33,10 @@ pub struct Thresholds {
 }
 
 /// How much is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     pub connections: u32,
+    #[serde(rename = "pending_requests")]
     pub pending: u32,
     pub requests: u32,
     pub retries: u32,
