@@ -1,7 +1,9 @@
 //! The composition root: binds everything first, tells the real addresses, then serves.
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
     path::PathBuf,
@@ -27,7 +29,7 @@ use crate::{
     accept::{self, BindError, Listeners},
     address::ListenerAddr,
     admin,
-    cluster::Registry,
+    cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Hooks, Listening},
     observe::{AccessLog, Metrics, RefusalLog},
@@ -36,7 +38,7 @@ use crate::{
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
     supervised::{Inherited, Parting, Supervisor},
-    sys, upstream,
+    sys, upstream, watchdog,
     worker::{self, Phase, Worker},
 };
 
@@ -106,6 +108,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         instance,
         listeners: listeners.addresses,
         registry: Registry::new(workers),
+        clusters: Arc::default(),
         metrics: Metrics::new(workers),
         refusal_log: RefusalLog::default(),
         access_log,
@@ -157,15 +160,25 @@ impl Bound {
         runtime.block_on(async {
             // Before the workers, so that no signal ends a process that has begun to accept.
             let signals = Signals::listen()?;
+            let seed = RandomState::new().hash_one(0);
+            let clusters = Keeper::start(self.shared.clusters.clone(), seed)?;
+            let snapshot = self.shared.configuration.snapshot();
+            reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
             if let Some(admin) = self.admin {
                 let admin = TcpListener::from_std(admin)?;
                 tokio::task::spawn_local(admin::serve(admin, self.shared.clone()));
             }
-            tokio::task::spawn_local(reload::run(self.source, self.shared.clone(), self.requests));
+            tokio::task::spawn_local(reload::run(
+                self.source,
+                self.shared.clone(),
+                self.requests,
+                clusters,
+            ));
             tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
+            tokio::task::spawn_local(watchdog::feed(self.shared.clone()));
             let ended = obey(&self.shared, phase, signals, self.supervisor).await;
             for worker in workers {
                 let _ = worker.join();
@@ -317,7 +330,7 @@ fn tell_started(shared: &Shared, listeners: &str, admin: Option<SocketAddr>) {
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
+pub(crate) fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "cannot tell the service manager (NOTIFY_SOCKET)");
     }

@@ -16,8 +16,10 @@ pub mod control;
 pub mod deadline;
 pub mod detect;
 pub mod direct;
+pub mod dispatch;
 pub mod drain;
 pub mod failure;
+mod file_watch;
 pub mod forward;
 pub mod observe;
 pub mod pulse;
@@ -32,6 +34,7 @@ mod testing;
 #[cfg(any(test, feature = "uncaptured"))]
 pub mod uncaptured;
 pub mod upstream;
+mod watchdog;
 pub mod worker;
 
 pub use reload::Source;

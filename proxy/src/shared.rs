@@ -16,7 +16,7 @@ use outrigger_config::Settings;
 
 use crate::{
     address::{ClientAddr, ListenerAddr},
-    cluster::Registry,
+    cluster::{Clusters, Registry},
     configuration::Configuration,
     control::ControlState,
     failure::Failure,
@@ -34,6 +34,7 @@ pub struct Shared {
     /// Where captured connections arrive: to be dialled by nobody.
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
+    pub clusters: Arc<Clusters>,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
     pub access_log: Option<AccessLog>,
@@ -155,6 +156,7 @@ impl Shared {
             instance: "test".into(),
             listeners: Vec::new(),
             registry: Registry::new(workers),
+            clusters: Arc::default(),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
             access_log: None,
