@@ -31,10 +31,6 @@ pub use legacy::{IptablesError, Variant};
 pub use neighbours::{Overlap, Winner, overlaps};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
-<<<<<<< HEAD
 pub use tether::{
-    Anchor, Installed, Removed, closed, remove, scope_problem, status, status_within,
+    Anchor, Installed, Removed, backend_of, closed, remove, scope_problem, status, status_within,
 };
-=======
-pub use tether::{Installed, Removed, backend_of, closed, remove, scope_problem, status};
->>>>>>> capture
