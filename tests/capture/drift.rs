@@ -24,8 +24,15 @@ fn captured(backend: &str) -> (Pair, Running, Repair) {
     (pair, proxy, Repair::new(settings, backend))
 }
 
+/// A step that is refused is to be tried again, as another program may be at work still.
 fn is_repaired(pair: &Pair, repair: &mut Repair) -> bool {
-    matches!(pair.app.enter(|| repair.step()).unwrap(), Step::Repaired(_))
+    match pair.app.enter(|| repair.step()) {
+        Ok(step) => matches!(step, Step::Repaired(_)),
+        Err(refusal) => {
+            eprintln!("to be tried again: {refusal}");
+            false
+        }
+    }
 }
 
 /// Each line by which another program takes the rules of `PROGRAM` away or pushes them behind its own.

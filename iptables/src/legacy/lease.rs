@@ -19,10 +19,11 @@ pub(super) fn seconds(plan: &Plan) -> u64 {
     plan.lease.millis.div_ceil(1000)
 }
 
+/// Of the network namespace of this thread, which need not be its process's: a supervisor may have entered it.
 /// The entry of a lease, which tells when it was last seen; empty: never.
 pub(super) fn entry(plan: &Plan, family: Family) -> String {
     let name = rules::lease_name(plan.port, family);
-    fs::read_to_string(format!("/proc/net/xt_recent/{name}")).unwrap_or_default()
+    fs::read_to_string(format!("/proc/thread-self/net/xt_recent/{name}")).unwrap_or_default()
 }
 
 /// Whether a beat comes after `before` was read, within the time that a lease lasts.
@@ -43,7 +44,7 @@ pub(super) fn is_renewed(plan: &Plan, family: Family, before: &str) -> bool {
 /// Whether a rule of ours is loaded: each list is there for as long as a rule names it.
 pub(super) fn is_any_listed(port: u16) -> bool {
     let ours = format!("outrigger_{port}_");
-    fs::read_dir("/proc/net/xt_recent").is_ok_and(|lists| {
+    fs::read_dir("/proc/thread-self/net/xt_recent").is_ok_and(|lists| {
         lists
             .filter_map(Result::ok)
             .any(|list| list.file_name().to_string_lossy().starts_with(&ours))

@@ -43,6 +43,38 @@ impl NftError {
         self.doing.contains("ing table ")
     }
 
+    /// What the kernel would have loaded by itself for this step, had it been there. A rule is written in
+    /// the step's name.
+    fn missing_modules(&self) -> &'static str {
+        const OF: [(&str, &str); 9] = [
+            ("redirect to", "nft_redir and nf_nat"),
+            ("fib daddr", "nft_fib_inet, nft_fib_ipv4 and nft_fib_ipv6"),
+            ("reject", "nft_reject_inet"),
+            ("socket cgroupv2", "nft_socket"),
+            ("NFLOG", "nfnetlink_log"),
+            ("log prefix", "nft_log and nfnetlink_log"),
+            ("ct ", "nft_ct and nf_conntrack"),
+            (
+                "adding timeout",
+                "nft_ct and nf_conntrack_timeout (CONFIG_NF_CONNTRACK_TIMEOUT)",
+            ),
+            (
+                "tracked connections",
+                "nf_conntrack and nf_conntrack_netlink",
+            ),
+        ];
+        let found = OF.iter().find(|(step, _)| self.doing.contains(step));
+        let is_chain = self.doing.starts_with("adding chain");
+        found.map_or(
+            if is_chain {
+                "nft_chain_nat, nf_nat and nf_conntrack"
+            } else {
+                "nf_tables (CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET)"
+            },
+            |(_, modules)| modules,
+        )
+    }
+
     /// What to do about it.
     pub fn advice(&self) -> String {
         let kernel = &self.kernel;
@@ -58,7 +90,8 @@ impl NftError {
                 "tables that end with their owner need Linux 5.12 or newer, and this is {kernel}; use a newer kernel"
             ),
             Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => format!(
-                "Linux {kernel} lacks what this needs; load the modules nf_tables, nft_chain_nat, nft_redir, nft_fib_inet, nft_reject_inet and nft_ct (modprobe NAME), or use a kernel that has them"
+                "Linux {kernel} lacks what this needs; load {} (modprobe NAME), use a kernel that has it, or try --backend iptables",
+                self.missing_modules()
             ),
             Some(libc::EEXIST) => {
                 "another program made a table of this name meanwhile; `nft list ruleset` shows it; try again".into()
@@ -111,6 +144,37 @@ mod tests {
         for errno in [libc::EOPNOTSUPP, libc::ENOENT, libc::EPROTONOSUPPORT] {
             let advice = on("6.1.0", "adding chain output", errno).advice();
             assert!(advice.contains("nft_chain_nat"), "{advice}");
+        }
+    }
+
+    #[test]
+    fn the_module_that_a_step_needs_is_told_from_the_others() {
+        for (doing, module) in [
+            ("creating table outrigger_15001_g1", "nf_tables"),
+            ("listing the tables", "nf_tables"),
+            ("adding chain output", "nf_conntrack"),
+            (
+                "adding rule `meta nfproto ipv4 redirect to :15001`",
+                "nft_redir",
+            ),
+            ("adding rule `fib daddr type local return`", "nft_fib_inet"),
+            ("adding rule `reject with tcp reset`", "nft_reject_inet"),
+            ("adding rule `ct state established accept`", "nf_conntrack"),
+            (
+                "adding rule `socket cgroupv2 level 1 \"a\" jump x`",
+                "nft_socket",
+            ),
+            (
+                "adding rule `limit rate 200/second log prefix \"o\" group 1`",
+                "nft_log",
+            ),
+            ("taking NFLOG group 31386", "nfnetlink_log"),
+            ("adding timeout passing", "nf_conntrack_timeout"),
+            ("listing tracked connections", "nf_conntrack_netlink"),
+        ] {
+            let advice = on("4.19.0", doing, libc::ENOENT).advice();
+            assert!(advice.contains(module), "{doing}: {advice}");
+            assert!(advice.contains("4.19.0"), "{doing}: {advice}");
         }
     }
 

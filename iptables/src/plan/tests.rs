@@ -158,10 +158,82 @@ fn the_fingerprint_follows_the_rules_and_not_the_generation() {
     assert_ne!(first.fingerprint(), changed.fingerprint());
 }
 
+/// What an old or a small kernel lacks, and whether that is refused or told.
+#[test]
+fn what_a_kernel_lacks_is_refused_or_noted_with_its_name() {
+    let with = |settings: &str, change: fn(&mut Host)| {
+        let mut host = host();
+        change(&mut host);
+        Plan::new(&parse(settings).unwrap(), &host, 1)
+    };
+    let closed = "capture: { fail_closed: ['192.0.2.0/24'] }";
+    let refused = with(closed, |host| host.can_outlive_owner = false).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "capture.fail_closed cannot be kept: tables that outlive their owner need Linux 6.9 or newer"
+    );
+    // It is nobody else's business.
+    with("", |host| host.can_outlive_owner = false).unwrap();
+
+    let plan = with("", |host| host.can_shorten_timeouts = false).unwrap();
+    assert!(
+        plan.notes
+            .iter()
+            .any(|note| note.contains("nf_conntrack_timeout"))
+    );
+    assert_eq!(plan.anchor.timeout, None);
+    assert!(
+        !plan.anchor.to_string().contains("ct timeout"),
+        "{}",
+        plan.anchor
+    );
+
+    let plan = with("", |host| host.ipv6_on_loopback = false).unwrap();
+    assert_eq!(plan.families, [Family::V4]);
+    assert!(plan.notes.iter().any(|note| note.contains("no ::1")));
+    let only_v6 = "listen: ['[::1]:15001']";
+    let refused = with(only_v6, |host| host.ipv6_on_loopback = false).unwrap_err();
+    assert!(
+        refused.to_string().contains("nothing would be captured"),
+        "{refused}"
+    );
+
+    let uncounted = with("", |_| {}).unwrap().without_counting();
+    assert!(!uncounted.capture.to_string().contains("log prefix"));
+    assert!(!uncounted.counter().to_string().contains("log prefix"));
+}
+
+/// Its short memory is for the scope's connections; proxies wait for slow servers as long as ever.
+#[test]
+fn the_anchor_keeps_to_the_scope_and_leaves_proxies_alone() {
+    let host = Host {
+        neighbours: vec![Neighbour {
+            port: 15002,
+            uid: 1338,
+            mark: None,
+        }],
+        ..host()
+    };
+    let settings = parse("capture: { scope: 'uid:1000' }").unwrap();
+    let anchor = Plan::new(&settings, &host, 1).unwrap().anchor;
+    let rules: Vec<_> = anchor.chains[0]
+        .rules
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        rules[..2],
+        ["meta skuid 1337 return", "meta skuid 1338 return"]
+    );
+    assert!(rules[2].contains("meta skuid @scope_uids"), "{rules:?}");
+    assert!(anchor.sets.iter().any(|set| set.name == "scope_uids"));
+}
+
 #[test]
 fn a_table_name_tells_port_and_generation() {
     assert_eq!(generation_of("outrigger_15001_g3", 15001), Some(3));
     assert_eq!(generation_of("outrigger_15001_anchor_g4", 15001), Some(4));
+    assert_eq!(generation_of("outrigger_15001_bypass_g5", 15001), Some(5));
     assert_eq!(generation_of("outrigger_15001_g3", 1500), None);
     assert_eq!(generation_of("outrigger_15001_canary", 15001), None);
     assert!(!is_ours("outrigger_150010_g1", 15001));
@@ -196,6 +268,7 @@ fn netlink_and_the_dry_run_load_the_same() {
         &everything.capture,
         &everything.anchor,
         &closed,
+        &everything.counter(),
         &everything.canary(&targets),
         &with_networks(1500),
     ] {

@@ -134,10 +134,17 @@ impl Heartbeat {
     }
 
     async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
-        let (seen, trouble) = match time::timeout(limit, self.dial(target)).await {
-            Ok(Ok(answer)) if answer == self.instance.as_bytes() => return Ok(()),
-            Ok(Ok(_)) => (
+        let mut is_taken = false;
+        let dialled = time::timeout(limit, self.dial(target, &mut is_taken)).await;
+        let (seen, trouble) = match dialled {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => (
                 "was answered by something else than this proxy".into(),
+                RulesTrouble::Gone,
+            ),
+            // Every worker of this proxy has answered in that time, or this is not what is told.
+            Err(_) if is_taken => (
+                "was taken by somebody else than this proxy, and got no answer in time".into(),
                 RulesTrouble::Gone,
             ),
             Ok(Err(error)) => match error.kind() {
@@ -160,16 +167,19 @@ impl Heartbeat {
         })
     }
 
-    async fn dial(&self, target: SocketAddr) -> io::Result<Vec<u8>> {
+    /// Whether this proxy answered; meanwhile, whether the connection was taken by anybody.
+    async fn dial(&self, target: SocketAddr, is_taken: &mut bool) -> io::Result<bool> {
         let socket = self.socket(target, Type::STREAM)?;
         // Closed with a reset, so that no probe lingers in TIME_WAIT.
         socket.set_linger(Some(Duration::ZERO))?;
         let socket = TcpSocket::from_std_stream(socket.into());
-        let stream = socket.connect(target).await?;
+        let mut stream = socket.connect(target).await?;
+        *is_taken = true;
+        let wanted = self.instance.as_bytes();
         let mut answer = Vec::new();
-        let most = self.instance.len() as u64 + 1;
-        stream.take(most).read_to_end(&mut answer).await?;
-        Ok(answer)
+        // As far as it fits only: another server may say something and stay.
+        while wanted.starts_with(&answer) && stream.read_buf(&mut answer).await? > 0 {}
+        Ok(answer == wanted)
     }
 
     /// The rules drop a beat, which fails with EPERM. That another datagram gets through shows that
