@@ -207,10 +207,17 @@ fn a_name_is_followed_to_its_new_address_while_requests_go_on() {
     world
         .svc
         .sh("ip addr add 198.51.100.11/24 dev svc0; ip addr add 198.51.100.12/24 dev svc0");
-    world.svc.sh(
-        "nft -f - <<'END'\ntable ip names { chain in { type nat hook prerouting priority -100; \
-         ip daddr 198.51.100.11 tcp dport 9000 redirect to :9004; ip daddr 198.51.100.12 tcp dport 9000 redirect to :9005; } }\nEND",
+    let redirects = world.write(
+        "names.nft",
+        "table ip names {
+            chain arriving {
+                type nat hook prerouting priority -100
+                ip daddr 198.51.100.11 tcp dport 9000 redirect to :9004
+                ip daddr 198.51.100.12 tcp dport 9000 redirect to :9005
+            }
+        }\n",
     );
+    world.svc.sh(&format!("nft -f {}", redirects.display()));
     let _a = world.peer(9004, named("one"));
     let _b = world.peer(9005, named("two"));
     let hosts = world.write("hosts", "198.51.100.11 service.internal\n");
@@ -226,6 +233,7 @@ fn a_name_is_followed_to_its_new_address_while_requests_go_on() {
             "--bind-interfaces",
             "--local-ttl=1",
             "--user=root",
+            "--local=/internal/",
             "--pid-file=",
         ])
         .arg(format!("--listen-address={server}"))
