@@ -10,19 +10,21 @@ use serde::Serialize;
 
 use super::body::Body;
 use crate::{
+    cluster::Clusters,
     observe::{Exposition, Format},
     reload::Outcome,
     shared::Shared,
 };
 
 /// Every path and what it is for.
-const PATHS: [(&str, &str); 4] = [
+const PATHS: [(&str, &str); 5] = [
     ("/live", "200 while the process runs its control thread"),
     (
         "/ready",
         "200 while it accepts connections, else 503 with reasons",
     ),
     ("/metrics", "Prometheus or OpenMetrics text"),
+    ("/clusters", "clusters and their endpoints, JSON"),
     ("/reload", "POST: read the configuration file again"),
 ];
 
@@ -52,6 +54,7 @@ pub(super) async fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Res
         "/live" => plain(StatusCode::OK, "live\n"),
         "/ready" => ready(shared),
         "/metrics" => metrics(shared, request),
+        "/clusters" => clusters(&shared.clusters, request),
         _ => plain(StatusCode::NOT_FOUND, listing("no such path; there are")),
     }
 }
@@ -117,9 +120,18 @@ fn metrics<B>(shared: &Shared, request: &Request<B>) -> Response<Body> {
     let body = if request.method() == Method::HEAD {
         Body::Text(None)
     } else {
-        Body::Metrics(Box::new(Exposition::of(shared, format)))
+        Body::Pieces(Box::new(Exposition::of(shared, format)))
     };
     respond(StatusCode::OK, format.content_type(), body)
+}
+
+fn clusters<B>(clusters: &Clusters, request: &Request<B>) -> Response<Body> {
+    let body = if request.method() == Method::HEAD {
+        Body::Text(None)
+    } else {
+        Body::Pieces(super::clusters::json(clusters.all()))
+    };
+    respond(StatusCode::OK, "application/json", body)
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
