@@ -92,17 +92,24 @@ pub fn check(text: &str) -> Checked {
         problem.at = Some(root.locate(&problem.path));
         problem
     }));
-    problems.sort_by_key(|p| p.at.map(|at| (at.line, at.column)));
+    let is_usable = !problems.iter().any(Problem::is_error);
+    let in_order = |p: &Problem| p.at.map(|at| (at.line, at.column));
+    let mut more = None;
     if problems.len() >= MAX_PROBLEMS {
+        // Warnings are what is left out first.
+        problems.sort_by_key(|p| (!p.is_error(), in_order(p)));
         problems.truncate(MAX_PROBLEMS);
-        problems.push(Problem::error(
-            "there may be more; correct these first, then look again".into(),
-        ));
+        let text = "there may be more; correct these first, then look again";
+        more = Some(Problem {
+            severity: problems[0].severity,
+            ..Problem::error(text.into())
+        });
     }
+    problems.sort_by_key(in_order);
+    problems.extend(more);
     place_lines(text, &mut problems);
     settings.clusters = clusters.into_iter().flatten().collect();
     settings.routes = routes.into_iter().flatten().collect();
-    let is_usable = !problems.iter().any(Problem::is_error);
     Checked {
         settings: is_usable.then_some(settings),
         problems,

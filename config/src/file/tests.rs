@@ -237,3 +237,25 @@ fn a_file_of_endpoints_is_a_list_of_them() {
     let problems = parse_endpoints("- address: 10.0.0.1:80\n- address: 10.0.0.1:80\n").unwrap_err();
     assert_eq!(problems[0].at.unwrap().line, 2);
 }
+
+/// A hundred warnings had become an error, and errors after them were lost.
+#[test]
+fn many_warnings_do_not_make_an_error_and_hide_none() {
+    let mut text = "clusters:\n".to_owned();
+    for cluster in 0..300 {
+        text +=
+            &format!("  - {{ name: c{cluster}, endpoints: [{{ address: '192.0.2.1:80' }}] }}\n");
+    }
+    let checked = check(&text);
+    assert!(checked.settings.is_some(), "{:?}", checked.problems.last());
+    assert_eq!(checked.settings.unwrap().clusters.len(), 300);
+    text += "  - { name: last, connect_timeout: 0s, endpoints: [{ address: '192.0.2.1:80' }] }\n";
+    let checked = check(&text);
+    assert!(checked.settings.is_none());
+    let errors = checked.problems.iter().filter(|p| p.is_error());
+    assert!(
+        errors
+            .into_iter()
+            .any(|p| p.path == "clusters[300].connect_timeout")
+    );
+}

@@ -9,14 +9,13 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use crate::observe::Exposition;
-
-/// A text, or metrics that are written out as fast as they are read and no faster.
-#[derive(Debug)]
+/// A text, or what is written out piece by piece, as fast as it is read and no faster.
 pub(super) enum Body {
     Text(Option<Bytes>),
-    Metrics(Box<Exposition>),
+    Pieces(Pieces),
 }
+
+pub(super) type Pieces = Box<dyn Iterator<Item = String> + Send>;
 
 impl Body {
     pub(super) fn text(text: impl Into<Bytes>) -> Self {
@@ -34,7 +33,7 @@ impl hyper::body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = match &mut *self {
             Self::Text(text) => text.take(),
-            Self::Metrics(exposition) => exposition.next().map(Bytes::from),
+            Self::Pieces(pieces) => pieces.next().map(Bytes::from),
         };
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -46,7 +45,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Metrics(_) => SizeHint::default(),
+            Self::Pieces(_) => SizeHint::default(),
         }
     }
 }

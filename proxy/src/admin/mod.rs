@@ -2,6 +2,7 @@
 //! the control thread, so that nothing done to it can touch traffic.
 
 mod body;
+mod clusters;
 mod routes;
 mod server;
 

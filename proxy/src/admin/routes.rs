@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::body::Body;
 use crate::{
+    cluster::Clusters,
     observe::{Exposition, Format},
     reload::Outcome,
     shared::Shared,
@@ -20,7 +21,7 @@ use crate::{
 const PULSE_LIMIT: Duration = Duration::from_millis(900);
 
 /// Every path and what it is for.
-const PATHS: [(&str, &str); 4] = [
+const PATHS: [(&str, &str); 5] = [
     (
         "/live",
         "200 while every worker's event loop turns, else 503; it waits 0.9 s for them",
@@ -30,6 +31,7 @@ const PATHS: [(&str, &str); 4] = [
         "200 while it accepts connections, else 503 with reasons",
     ),
     ("/metrics", "Prometheus or OpenMetrics text"),
+    ("/clusters", "clusters and their endpoints, JSON"),
     ("/reload", "POST: read the configuration file again"),
 ];
 
@@ -59,6 +61,7 @@ pub(super) async fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Res
         "/live" => live(shared).await,
         "/ready" => ready(shared),
         "/metrics" => metrics(shared, request),
+        "/clusters" => clusters(&shared.clusters, request),
         _ => plain(StatusCode::NOT_FOUND, listing("no such path; there are")),
     }
 }
@@ -135,9 +138,18 @@ fn metrics<B>(shared: &Shared, request: &Request<B>) -> Response<Body> {
     let body = if request.method() == Method::HEAD {
         Body::Text(None)
     } else {
-        Body::Metrics(Box::new(Exposition::of(shared, format)))
+        Body::Pieces(Box::new(Exposition::of(shared, format)))
     };
     respond(StatusCode::OK, format.content_type(), body)
+}
+
+fn clusters<B>(clusters: &Clusters, request: &Request<B>) -> Response<Body> {
+    let body = if request.method() == Method::HEAD {
+        Body::Text(None)
+    } else {
+        Body::Pieces(super::clusters::json(clusters.all()))
+    };
+    respond(StatusCode::OK, "application/json", body)
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {

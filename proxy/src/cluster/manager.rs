@@ -54,6 +54,24 @@ impl Clusters {
         self.0.load().defaults.clone()
     }
 
+    /// Clusters of a file that need no looking after.
+    #[cfg(test)]
+    pub(crate) fn fill(&self, text: &str) {
+        let settings = outrigger_config::parse(text).expect("good settings");
+        let now = Instant::now();
+        let clusters = settings.clusters.into_iter().map(|settings| {
+            let endpoints = settings.endpoints.clone();
+            let cluster = Cluster::new(settings.into(), Locality::default(), 1, now);
+            cluster.set_endpoints(&endpoints, false, now);
+            cluster.discovery.succeeded(now);
+            (cluster.name.clone(), cluster)
+        });
+        self.0.store(Arc::new(Published {
+            present: clusters.collect(),
+            ..Published::default()
+        }));
+    }
+
     /// All of them by name, `defaults` first.
     pub fn all(&self) -> Vec<Arc<Cluster>> {
         let published = self.0.load();

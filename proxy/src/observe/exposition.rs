@@ -2,22 +2,18 @@
 //! thousand destinations are tens of megabytes of text, which a slow scraper must not keep in
 //! memory.
 
+mod clusters;
 mod destinations;
+mod pages;
 mod process_wide;
 mod series;
 
-use std::sync::Arc;
+use std::iter;
 
 use prometheus_client::{collector::Collector, encoding::text, registry::Registry};
 
-use self::{
-    destinations::{FAMILIES, Piece, Row, rows},
-    process_wide::ProcessWide,
-};
+use self::{pages::Pages, process_wide::ProcessWide};
 use crate::shared::Shared;
-
-/// Destinations in one piece; their histograms take some 200 KiB.
-const ROWS_PER_PIECE: usize = 128;
 
 /// Which of the two text formats is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,26 +48,22 @@ impl Format {
 }
 
 /// Every metric at one moment, as pieces of text.
-#[derive(Debug)]
-pub struct Exposition {
-    format: Format,
-    process_wide: Option<ProcessWide>,
-    rows: Arc<[Row]>,
-    family: usize,
-    position: usize,
-    is_ended: bool,
-}
+pub struct Exposition(Box<dyn Iterator<Item = String> + Send>);
 
 impl Exposition {
     pub fn of(shared: &Shared, format: Format) -> Self {
-        Self {
-            format,
-            process_wide: Some(ProcessWide::of(shared, format)),
-            rows: rows(shared),
-            family: 0,
-            position: 0,
-            is_ended: false,
-        }
+        let process_wide = ProcessWide::of(shared, format);
+        let clusters = shared.clusters.all();
+        let destinations = destinations::rows(shared);
+        let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
+        let end = (format == Format::OpenMetrics).then(|| "# EOF\n".to_owned());
+        Self(Box::new(
+            iter::once_with(|| encode(process_wide))
+                .chain(Pages::new(format, destinations::FAMILIES, destinations))
+                .chain(Pages::new(format, clusters::FAMILIES, clusters))
+                .chain(Pages::new(format, clusters::ENDPOINT_FAMILIES, endpoints))
+                .chain(end),
+        ))
     }
 }
 
@@ -79,30 +71,7 @@ impl Iterator for Exposition {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {
-        if let Some(process_wide) = self.process_wide.take() {
-            return Some(encode(process_wide));
-        }
-        if let Some(family) = FAMILIES.get(self.family) {
-            let start = self.position;
-            let end = (start + ROWS_PER_PIECE).min(self.rows.len());
-            let piece = encode(Piece {
-                family,
-                format: self.format,
-                rows: self.rows.clone(),
-                range: start..end,
-            });
-            if end < self.rows.len() {
-                self.position = end;
-            } else {
-                (self.family, self.position) = (self.family + 1, 0);
-            }
-            return Some(match start {
-                0 => piece,
-                _ => without_head(piece),
-            });
-        }
-        let is_last = !std::mem::replace(&mut self.is_ended, true);
-        (is_last && self.format == Format::OpenMetrics).then(|| "# EOF\n".into())
+        self.0.next()
     }
 }
 
@@ -112,14 +81,6 @@ fn encode(collector: impl Collector) -> String {
     let mut text = String::new();
     text::encode_registry(&mut text, &registry).expect("a string takes whatever is written");
     text
-}
-
-/// Drops the description that a metric's first piece has already given.
-fn without_head(piece: String) -> String {
-    piece
-        .split_inclusive('\n')
-        .skip_while(|line| line.starts_with('#'))
-        .collect()
 }
 
 #[cfg(test)]

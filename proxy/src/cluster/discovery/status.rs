@@ -25,7 +25,7 @@ impl DiscoveryStatus {
         self.lock().clone()
     }
 
-    pub(super) fn succeeded(&self, now: Instant) {
+    pub(in crate::cluster) fn succeeded(&self, now: Instant) {
         let mut state = self.lock();
         state.answered_at = Some(now);
         state.failure = None;

@@ -1,17 +1,10 @@
 //! Metrics that have a series, or several, for each destination.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, NoLabelSet},
-    metrics::MetricType,
-};
+use prometheus_client::{encoding::NoLabelSet, metrics::MetricType};
 
-use super::{
-    Format,
-    series::{Series, open},
-};
+use super::pages::Family;
 use crate::{observe::metrics::Totals, shared::Shared};
 
 /// The destination under which forgotten ones are told.
@@ -45,16 +38,7 @@ pub(super) fn rows(shared: &Shared) -> Arc<[Row]> {
     rows.into()
 }
 
-/// A metric that has a series, or several, for each destination.
-#[derive(Debug)]
-pub(super) struct Family {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    encode: fn(&mut Series<'_, '_>, &Row) -> fmt::Result,
-}
-
-pub(super) const FAMILIES: [Family; 5] = [
+pub(super) const FAMILIES: &[Family<Row>] = &[
     Family {
         name: "outrigger_requests",
         help: "HTTP requests, and connections of other protocols, that have ended",
@@ -129,34 +113,3 @@ pub(super) const FAMILIES: [Family; 5] = [
         },
     },
 ];
-
-/// Some destinations' series of one family.
-#[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) family: &'static Family,
-    pub(super) format: Format,
-    pub(super) rows: Arc<[Row]>,
-    pub(super) range: Range<usize>,
-}
-
-impl Collector for Piece {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let family = self.family;
-        let mut name = family.name.to_owned();
-        let mut encoder = open(
-            &mut encoder,
-            self.format,
-            &mut name,
-            family.help,
-            family.kind,
-        )?;
-        let mut series = Series {
-            encoder: &mut encoder,
-            format: self.format,
-        };
-        for row in &self.rows[self.range.clone()] {
-            (family.encode)(&mut series, row)?;
-        }
-        Ok(())
-    }
-}

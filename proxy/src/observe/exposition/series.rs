@@ -18,6 +18,10 @@ pub(super) struct Series<'a, 'e> {
 }
 
 impl Series<'_, '_> {
+    pub(super) fn gauge(&mut self, labels: &[(&str, &str)], value: u64) -> fmt::Result {
+        self.encoder.encode_family(&labels)?.encode_gauge(&value)
+    }
+
     pub(super) fn counter(&mut self, labels: &[(&str, &str)], count: u64) -> fmt::Result {
         if labels.is_empty() {
             return write_counter(self.encoder, self.format, count);

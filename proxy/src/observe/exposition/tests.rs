@@ -3,11 +3,13 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     process::{Command, Stdio},
+    sync::Arc,
     time::Instant,
 };
 
 use super::*;
 use crate::{
+    cluster::{Outcome, PickContext, Rng},
     failure::Failure,
     observe::{Protocol, Record, record::tests::record},
 };
@@ -39,8 +41,22 @@ fn shared() -> Arc<Shared> {
     }
     shared.metrics.connection_accepted(1);
     shared.metrics.connection_refused(Failure::Loop);
+    shared.clusters.fill(CLUSTERS);
+    let cluster = shared.clusters.find("web").expect("the cluster");
+    let picked = cluster.pick(&PickContext::default(), &Rng::new(1), Instant::now());
+    picked
+        .expect("an endpoint")
+        .report(Outcome::Error, Instant::now());
     shared
 }
+
+const CLUSTERS: &str = "
+clusters:
+  - { name: named, dns: { name: web.internal, port: 80 } }
+  - name: web
+    adaptive_concurrency: {}
+    endpoints: [{ address: '192.0.2.1:80' }]
+";
 
 fn observe(shared: &Shared, worker: usize, address: SocketAddr, record: &Record<'_>) {
     let now = Instant::now();
@@ -73,6 +89,15 @@ fn tells_what_was_counted() {
         "outrigger_upstream_connections{state=\"idle\"} 1",
         "outrigger_destinations 1",
         "outrigger_capture_active 0",
+        "outrigger_cluster_endpoints{cluster=\"web\"} 1",
+        "outrigger_cluster_threshold_used{cluster=\"web\",threshold=\"requests\"} 0",
+        "outrigger_cluster_threshold_limit{cluster=\"web\",threshold=\"requests\"} 1024",
+        "outrigger_cluster_refused_total{cluster=\"web\",reason=\"shed\"} 0",
+        "outrigger_cluster_concurrency_limit{cluster=\"web\"} 3",
+        "outrigger_cluster_discovery_last_successful{cluster=\"named\"} 1",
+        "outrigger_endpoint_requests_total{cluster=\"web\",endpoint=\"192.0.2.1:80\"} 1",
+        "outrigger_endpoint_outcomes_total{cluster=\"web\",endpoint=\"192.0.2.1:80\",outcome=\"error\"} 1",
+        "outrigger_endpoint_healthy{cluster=\"web\",endpoint=\"192.0.2.1:80\"} 1",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
     }
@@ -231,4 +256,27 @@ fn described(text: &str) -> Described {
         }
     }
     described
+}
+
+#[test]
+fn endpoints_beyond_the_bound_are_told_together_and_no_count_is_lost() {
+    let shared = Shared::uncaptured(1);
+    let mut clusters = "clusters:\n".to_owned();
+    for cluster in 0..110 {
+        clusters += &format!("  - name: c{cluster:03}\n    endpoints:\n");
+        for endpoint in 1..=100 {
+            clusters += &format!("      - address: 10.0.{cluster}.{endpoint}:80\n");
+        }
+    }
+    shared.clusters.fill(&clusters);
+    let text = text(&shared, Format::Prometheus);
+    let healthy = text
+        .lines()
+        .filter(|l| l.starts_with("outrigger_endpoint_healthy{"));
+    let values: Vec<u64> = healthy
+        .map(|l| l.rsplit_once(' ').unwrap().1.parse().unwrap())
+        .collect();
+    assert_eq!(values.len(), 10_010);
+    assert_eq!(values.iter().sum::<u64>(), 11_000);
+    assert!(text.contains("{cluster=\"c109\",endpoint=\"other\"} 100\n"));
 }
