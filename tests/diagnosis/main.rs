@@ -1,6 +1,7 @@
 //! `doctor` and `explain` end to end: what they say is compared with what really happens.
 
 mod experiment;
+mod findings;
 mod incident;
 #[path = "../support/netns.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
