@@ -14,6 +14,12 @@ pub(crate) fn enter(place: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether it is that of the calling thread.
+pub(crate) fn is_here(place: &str) -> bool {
+    let here = fs::read_link("/proc/thread-self/ns/net");
+    matches!((here, fs::read_link(path(place))), (Ok(a), Ok(b)) if a == b)
+}
+
 pub(crate) fn path(place: &str) -> PathBuf {
     match place.parse::<u32>() {
         Ok(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),

@@ -3,9 +3,12 @@
 mod experiment;
 mod findings;
 mod incident;
+mod live;
 #[path = "../support/netns.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
 mod netns;
 #[path = "../support/proxyctl.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
 mod proxyctl;
+mod robust;
+mod scale;

@@ -16,11 +16,14 @@ use crate::{
     verdict::{Connection, judge},
 };
 
+/// The listeners on a port; `Err`: why the kernel could not be asked.
+type Asked = Result<Rc<[Listener]>, String>;
+
 pub(super) struct Scene<'r> {
     pub(super) ruleset: &'r Ruleset,
     pub(super) redirects: Vec<Redirect>,
     pub(super) surroundings: LiveSurroundings,
-    on_ports: RefCell<HashMap<u16, Result<Rc<[Listener]>, String>>>,
+    on_ports: RefCell<HashMap<u16, Asked>>,
 }
 
 impl<'r> Scene<'r> {

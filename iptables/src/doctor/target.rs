@@ -98,13 +98,12 @@ fn judge(scene: &Scene<'_>, redirect: &Redirect, options: Options) -> Finding {
     }
     let is_stranger = |listener: &&Listener| !known::is_proxy(listener);
     let stranger = listeners.iter().find(is_stranger).unwrap_or(&listeners[0]);
-    let trial = options
-        .probe
-        .then(|| probe::try_out(scene, redirect, stranger))
-        .unwrap_or(probe::Outcome::Untried(
-            "by the list of transparent proxies known by name, not by a trial (--probe makes one)"
-                .into(),
-        ));
+    let trial = if options.probe {
+        probe::try_out(scene, redirect, stranger)
+    } else {
+        let reason = "by the list of those known by name, not by a trial (--probe makes one)";
+        probe::Outcome::Untried(reason.into())
+    };
     let (is_wrong, why) = match trial {
         probe::Outcome::Same(answer) => (
             true,
