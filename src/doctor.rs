@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use outrigger_iptables::{
-    doctor::{self, Finding, Level},
+    doctor::{self, Finding, Level, Options},
     ruleset,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{netns, settings::USAGE_ERROR};
 
@@ -20,6 +20,15 @@ pub(crate) struct Args {
     /// Look into this network namespace: a path, or the number of a process in it
     #[arg(long, value_name = "PATH|PID")]
     netns: Option<String>,
+    /// Look into every network namespace that a process lives in
+    #[arg(long, conflicts_with = "netns")]
+    all_netns: bool,
+    /// Prove that a listener is no proxy: ask it through the redirect and directly, and compare
+    ///
+    /// Sends `OPTIONS *` to where the redirect leads, which a real transparent proxy carries on to the
+    /// host that the connection was meant for; without this option nothing is sent to anybody.
+    #[arg(long)]
+    probe: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -29,50 +38,133 @@ const EXAMPLES: &str = "\
 Examples:
   sudo proxyctl doctor
   sudo proxyctl doctor --netns 4711 --json
+  sudo proxyctl doctor --all-netns
+  sudo proxyctl doctor --probe
 
 Exit codes:
   0  nothing leads somewhere wrong
   1  something does; each finding names the command that removes just that rule
   2  it could not look at everything, and found nothing wrong in what it saw";
 
+/// What was found in one network namespace.
+struct Report {
+    /// As `--netns` takes it; `None`: where the command runs.
+    place: Option<String>,
+    findings: Vec<Finding>,
+    unseen: Vec<String>,
+}
+
 pub(crate) fn run(args: Args) -> ExitCode {
-    if let Some(place) = &args.netns
-        && let Err(error) = netns::enter(place)
-    {
-        eprintln!(
-            "proxyctl doctor: cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
-        );
-        return ExitCode::from(USAGE_ERROR);
-    }
-    let ruleset = ruleset::read();
-    let mut findings = doctor::examine(&ruleset);
-    if let Some(place) = &args.netns {
-        let place = match place.parse::<u32>() {
-            Ok(pid) => format!("/proc/{pid}/ns/net"),
-            Err(_) => place.clone(),
-        };
-        for fix in findings.iter_mut().filter_map(|f| f.fix.as_mut()) {
-            *fix = format!("nsenter --net={place} {fix}");
+    let options = Options { probe: args.probe };
+    let reports = match &args.netns {
+        _ if args.all_netns => everywhere(options),
+        Some(place) => {
+            if let Err(error) = netns::enter(place) {
+                eprintln!(
+                    "proxyctl doctor: cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
+                );
+                return ExitCode::from(USAGE_ERROR);
+            }
+            vec![look(Some(place.clone()), options)]
         }
-    }
+        None => vec![look(None, options)],
+    };
     if args.json {
-        println!(
-            "{}",
-            json!({ "findings": findings, "unseen": ruleset.unseen })
-        );
+        println!("{}", as_json(&reports, args.all_netns));
     } else {
-        tell(&findings, &ruleset.unseen);
+        reports.iter().for_each(tell);
     }
-    if findings.iter().any(|f| f.level == Level::Error) {
+    let mut findings = reports.iter().flat_map(|report| &report.findings);
+    if findings.any(|finding| finding.level == Level::Error) {
         ExitCode::FAILURE
-    } else if ruleset.unseen.is_empty() {
+    } else if reports.iter().all(|report| report.unseen.is_empty()) {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(2)
     }
 }
 
-fn tell(findings: &[Finding], unseen: &[String]) {
+/// In the calling thread's network namespace.
+fn look(place: Option<String>, options: Options) -> Report {
+    let ruleset = ruleset::read();
+    let mut findings = doctor::examine(&ruleset, options);
+    if let Some(place) = &place {
+        let path = netns::path(place);
+        for fix in findings.iter_mut().filter_map(|f| f.fix.as_mut()) {
+            // Only commands of one word after the other are meant for a shell.
+            if is_command(fix) {
+                *fix = format!("nsenter --net={} {fix}", path.display());
+            }
+        }
+    }
+    Report {
+        place,
+        findings,
+        unseen: ruleset.unseen,
+    }
+}
+
+fn is_command(fix: &str) -> bool {
+    let program = fix.split(' ').next().unwrap_or_default();
+    ["nft", "sysctl", "proxyctl"].contains(&program)
+        || program.starts_with("iptables-")
+        || program.starts_with("ip6tables-")
+}
+
+fn everywhere(options: Options) -> Vec<Report> {
+    let (places, hidden) = netns::all();
+    let mut reports: Vec<Report> = places
+        .into_iter()
+        .map(|pid| {
+            let place = pid.to_string();
+            // A namespace is entered by a thread, and left with its end.
+            let look = || match netns::enter(&place) {
+                Ok(()) => look(Some(place.clone()), options),
+                Err(error) => Report {
+                    place: Some(place.clone()),
+                    findings: Vec::new(),
+                    unseen: vec![format!("the network namespace of process {place}: {error}")],
+                },
+            };
+            std::thread::scope(|scope| scope.spawn(look).join())
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+        .collect();
+    if hidden > 0 {
+        reports.push(Report {
+            place: None,
+            findings: Vec::new(),
+            unseen: vec![format!(
+                "the network namespaces of {hidden} processes, which only root may see"
+            )],
+        });
+    }
+    reports
+}
+
+fn as_json(reports: &[Report], is_everywhere: bool) -> Value {
+    let one = |report: &Report| {
+        let mut value = json!({ "findings": report.findings, "unseen": report.unseen });
+        if is_everywhere {
+            value["netns"] = json!(report.place);
+        }
+        value
+    };
+    match reports {
+        [only] if !is_everywhere => one(only),
+        all => json!({ "namespaces": all.iter().map(one).collect::<Vec<_>>() }),
+    }
+}
+
+fn tell(report: &Report) {
+    let Report {
+        place,
+        findings,
+        unseen,
+    } = report;
+    if let Some(place) = place {
+        println!("network namespace of {place}:");
+    }
     for finding in findings {
         let level = match finding.level {
             Level::Error => "error",

@@ -1,37 +1,49 @@
 //! `proxyctl explain`: what becomes of a connection, rule by rule.
 
+mod command;
+mod told;
+
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     process::ExitCode,
 };
 
-use outrigger_iptables::{
-    LiveSurroundings, listeners,
-    ruleset::{self, Ruleset},
-    verdict::{self, Cgroup, Connection, End, Matched, Verdict, Way},
-};
-use serde_json::{Value, json};
+use outrigger_iptables::{LiveSurroundings, peers, ruleset, verdict};
+use serde_json::json;
 
 use crate::{netns, settings::USAGE_ERROR};
 
 /// Tell where a connection would end, and by which rules
 ///
-/// Reads the rules and follows the connection's first packet through them; nothing is sent.
+/// Reads the rules and follows the connection's first packet through them; nothing is sent. With --pid
+/// and no destination it lists the process' live connections with their true other ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Where the connection is meant to go; without a port, 80
-    #[arg(value_name = "DST[:PORT]", value_parser = destination)]
-    destination: SocketAddr,
+    #[arg(value_name = "DST[:PORT]", value_parser = command::destination, required_unless_present = "pid")]
+    destination: Option<SocketAddr>,
     /// The user that connects [default: who asks]
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
-    /// The process that connects: its user, group and cgroup count
+    /// The process that connects: its user, group, cgroup and network namespace count
     #[arg(long, value_name = "PID")]
     pid: Option<i32>,
     /// The local address that it connects from, with or without a port
-    #[arg(long, value_name = "ADDR", value_parser = source)]
+    #[arg(long, value_name = "ADDR", value_parser = command::source)]
     from: Option<(IpAddr, Option<u16>)>,
+    /// The host that the request names: tells the route of --config, where the proxy takes the connection
+    #[arg(
+        long,
+        value_name = "HOST",
+        requires = "destination",
+        requires = "config"
+    )]
+    host: Option<String>,
+    /// The proxy's configuration, for the route that it would take
+    #[arg(long, value_name = "FILE", requires = "destination")]
+    config: Option<PathBuf>,
     /// Look into this network namespace: a path, or the number of a process in it
     #[arg(long, value_name = "PATH|PID")]
     netns: Option<String>,
@@ -48,35 +60,65 @@ Examples:
   sudo proxyctl explain 203.0.113.7:80
   sudo proxyctl explain '[2001:db8::1]:443' --uid 1000
   sudo proxyctl explain 203.0.113.7 --pid 4711 --all
+  sudo proxyctl explain --pid 4711
+  sudo proxyctl explain 203.0.113.7 --host api.internal --config outrigger.yaml
 
 Exit codes:
-  0  it is certain where the connection ends
+  0  it is certain where the connection ends; or the live connections are listed
   1  it depends on something that no rule tells; both ways are told
   2  the command line is wrong, or not all of the rules could be read";
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    // Before the namespace is left, whose /proc shows the process.
-    let connection = match connection(&args) {
-        Ok(connection) => connection,
-        Err(reason) => {
-            eprintln!("proxyctl explain: {reason}");
-            return ExitCode::from(USAGE_ERROR);
-        }
+    let fail = |reason: String| {
+        eprintln!("proxyctl explain: {reason}");
+        ExitCode::from(USAGE_ERROR)
     };
-    if let Some(place) = &args.netns
+    // Before the namespace is left, whose /proc and files are meant.
+    let route = match &args.config {
+        None => None,
+        Some(file) => match crate::settings::load(Some(file), args.json) {
+            Ok(settings) => Some(settings),
+            Err(code) => return code,
+        },
+    };
+    let connection = match args.destination {
+        None => None,
+        Some(to) => match command::connection(&args, to) {
+            Ok(connection) => Some(connection),
+            Err(reason) => return fail(reason),
+        },
+    };
+    let place = args.netns.clone().or_else(|| {
+        let pid = args.pid?.to_string();
+        (!netns::is_here(&pid)).then_some(pid)
+    });
+    if let Some(place) = &place
         && let Err(error) = netns::enter(place)
     {
-        eprintln!(
-            "proxyctl explain: cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
-        );
-        return ExitCode::from(USAGE_ERROR);
+        return fail(format!(
+            "cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
+        ));
     }
+    let Some(connection) = connection else {
+        return live(args.pid.unwrap_or_default(), args.json);
+    };
     let ruleset = ruleset::read();
     let verdict = verdict::judge(&ruleset, &connection, &LiveSurroundings::default());
+    let route = route.and_then(|settings| {
+        told::route(
+            &verdict,
+            settings,
+            connection.destination,
+            args.host.as_deref(),
+        )
+    });
     if args.json {
-        println!("{}", as_json(&ruleset, &connection, &verdict));
+        println!(
+            "{}",
+            told::as_json(&ruleset, &connection, &verdict, route.as_deref())
+        );
     } else {
-        tell(&ruleset, &connection, &verdict, args.all);
+        told::tell(&ruleset, &connection, &verdict, route.as_deref(), args.all);
     }
     match verdict.certain() {
         _ if !ruleset.unseen.is_empty() => ExitCode::from(2),
@@ -85,207 +127,39 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn connection(args: &Args) -> Result<Connection, String> {
-    let mut connection = Connection {
-        destination: args.destination,
-        source: args.from.map(|(ip, _)| ip),
-        source_port: args.from.and_then(|(_, port)| port),
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: Vec::new(),
-        mark: 0,
-        cgroup: None,
+/// The live connections of a process, with what no list of sockets shows.
+fn live(pid: i32, as_json: bool) -> ExitCode {
+    let (peers, unseen) = match peers::of_process(pid) {
+        Ok(found) => found,
+        Err(error) => {
+            eprintln!("proxyctl explain: the connections of process {pid}: {error}");
+            return ExitCode::from(USAGE_ERROR);
+        }
     };
-    if let Some(from) = connection.source
-        && from.is_ipv4() != args.destination.is_ipv4()
-    {
-        return Err("--from is of another address family than the destination".into());
-    }
-    if let Some(pid) = args.pid {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .map_err(|error| format!("process {pid}: {error}"))?;
-        // Of real, effective, saved and file-system ids the last makes sockets.
-        let ids = |key: &str| -> Vec<u32> {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(key))
-                .unwrap_or_default();
-            line.split_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect()
-        };
-        connection.uid = ids("Uid:").get(3).copied().unwrap_or(connection.uid);
-        connection.gid = ids("Gid:").get(3).copied().unwrap_or(connection.gid);
-        connection.groups = ids("Groups:");
-        connection.cgroup = cgroup(pid);
-    }
-    if let Some(uid) = args.uid {
-        connection.uid = uid;
-    }
-    Ok(connection)
-}
-
-/// `None` where the hierarchy is not mounted at its usual place.
-fn cgroup(pid: i32) -> Option<Cgroup> {
-    use std::os::unix::fs::MetadataExt;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))?
-        .to_owned();
-    let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|root| std::fs::exists(format!("{root}/cgroup.procs")).unwrap_or(false))?;
-    let mut place = std::path::PathBuf::from(root);
-    let mut ids = vec![std::fs::metadata(&place).ok()?.ino()];
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        place.push(part);
-        ids.push(std::fs::metadata(&place).ok()?.ino());
-    }
-    Some(Cgroup { path, ids })
-}
-
-fn tell(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict, all: bool) {
-    let to = connection.destination;
-    match verdict.certain() {
-        Some(end) => println!("A connection to {to} {}.", sentence(end, to)),
-        None => println!(
-            "A connection to {to} may end in {} ways; which, no rule tells:",
-            verdict.ways.len()
-        ),
-    }
-    let shown = if verdict.certain().is_some() {
-        &verdict.ways[..1]
+    if as_json {
+        println!("{}", json!({ "connections": peers, "unseen": unseen }));
     } else {
-        &verdict.ways[..]
-    };
-    for (n, way) in shown.iter().enumerate() {
-        if verdict.certain().is_none() {
-            println!("{}. It {}, if:", n + 1, sentence(&way.end, to));
-            for assumption in &way.assumptions {
-                println!("     {assumption}");
+        if peers.is_empty() {
+            println!("process {pid} has no TCP connections");
+        }
+        for peer in &peers {
+            print!("{} -> {}", peer.local, peer.shown);
+            match (peer.truly, peer.meant_for) {
+                (Some(truly), _) => {
+                    let who = told::listener(truly).map(|who| format!(", at the local {who}"));
+                    println!(", truly {truly}{}", who.unwrap_or_default());
+                }
+                (None, Some(meant)) => println!(", redirected here, meant for {meant}"),
+                (None, None) => println!(""),
             }
         }
-        if let Some(at) = way.decided_by {
-            println!("  by the rule: {}", ruleset.text(at));
-            let (table, chain, rule) = ruleset.rule(at);
-            let handle = rule
-                .handle
-                .map(|h| format!(", handle {h}"))
-                .unwrap_or_default();
-            println!(
-                "  which is in: {}, chain {}, line {}{handle}",
-                table.title(),
-                chain.name,
-                rule.line
-            );
+        if let Some(what) = &unseen {
+            println!("not seen: {what}");
         }
-        steps(ruleset, way, all);
     }
-    for what in &ruleset.unseen {
-        println!("not seen: {what}");
+    if unseen.is_some() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
     }
-}
-
-fn steps(ruleset: &Ruleset, way: &Way, all: bool) {
-    let mut left_out = 0;
-    for event in &way.events {
-        let (table, chain, rule) = ruleset.rule(event.at);
-        let came = match &event.matched {
-            Matched::Yes(what) => format!("matches: {what}"),
-            Matched::Perhaps(why) => format!("may match: {why}"),
-            Matched::No(_) if !all => {
-                left_out += 1;
-                continue;
-            }
-            Matched::No(why) => format!("does not match: {why}"),
-        };
-        println!(
-            "  {}: {}, {} line {}: {}",
-            event.hook,
-            table.title(),
-            chain.name,
-            rule.line,
-            ruleset.text(event.at)
-        );
-        println!("      {came}");
-    }
-    if left_out > 0 {
-        println!("  {left_out} rules did not match; --all tells why");
-    }
-}
-
-fn sentence(end: &End, meant: SocketAddr) -> String {
-    match end {
-        End::Here { to } => match listener(*to) {
-            Some(who) if *to == meant => format!("ends on this host, at {who}"),
-            Some(who) => format!("never leaves this host: it ends at the local {who}, on {to}"),
-            None if *to == meant => "ends on this host, where nobody listens: it is refused".into(),
-            None => format!(
-                "never leaves this host: it is redirected to {to}, where nobody listens, and refused"
-            ),
-        },
-        End::Leaves { to, device } if *to == meant => {
-            format!("goes to where it is meant to, out through {device}")
-        }
-        End::Leaves { to, device } => format!("is turned to {to}, out through {device}"),
-        End::Dropped => "is dropped: the client waits until it gives up".into(),
-        End::Rejected => {
-            "is rejected: the client is told at once, unless another rule drops that answer".into()
-        }
-        End::NoRoute { reason } => format!("goes nowhere, for want of a route: {reason}"),
-        End::Unknown { reason } => format!("ends in a way that cannot be told: {reason}"),
-    }
-}
-
-fn listener(to: SocketAddr) -> Option<String> {
-    let found = listeners::on_port(to.port()).ok()?;
-    let at = |ip: IpAddr| ip == to.ip() || ip.is_unspecified();
-    let listener = found.into_iter().find(|l| at(l.address.ip()))?;
-    Some(listener.name_owners().who())
-}
-
-fn as_json(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict) -> Value {
-    let ways: Vec<_> = verdict
-        .ways
-        .iter()
-        .map(|way| {
-            json!({
-                "end": way.end,
-                "says": sentence(&way.end, connection.destination),
-                "assumptions": way.assumptions,
-                "rule": way.decided_by.map(|at| ruleset.text(at)),
-                "removal": way.redirected_by.map(|at| ruleset.removal(at)),
-            })
-        })
-        .collect();
-    json!({
-        "destination": connection.destination.to_string(),
-        "certain": verdict.certain().is_some(),
-        "ways": ways,
-        "unseen": ruleset.unseen,
-    })
-}
-
-fn destination(text: &str) -> Result<SocketAddr, String> {
-    const DEFAULT_PORT: u16 = 80;
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    text.parse()
-        .or_else(|_| {
-            bare.parse::<IpAddr>()
-                .map(|ip| SocketAddr::new(ip, DEFAULT_PORT))
-        })
-        .map_err(|_| {
-            "write an address, such as 203.0.113.7, 203.0.113.7:80 or [2001:db8::1]:80".into()
-        })
-}
-
-fn source(text: &str) -> Result<(IpAddr, Option<u16>), String> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok((ip, None));
-    }
-    let whole: SocketAddr = text
-        .parse()
-        .map_err(|_| String::from("write an address, with or without a port"))?;
-    Ok((whole.ip(), Some(whole.port())))
 }

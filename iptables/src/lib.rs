@@ -15,6 +15,7 @@ pub mod listeners;
 mod lock;
 mod neighbours;
 pub mod nft;
+pub mod peers;
 pub mod plan;
 mod process;
 pub mod repair;

@@ -103,6 +103,32 @@ pub(crate) fn outbound_connections(proxy: Option<u32>) -> io::Result<u64> {
     Ok(count)
 }
 
+/// A TCP socket that has another end.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) inode: u64,
+}
+
+/// # Errors
+/// When the kernel cannot be asked.
+pub(crate) fn tcp_sockets() -> io::Result<Vec<Connected>> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        for socket in dump(family, !REPLACEABLE)? {
+            let id = &socket.header.socket_id;
+            let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+            found.push(Connected {
+                local: end(id.source_address, id.source_port),
+                peer: end(id.destination_address, id.destination_port),
+                inode: socket.header.inode.into(),
+            });
+        }
+    }
+    Ok(found)
+}
+
 const REPLACEABLE: StateFlags = StateFlags::LISTEN
     .union(StateFlags::CLOSE)
     .union(StateFlags::TIME_WAIT)

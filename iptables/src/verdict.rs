@@ -149,3 +149,40 @@ pub fn judge(
 ) -> Verdict {
     walk::judge(ruleset, connection, surroundings)
 }
+
+/// Judges a connection of each family, in a world of one route; for [`crate::ruleset::digest`].
+pub(crate) fn digest(ruleset: &Ruleset) {
+    struct OneRoute;
+    impl Surroundings for OneRoute {
+        fn route(&self, to: IpAddr, _: Option<IpAddr>, _: u32, _: u32) -> Result<Route, String> {
+            Ok(Route {
+                device: "eth0".into(),
+                device_index: 2,
+                source: to,
+                is_local: to.is_loopback(),
+            })
+        }
+        fn address_type(&self, _: IpAddr) -> Option<u8> {
+            Some(1)
+        }
+        fn routing_policy(&self) -> RoutingPolicy {
+            RoutingPolicy::default()
+        }
+    }
+    for destination in ["192.0.2.1:80", "[2001:db8::1]:80"] {
+        let connection = Connection {
+            destination: destination.parse().expect("an address"),
+            source: None,
+            source_port: None,
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            mark: 0,
+            cgroup: None,
+        };
+        let _ = judge(ruleset, &connection, &OneRoute).certain();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -266,7 +266,7 @@ fn load(namespace: &Namespace, tool: &str, script: &str) {
     }
 }
 
-fn feed(namespace: &Namespace, program: &str, arguments: &[&str], script: &str) {
+pub(crate) fn feed(namespace: &Namespace, program: &str, arguments: &[&str], script: &str) {
     namespace.enter(|| {
         let mut child = Command::new(program)
             .args(arguments)

@@ -7,7 +7,7 @@ use crate::{
     proxyctl::{Running, ctl, start, until},
 };
 
-const SERVICE: &str = "123.56.223.52";
+pub(crate) const SERVICE: &str = "123.56.223.52";
 
 #[test]
 fn rules_of_iptables_legacy_are_named_and_removed() {
@@ -64,7 +64,7 @@ fn who_may_not_look_is_told_so_and_not_that_all_is_well() {
     }
 }
 
-fn iptables(program: &str) -> [String; 3] {
+pub(crate) fn iptables(program: &str) -> [String; 3] {
     [
         format!("{program} -t nat -N SIDECAR_OUTBOUND"),
         format!("{program} -t nat -A OUTPUT -p tcp -j SIDECAR_OUTBOUND"),
@@ -126,7 +126,7 @@ fn stage(name: &str, rules: &[String]) {
     assert_eq!(ctl(&pair.app, "doctor").code, 0);
 }
 
-fn call(namespace: &Namespace) -> String {
+pub(crate) fn call(namespace: &Namespace) -> String {
     namespace.enter(|| {
         run(&format!(
             "curl -s -m 10 -o /dev/null -w %{{http_code}} http://{SERVICE}/"
@@ -135,7 +135,7 @@ fn call(namespace: &Namespace) -> String {
 }
 
 /// One process, which the guard ends.
-fn nginx(namespace: &Namespace, name: &str, listen: &str, answer: &str) -> Running {
+pub(crate) fn nginx(namespace: &Namespace, name: &str, listen: &str, answer: &str) -> Running {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("diagnosis-{}-{name}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();

@@ -1,7 +1,19 @@
 //! Redirects that lead somewhere wrong: what, on what evidence, and the command that ends it.
 
 mod backends;
+mod families;
+mod known;
+mod loops;
+mod modules;
+mod names;
+mod own;
+mod probe;
+mod redirects;
+mod room;
+mod scene;
+mod shadowed;
 mod target;
+mod uids;
 
 use serde::Serialize;
 
@@ -27,10 +39,24 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Dial through redirects to strangers, and to those directly, and compare the answers.
+    pub probe: bool,
+}
+
 /// Every finding about `ruleset`, the worst first. To be called within its network namespace.
-pub fn examine(ruleset: &Ruleset) -> Vec<Finding> {
-    let mut found = target::examine(ruleset);
+pub fn examine(ruleset: &Ruleset, options: Options) -> Vec<Finding> {
+    let scene = scene::Scene::of(ruleset);
+    let mut found = target::examine(&scene, options);
+    found.extend(loops::examine(&scene));
+    found.extend(shadowed::examine(&scene));
+    found.extend(families::examine(&scene));
+    found.extend(uids::examine(&scene));
     found.extend(backends::examine(ruleset));
+    found.extend(room::examine());
+    found.extend(modules::examine());
+    found.extend(names::examine());
     found.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     found
 }

@@ -1,131 +1,140 @@
 //! Where each redirect on the way out leads: to nobody, to a stranger, or to a proxy.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::collections::HashSet;
 
-use super::{Finding, Level, rule_evidence};
-use crate::{
-    listeners::{self, Listener},
-    ruleset::{Expression, Hook, NatKind, RuleAt, Ruleset, Table, Verdict, XtTarget},
+use super::{
+    Finding, Level, Options, known, own, probe, redirects::Redirect, rule_evidence, scene::Scene,
 };
+use crate::listeners::Listener;
 
-/// Programs made to take redirected connections, by the name that the kernel keeps of them.
-const PROXIES: [&str; 12] = [
-    "proxyctl",
-    "envoy",
-    "linkerd2-proxy",
-    "ztunnel",
-    "redsocks",
-    "haproxy",
-    "squid",
-    "sshuttle",
-    "mitmproxy",
-    "mitmdump",
-    "v2ray",
-    "xray",
-];
-
-struct Redirect {
-    at: RuleAt,
-    /// `None`: this host, as by REDIRECT.
-    address: Option<IpAddr>,
-    /// `None`: the port that was dialled.
-    port: Option<u16>,
-}
-
-pub(super) fn examine(ruleset: &Ruleset) -> Vec<Finding> {
-    redirects(ruleset)
-        .into_iter()
-        .filter(|redirect| redirect.address.is_none_or(|ip| ip.is_loopback()))
-        .filter_map(|redirect| judge(ruleset, &redirect))
+pub(super) fn examine(scene: &Scene<'_>, options: Options) -> Vec<Finding> {
+    let mut own_ports = HashSet::new();
+    // Our rules redirect to one port in several places.
+    let is_told = |redirect: &&Redirect| {
+        !known::is_own(scene.ruleset, redirect) || own_ports.insert(redirect.port)
+    };
+    let told = scene.redirects.iter().filter(is_told);
+    told.map(|redirect| judge(scene, redirect, options))
         .collect()
 }
 
-fn judge(ruleset: &Ruleset, redirect: &Redirect) -> Option<Finding> {
-    let (table, ..) = ruleset.rule(redirect.at);
-    let fix = Some(ruleset.removal(redirect.at));
+fn judge(scene: &Scene<'_>, redirect: &Redirect, options: Options) -> Finding {
+    let ruleset = scene.ruleset;
     let mut evidence = rule_evidence(ruleset, redirect.at);
+    let removal = Some(ruleset.removal(redirect.at));
     let Some(port) = redirect.port else {
-        return Some(Finding {
+        return Finding {
             level: Level::Warning,
             kind: "redirect_to_same_port",
             what: "a rule redirects connections to this host, on whatever port they were meant for"
                 .into(),
             evidence,
-            fix,
-        });
+            fix: removal,
+        };
     };
-    let listeners = match listeners::on_port(port) {
+    if known::is_own(ruleset, redirect) {
+        return own::judge(port, evidence);
+    }
+    let listeners = match scene.listeners(redirect) {
         Ok(found) => found,
         Err(error) => {
             evidence.push(format!(
                 "who listens on port {port} could not be asked: {error}"
             ));
-            return Some(Finding {
+            return Finding {
                 level: Level::Warning,
                 kind: "listener_unknown",
                 what: format!("a rule redirects connections to the local port {port}"),
                 evidence,
-                fix,
-            });
+                fix: removal,
+            };
         }
     };
-    let listeners: Vec<Listener> = listeners
-        .into_iter()
-        .filter(|l| takes(l, redirect.address))
-        .map(Listener::name_owners)
-        .collect();
+    let maker = known::maker(ruleset, redirect);
+    if let Some((_, reason)) = &maker {
+        evidence.push(format!("whose: {reason}"));
+    }
     if listeners.is_empty() {
-        return Some(Finding {
+        let (kind, whose) = match maker {
+            Some((name, _)) => (
+                "orphaned_proxy",
+                format!("; the rules are {name}'s, whose proxy is gone"),
+            ),
+            None => ("nobody_listens", String::new()),
+        };
+        return Finding {
             level: Level::Error,
-            kind: "nobody_listens",
+            kind,
             what: format!(
-                "connections are redirected to the local port {port}, where nobody listens: they are refused"
+                "connections are redirected to the local port {port}, where nobody listens: they are refused{whose}"
             ),
             evidence,
-            fix,
-        });
+            fix: removal,
+        };
     }
     evidence.extend(listeners.iter().map(describe));
-    let is_proxy = |l: &Listener| {
-        l.owners.iter().any(|p| {
-            PROXIES
-                .iter()
-                .any(|name| name.starts_with(p.name.as_str()) && !p.name.is_empty())
-        })
-    };
-    if listeners.iter().all(is_proxy) {
-        let ours = table.name.starts_with("outrigger");
-        return Some(Finding {
+    if listeners.iter().all(known::is_proxy) {
+        return Finding {
             level: Level::Info,
-            kind: if ours { "own_redirect" } else { "known_proxy" },
+            kind: "known_proxy",
             what: format!(
                 "connections are redirected to {}, a transparent proxy that is alive",
                 listeners[0].who()
             ),
             evidence,
             fix: None,
-        });
+        };
     }
     if listeners.iter().all(|l| l.owners.is_empty()) {
-        return Some(Finding {
+        return Finding {
             level: Level::Warning,
             kind: "listener_hidden",
             what: format!(
                 "connections are redirected to the local port {port}; whose program listens there is not visible to this user"
             ),
             evidence,
-            fix,
-        });
+            fix: removal,
+        };
     }
-    evidence.push(
-        "why: it is none of the transparent proxies known by name; by that list, not by a trial"
-            .into(),
-    );
-    let stranger = listeners
-        .iter()
-        .find(|l| !is_proxy(l))
-        .unwrap_or(&listeners[0]);
-    Some(Finding {
+    let is_stranger = |listener: &&Listener| !known::is_proxy(listener);
+    let stranger = listeners.iter().find(is_stranger).unwrap_or(&listeners[0]);
+    let trial = if options.probe {
+        probe::try_out(scene, redirect, stranger)
+    } else {
+        let reason = "by the list of those known by name, not by a trial (--probe makes one)";
+        probe::Outcome::Untried(reason.into())
+    };
+    let (is_wrong, why) = match trial {
+        probe::Outcome::Same(answer) => (
+            true,
+            format!(
+                "it gave the same answer to a connection through the redirect and to one made to it directly ({answer}), so it does not ask where connections were meant for"
+            ),
+        ),
+        probe::Outcome::Different(answers) => (
+            false,
+            format!(
+                "it answers connections through the redirect otherwise than those made to it directly ({answers})"
+            ),
+        ),
+        probe::Outcome::Untried(reason) => {
+            (true, format!("it is no known transparent proxy; {reason}"))
+        }
+    };
+    evidence.push(format!("why: {why}"));
+    if !is_wrong {
+        return Finding {
+            level: Level::Warning,
+            kind: "unknown_proxy",
+            what: format!(
+                "connections are redirected to {}, which behaves as a transparent proxy but is not known as one",
+                stranger.who()
+            ),
+            evidence,
+            fix: removal,
+        };
+    }
+    Finding {
         level: Level::Error,
         kind: "listener_is_no_proxy",
         what: format!(
@@ -133,14 +142,7 @@ fn judge(ruleset: &Ruleset, redirect: &Redirect) -> Option<Finding> {
             stranger.who()
         ),
         evidence,
-        fix,
-    })
-}
-
-fn takes(listener: &Listener, address: Option<IpAddr>) -> bool {
-    match address {
-        None => listener.takes_redirected(),
-        Some(ip) => listener.address.ip() == ip || listener.address.ip().is_unspecified(),
+        fix: removal,
     }
 }
 
@@ -167,11 +169,8 @@ fn describe(listener: &Listener) -> String {
 }
 
 fn running_for(pid: i32) -> Option<u64> {
-    let begun = procfs::process::Process::new(pid)
-        .ok()?
-        .stat()
-        .ok()?
-        .starttime;
+    let process = procfs::process::Process::new(pid).ok()?;
+    let begun = process.stat().ok()?.starttime;
     let uptime: f64 = std::fs::read_to_string("/proc/uptime")
         .ok()?
         .split(' ')
@@ -179,113 +178,4 @@ fn running_for(pid: i32) -> Option<u64> {
         .parse()
         .ok()?;
     Some((uptime as u64).saturating_sub(begun / procfs::ticks_per_second()))
-}
-
-/// Those in chains that outbound packets can come to.
-fn redirects(ruleset: &Ruleset) -> Vec<Redirect> {
-    let mut found = Vec::new();
-    for (n, table) in ruleset.tables.iter().enumerate() {
-        for chain in reachable(table) {
-            for (rule, of) in table.chains[chain].rules.iter().enumerate() {
-                if let Some((address, port)) = goal(&of.expressions) {
-                    found.push(Redirect {
-                        at: RuleAt {
-                            table: n,
-                            chain,
-                            rule,
-                        },
-                        address,
-                        port,
-                    });
-                }
-            }
-        }
-    }
-    found
-}
-
-fn reachable(table: &Table) -> Vec<usize> {
-    let is_out = |chain: usize| {
-        table.chains[chain]
-            .base
-            .as_ref()
-            .is_some_and(|b| b.hook == Hook::Output)
-    };
-    let mut open: Vec<usize> = (0..table.chains.len()).filter(|c| is_out(*c)).collect();
-    let mut seen: HashSet<usize> = open.iter().copied().collect();
-    let mut all = Vec::new();
-    while let Some(chain) = open.pop() {
-        all.push(chain);
-        let mut lead = |name: &str| {
-            if let Some(next) = table.chain(name).filter(|next| seen.insert(*next)) {
-                open.push(next);
-            }
-        };
-        for expression in table.chains[chain]
-            .rules
-            .iter()
-            .flat_map(|r| &r.expressions)
-        {
-            match expression {
-                Expression::Verdict(Verdict::Jump(name) | Verdict::Goto(name)) => lead(name),
-                Expression::Lookup {
-                    set, to: Some(0), ..
-                } => {
-                    for element in table.sets.get(set).iter().flat_map(|set| &set.elements) {
-                        if let Some(crate::ruleset::Data::Verdict(
-                            Verdict::Jump(name) | Verdict::Goto(name),
-                        )) = &element.data
-                        {
-                            lead(name);
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    all.sort_unstable();
-    all
-}
-
-/// The address and port that a rule turns connections to, where it says them itself.
-fn goal(expressions: &[Expression]) -> Option<(Option<IpAddr>, Option<u16>)> {
-    let constant = |register: usize| {
-        expressions.iter().find_map(|e| match e {
-            Expression::Immediate { to, value } if *to == register => Some(value.as_slice()),
-            _ => None,
-        })
-    };
-    let port = |register: usize| {
-        Some(u16::from_be_bytes(
-            constant(register)?.get(..2)?.try_into().ok()?,
-        ))
-    };
-    expressions.iter().find_map(|expression| match expression {
-        Expression::XtTarget(XtTarget::Redirect(nat)) => Some((None, nat.port.map(|p| p.0))),
-        Expression::XtTarget(XtTarget::Nat(NatKind::Destination, nat)) => {
-            Some((Some(nat.address?.0), nat.port.map(|p| p.0)))
-        }
-        Expression::Redirect { port: to } => match to {
-            Some((register, _)) => Some((None, Some(port(*register)?))),
-            None => Some((None, None)),
-        },
-        Expression::Nat {
-            kind: NatKind::Destination,
-            address,
-            port: to,
-            ..
-        } => {
-            let bytes = constant(address.as_ref()?.0)?;
-            let ip = match <[u8; 4]>::try_from(bytes) {
-                Ok(octets) => IpAddr::from(octets),
-                Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-            };
-            Some((
-                Some(ip),
-                to.as_ref().and_then(|(register, _)| port(*register)),
-            ))
-        }
-        _ => None,
-    })
 }

@@ -2,7 +2,7 @@
 
 /// The attributes in a stretch of bytes, each with its type and value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 const HEADER: usize = 4;
 /// Without the flags `nested` and `network byte order`.
@@ -10,12 +10,12 @@ const TYPE_MASK: u16 = 0x3fff;
 
 impl<'a> Attributes<'a> {
     /// The first of type `kind`.
-    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn find(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter()
             .find_map(|(found, value)| (found == kind).then_some(value))
     }
 
-    pub(super) fn nested(self, kind: u16) -> Attributes<'a> {
+    pub(crate) fn nested(self, kind: u16) -> Attributes<'a> {
         Attributes(self.find(kind).unwrap_or_default())
     }
 

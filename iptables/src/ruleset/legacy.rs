@@ -22,7 +22,7 @@ const HOOKS: [Hook; 5] = [
 /// Of `struct ipt_getinfo`: the name, then the hooks that are valid, their entries, underflows,
 /// the number of rules, and their size.
 const NAME: usize = 32;
-const INFO: usize = NAME + 4 + 20 + 20 + 4 + 4;
+pub(super) const INFO: usize = NAME + 4 + 20 + 20 + 4 + 4;
 /// `struct xt_entry_match`: size, name, revision.
 const EXTENSION_HEADER: usize = 32;
 
@@ -87,7 +87,7 @@ struct Entry<'a> {
     next: usize,
 }
 
-fn decode(family: TableFamily, name: &str, info: &[u8], blob: &[u8]) -> Option<Table> {
+pub(super) fn decode(family: TableFamily, name: &str, info: &[u8], blob: &[u8]) -> Option<Table> {
     let is_v6 = family == TableFamily::Ip6;
     let mut entries = BTreeMap::new();
     let mut at = 0;

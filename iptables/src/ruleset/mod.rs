@@ -12,9 +12,15 @@ mod set;
 mod show;
 mod xt;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::HashMap, fmt};
 
 use serde::Serialize;
+
+pub(crate) use attributes::Attributes;
+pub(crate) use netlink::Dumper;
 
 pub use expression::{Base, CmpOp, Expression, Extent, NatKind, Verdict, ct, meta};
 pub use set::{Data, Element, Set};
@@ -130,6 +136,55 @@ pub fn read() -> Ruleset {
     nft::read(&mut found);
     legacy::read(&mut found);
     found
+}
+
+/// For tests and fuzzing: decodes `bytes` as everything that a kernel may hand over, and takes what
+/// comes of it through printing and judging. Nothing may panic, whatever the bytes are.
+#[doc(hidden)]
+pub fn digest(bytes: &[u8]) {
+    let Some((&kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let mut table = Table::new(Tool::Nft, TableFamily::Inet, "t".into());
+    let mut rules = Vec::new();
+    match kind % 4 {
+        0 => rules.push(nft::rule(Attributes(bytes), 1)),
+        1 => table
+            .sets
+            .extend(nft::digest_set(bytes).map(|set| (set.name.clone(), set))),
+        2 => {
+            let (info, blob) = bytes.split_at(bytes.len().min(legacy::INFO));
+            for family in [TableFamily::Ip, TableFamily::Ip6] {
+                if let Some(found) = legacy::decode(family, "nat", info, blob) {
+                    table = found;
+                }
+            }
+        }
+        _ => {
+            let expressions = xt::digest(bytes);
+            rules.push(Rule {
+                handle: None,
+                line: 1,
+                expressions,
+                counters: None,
+            });
+        }
+    }
+    if table.chains.is_empty() {
+        table.add_chain(Chain {
+            name: "OUTPUT".into(),
+            base: Some(legacy::base("nat", Hook::Output, false)),
+            rules,
+        });
+    }
+    let ruleset = Ruleset {
+        tables: vec![table],
+        unseen: Vec::new(),
+    };
+    for at in ruleset.places() {
+        let _ = (ruleset.text(at), ruleset.removal(at));
+    }
+    crate::verdict::digest(&ruleset);
 }
 
 impl Ruleset {

@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A dump of many elements comes in datagrams of up to 32 KiB, which wait here.
 const BUFFER: usize = 4 << 20;
 
-pub(super) struct Dumper {
+pub(crate) struct Dumper {
     socket: Socket,
     sequence: u32,
     /// Whether no change fell into any dump so far.
@@ -27,7 +27,7 @@ pub(super) struct Dumper {
 }
 
 impl Dumper {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -42,7 +42,7 @@ impl Dumper {
     }
 
     /// Calls `each` with the family and the attributes of every object.
-    pub(super) fn dump(
+    pub(crate) fn dump(
         &mut self,
         kind: u16,
         family: u8,
@@ -53,7 +53,7 @@ impl Dumper {
     }
 
     /// Like [`dump`](Self::dump), of one object.
-    pub(super) fn find(
+    pub(crate) fn find(
         &mut self,
         kind: u16,
         family: u8,

@@ -145,7 +145,7 @@ fn chain(a: Attributes<'_>) -> Option<Chain> {
     })
 }
 
-fn rule(a: Attributes<'_>, line: usize) -> Rule {
+pub(super) fn rule(a: Attributes<'_>, line: usize) -> Rule {
     let mut counters = None;
     let expressions = a
         .nested(4)
@@ -215,6 +215,22 @@ fn read_elements(
     }
     set.index();
     Ok(())
+}
+
+/// A set and its elements, from one stretch of bytes.
+pub(super) fn digest_set(bytes: &[u8]) -> Option<Set> {
+    let mut found = set(Attributes(bytes))?;
+    let list = Attributes(bytes).nested(3);
+    found.elements = list
+        .filter_map(|(_, bytes)| element(Attributes(bytes)))
+        .collect();
+    found.index();
+    let key = vec![0; found.fields.iter().sum()];
+    let _ = (
+        found.find(&key).is_some(),
+        found.candidates(&key, &[true]).count(),
+    );
+    Some(found)
 }
 
 fn element(a: Attributes<'_>) -> Option<Element> {

@@ -135,6 +135,48 @@ pub enum XtTarget {
     Unknown(String),
 }
 
+/// Every match and target that is known, from the same bytes.
+pub(super) fn digest(bytes: &[u8]) -> Vec<super::Expression> {
+    use super::Expression as E;
+    const MATCHES: [&str; 12] = [
+        "tcp",
+        "udp",
+        "multiport",
+        "owner",
+        "mark",
+        "connmark",
+        "state",
+        "conntrack",
+        "addrtype",
+        "iprange",
+        "cgroup",
+        "comment",
+    ];
+    const TARGETS: [&str; 11] = [
+        "REDIRECT",
+        "DNAT",
+        "SNAT",
+        "MASQUERADE",
+        "MARK",
+        "CONNMARK",
+        "REJECT",
+        "CT",
+        "TPROXY",
+        "TTL",
+        "LOG",
+    ];
+    let revision = bytes.first().copied().unwrap_or(0) % 4;
+    let header = [false, true].map(|is_v6| IpMatch::decode(bytes, is_v6).map(E::Ip));
+    let matches = MATCHES.map(|name| E::XtMatch(XtMatch::decode(name, revision, bytes)));
+    let targets = TARGETS.map(|name| E::XtTarget(XtTarget::decode(name, revision, bytes)));
+    header
+        .into_iter()
+        .flatten()
+        .chain(matches)
+        .chain(targets)
+        .collect()
+}
+
 const F_INVERT_SOURCE: u8 = 0x08;
 const F_INVERT_DESTINATION: u8 = 0x10;
 

@@ -11,8 +11,7 @@ use super::{
     xt::{self, Tri},
 };
 use crate::ruleset::{
-    Base, CmpOp, Data, Element, Expression as E, Extent, Hook, NatKind, Rule, Table, Verdict, ct,
-    meta,
+    Base, CmpOp, Data, Element, Expression as E, Extent, NatKind, Rule, Table, Verdict, ct, meta,
 };
 
 /// What a rule comes to.
@@ -47,6 +46,7 @@ pub(super) enum Action {
 }
 
 const REGISTERS: usize = 80;
+const AT_CONNTRACK: &str = "whether conntrack comes before a chain of its own priority";
 /// Expressions that decide on a packet; where one could not be read, what it does is not known.
 const DECIDING: [&str; 11] = [
     "nat",
@@ -143,7 +143,12 @@ impl Machine<'_, '_> {
                 key: ct::MARK,
                 from,
             } => {
-                self.packet.ct_mark = self.number(*from);
+                // Where conntrack does not know the packet, nothing keeps the mark.
+                if self.packet.is_at_conntrack() {
+                    self.packet.ct_mark = Err(AT_CONNTRACK.into());
+                } else if self.packet.is_tracked() {
+                    self.packet.ct_mark = self.number(*from);
+                }
                 self.has_effect = true;
             }
             E::SetCt {
@@ -560,12 +565,9 @@ impl Machine<'_, '_> {
         const INVALID: u32 = 1;
         const NEW: u32 = 8;
         const UNTRACKED: u32 = 64;
-        /// Where conntrack runs; which of two at one place comes first is not told.
-        const CONNTRACK: i32 = -200;
         let packet = &self.packet;
-        if packet.hook == Hook::Output && packet.priority == CONNTRACK && !packet.is_untracked {
-            let reason = "whether conntrack comes before a chain of its own priority";
-            self.put(to, 16, Err(reason.into()), "ct");
+        if packet.is_at_conntrack() {
+            self.put(to, 16, Err(AT_CONNTRACK.into()), "ct");
             return Ok(());
         }
         if key == ct::STATE {

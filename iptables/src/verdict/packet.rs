@@ -36,6 +36,8 @@ pub(super) struct Packet<'a> {
 }
 
 const SYN: u8 = 0x02;
+/// The priority of connection tracking.
+const CONNTRACK: i32 = -200;
 
 impl Packet<'_> {
     pub(super) fn is_v6(&self) -> bool {
@@ -49,7 +51,12 @@ impl Packet<'_> {
 
     /// Before conntrack has seen it there is no state of it.
     pub(super) fn is_tracked(&self) -> bool {
-        !(self.is_untracked || (self.hook == Hook::Output && self.priority < -200))
+        !(self.is_untracked || (self.hook == Hook::Output && self.priority < CONNTRACK))
+    }
+
+    /// Of two at one place the kernel does not tell which comes first.
+    pub(super) fn is_at_conntrack(&self) -> bool {
+        !self.is_untracked && self.hook == Hook::Output && self.priority == CONNTRACK
     }
 
     /// Of `enum ip_conntrack_status` the bits that are known, and which those are.

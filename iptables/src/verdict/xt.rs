@@ -441,6 +441,8 @@ pub(super) fn target(target: &XtTarget, packet: &mut Packet<'_>) -> Result<Actio
             packet.mark = packet.mark.clone().map(|old| old & mask.not() ^ mark);
             Action::Next
         }
+        // Where conntrack does not know the packet, nothing keeps the mark.
+        XtTarget::ConnMark { .. } if !packet.is_tracked() => Action::Next,
         XtTarget::ConnMark {
             is_shifted: true, ..
         } => {

@@ -1,0 +1,90 @@
+//! From the command line to the connection that it speaks of.
+
+use std::net::{IpAddr, SocketAddr};
+
+use outrigger_iptables::verdict::{Cgroup, Connection};
+
+use super::Args;
+
+pub(super) fn connection(args: &Args, destination: SocketAddr) -> Result<Connection, String> {
+    let mut connection = Connection {
+        destination,
+        source: args.from.map(|(ip, _)| ip),
+        source_port: args.from.and_then(|(_, port)| port),
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: Vec::new(),
+        mark: 0,
+        cgroup: None,
+    };
+    if let Some(from) = connection.source
+        && from.is_ipv4() != destination.is_ipv4()
+    {
+        return Err("--from is of another address family than the destination".into());
+    }
+    if let Some(pid) = args.pid {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .map_err(|error| format!("process {pid}: {error}"))?;
+        // Of real, effective, saved and file-system ids the last makes sockets.
+        let ids = |key: &str| -> Vec<u32> {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap_or_default();
+            line.split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect()
+        };
+        connection.uid = ids("Uid:").get(3).copied().unwrap_or(connection.uid);
+        connection.gid = ids("Gid:").get(3).copied().unwrap_or(connection.gid);
+        connection.groups = ids("Groups:");
+        connection.cgroup = cgroup(pid);
+    }
+    if let Some(uid) = args.uid {
+        connection.uid = uid;
+    }
+    Ok(connection)
+}
+
+/// `None` where the hierarchy is not mounted at its usual place.
+fn cgroup(pid: i32) -> Option<Cgroup> {
+    use std::os::unix::fs::MetadataExt;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?
+        .to_owned();
+    let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|root| std::fs::exists(format!("{root}/cgroup.procs")).unwrap_or(false))?;
+    let mut place = std::path::PathBuf::from(root);
+    let mut ids = vec![std::fs::metadata(&place).ok()?.ino()];
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        place.push(part);
+        ids.push(std::fs::metadata(&place).ok()?.ino());
+    }
+    Some(Cgroup { path, ids })
+}
+
+pub(super) fn destination(text: &str) -> Result<SocketAddr, String> {
+    const DEFAULT_PORT: u16 = 80;
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    text.parse()
+        .or_else(|_| {
+            bare.parse::<IpAddr>()
+                .map(|ip| SocketAddr::new(ip, DEFAULT_PORT))
+        })
+        .map_err(|_| {
+            "write an address, such as 203.0.113.7, 203.0.113.7:80 or [2001:db8::1]:80".into()
+        })
+}
+
+pub(super) fn source(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok((ip, None));
+    }
+    let whole: SocketAddr = text
+        .parse()
+        .map_err(|_| String::from("write an address, with or without a port"))?;
+    Ok((whole.ip(), Some(whole.port())))
+}
