@@ -34,11 +34,16 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 
 /// Makes connection tracking forget them: of this host's own TCP connections, those that nobody
-/// translated and that no socket lives on any more. A live one stays as it is, and so does what
-/// is forwarded for others, since a firewall may let it pass for its entry only.
+/// translated, or that were redirected to `port`, and that no socket lives on any more. A live one stays
+/// as it is, and so does what is forwarded for others, since a firewall may let it pass for its entry
+/// only.
+///
+/// Of the redirected ones nobody saw the end where the proxy was killed and tracking ended with it: the
+/// proxy's own connection from such a port would be led back to itself.
 pub(crate) fn forget_ended(
     socket: &mut NetlinkSocket,
     families: &[Family],
+    port: u16,
 ) -> Result<usize, Refusal> {
     let look = |doing: &str| {
         let doing = doing.to_owned();
@@ -47,12 +52,13 @@ pub(crate) fn forget_ended(
     let own = own_addresses().map_err(look("listing the addresses of this host"))?;
     let mut forgotten = 0;
     for &family in families {
-        let entries = entries(socket, family)?;
+        let entries = entries(socket, family, (family.loopback(), port).into())?;
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
         for entry in entries {
-            let is_ended =
-                own.contains(&entry.from.ip()) && !live.contains(&(entry.from, entry.to));
+            let is_live = live.contains(&(entry.from, entry.to))
+                || entry.redirected.is_some_and(|ends| live.contains(&ends));
+            let is_ended = own.contains(&entry.from.ip()) && !is_live;
             if is_ended && forget(socket, family, entry)? {
                 forgotten += 1;
             }
@@ -61,26 +67,34 @@ pub(crate) fn forget_ended(
     Ok(forgotten)
 }
 
-/// An untranslated TCP connection.
+/// A TCP connection that nobody translated, or that was redirected to us.
 struct Entry {
     from: SocketAddr,
     to: SocketAddr,
+    /// Both ends as our side of it sees them.
+    redirected: Option<(SocketAddr, SocketAddr)>,
     /// What names it to the kernel.
     name: Vec<ConntrackAttribute>,
 }
 
-fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
+fn entries(
+    socket: &mut NetlinkSocket,
+    family: Family,
+    listener: SocketAddr,
+) -> Result<Vec<Entry>, NftError> {
     let request = message(family, ConntrackMessage::Get(Vec::new()));
     let found = socket.dump_all("listing tracked connections", &request)?;
     let entry = |object| match object {
-        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => entry(attributes),
+        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
+            entry(attributes, listener)
+        }
         _ => None,
     };
     Ok(found.into_iter().filter_map(entry).collect())
 }
 
-fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
-    let mut ends = None;
+fn entry(attributes: Vec<ConntrackAttribute>, listener: SocketAddr) -> Option<Entry> {
+    let (mut ends, mut answers, mut is_translated) = (None, None, false);
     let mut name = Vec::new();
     for attribute in attributes {
         match &attribute {
@@ -88,8 +102,9 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
                 ends = tcp_ends(tuple);
                 name.push(attribute);
             }
-            ConntrackAttribute::CtaStatus(status) if status.intersects(Status::NatMask) => {
-                return None;
+            ConntrackAttribute::CtaTupleReply(tuple) => answers = tcp_ends(tuple),
+            ConntrackAttribute::CtaStatus(status) => {
+                is_translated = status.intersects(Status::NatMask);
             }
             ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&other.kind()) => {
                 name.push(attribute);
@@ -98,7 +113,13 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
         }
     }
     let (from, to) = ends?;
-    Some(Entry { from, to, name })
+    let redirected = answers.filter(|(answering, _)| is_translated && *answering == listener);
+    (!is_translated || redirected.is_some()).then_some(Entry {
+        from,
+        to,
+        redirected,
+        name,
+    })
 }
 
 fn tcp_ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {

@@ -95,7 +95,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         return Err(refusal);
     }
     let installed = report(&plan, &identity, variant, true);
-    Ok(tether::forget_ended(&mut reader, installed))
+    Ok(tether::forget_ended(&mut reader, plan.port, installed))
 }
 
 /// After an install by another backend: takes away what there is of ours in iptables.

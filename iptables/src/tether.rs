@@ -95,7 +95,10 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
     })?;
     capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
-    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
+    Ok(legacy::sweep(
+        port,
+        forget_ended(&mut reader, port, installed),
+    ))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -197,8 +200,12 @@ pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Install
 }
 
 /// To be called last: what ends from then on has been captured. The capture works without it too.
-pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed) -> Installed {
-    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families) {
+pub(crate) fn forget_ended(
+    reader: &mut NetlinkSocket,
+    port: u16,
+    mut installed: Installed,
+) -> Installed {
+    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families, port) {
         installed.notes.push(format!(
             "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
         ));
