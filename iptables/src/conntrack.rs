@@ -34,16 +34,35 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 
 /// Makes connection tracking forget them: of this host's own TCP connections, those that nobody
-/// translated, or that were redirected to `port`, and that no socket lives on any more. A live one stays
-/// as it is, and so does what is forwarded for others, since a firewall may let it pass for its entry
-/// only.
-///
-/// Of the redirected ones nobody saw the end where the proxy was killed and tracking ended with it: the
-/// proxy's own connection from such a port would be led back to itself.
+/// translated and that no socket lives on any more. A live one stays as it is, and so does what
+/// is forwarded for others, since a firewall may let it pass for its entry only.
 pub(crate) fn forget_ended(
     socket: &mut NetlinkSocket,
     families: &[Family],
+) -> Result<usize, Refusal> {
+    forget_those(socket, families, |entry| !entry.is_translated)
+}
+
+/// The same for those that were redirected to `port`. Nobody saw their end where the proxy was killed and
+/// tracking ended with it; from such a port the next proxy's own connection would be led back to itself.
+///
+/// To be called while nothing is redirected there: a connection that began meanwhile between the same ends
+/// may have an entry of the same name, and would hang without it.
+pub(crate) fn forget_redirected(
+    socket: &mut NetlinkSocket,
+    families: &[Family],
     port: u16,
+) -> Result<usize, Refusal> {
+    forget_those(socket, families, |entry| {
+        let was_ours = |by: SocketAddr| by.ip().is_loopback() && by.port() == port;
+        entry.is_translated && entry.answered_by.is_some_and(was_ours)
+    })
+}
+
+fn forget_those(
+    socket: &mut NetlinkSocket,
+    families: &[Family],
+    is_meant: impl Fn(&Entry) -> bool,
 ) -> Result<usize, Refusal> {
     let look = |doing: &str| {
         let doing = doing.to_owned();
@@ -52,13 +71,12 @@ pub(crate) fn forget_ended(
     let own = own_addresses().map_err(look("listing the addresses of this host"))?;
     let mut forgotten = 0;
     for &family in families {
-        let entries = entries(socket, family, (family.loopback(), port).into())?;
+        let mut entries = entries(socket, family)?;
+        entries.retain(|entry| is_meant(entry) && own.contains(&entry.from.ip()));
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
         for entry in entries {
-            let is_live = live.contains(&(entry.from, entry.to))
-                || entry.redirected.is_some_and(|ends| live.contains(&ends));
-            let is_ended = own.contains(&entry.from.ip()) && !is_live;
+            let is_ended = !live.contains(&(entry.from, entry.to));
             if is_ended && forget(socket, family, entry)? {
                 forgotten += 1;
             }
@@ -67,34 +85,28 @@ pub(crate) fn forget_ended(
     Ok(forgotten)
 }
 
-/// A TCP connection that nobody translated, or that was redirected to us.
+/// A TCP connection.
 struct Entry {
     from: SocketAddr,
     to: SocketAddr,
-    /// Both ends as our side of it sees them.
-    redirected: Option<(SocketAddr, SocketAddr)>,
+    answered_by: Option<SocketAddr>,
+    is_translated: bool,
     /// What names it to the kernel.
     name: Vec<ConntrackAttribute>,
 }
 
-fn entries(
-    socket: &mut NetlinkSocket,
-    family: Family,
-    listener: SocketAddr,
-) -> Result<Vec<Entry>, NftError> {
+fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
     let request = message(family, ConntrackMessage::Get(Vec::new()));
     let found = socket.dump_all("listing tracked connections", &request)?;
     let entry = |object| match object {
-        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
-            entry(attributes, listener)
-        }
+        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => entry(attributes),
         _ => None,
     };
     Ok(found.into_iter().filter_map(entry).collect())
 }
 
-fn entry(attributes: Vec<ConntrackAttribute>, listener: SocketAddr) -> Option<Entry> {
-    let (mut ends, mut answers, mut is_translated) = (None, None, false);
+fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
+    let (mut ends, mut answered_by, mut is_translated) = (None, None, false);
     let mut name = Vec::new();
     for attribute in attributes {
         match &attribute {
@@ -102,7 +114,9 @@ fn entry(attributes: Vec<ConntrackAttribute>, listener: SocketAddr) -> Option<En
                 ends = tcp_ends(tuple);
                 name.push(attribute);
             }
-            ConntrackAttribute::CtaTupleReply(tuple) => answers = tcp_ends(tuple),
+            ConntrackAttribute::CtaTupleReply(tuple) => {
+                answered_by = tcp_ends(tuple).map(|(from, _)| from);
+            }
             ConntrackAttribute::CtaStatus(status) => {
                 is_translated = status.intersects(Status::NatMask);
             }
@@ -113,11 +127,11 @@ fn entry(attributes: Vec<ConntrackAttribute>, listener: SocketAddr) -> Option<En
         }
     }
     let (from, to) = ends?;
-    let redirected = answers.filter(|(answering, _)| is_translated && *answering == listener);
-    (!is_translated || redirected.is_some()).then_some(Entry {
+    Some(Entry {
         from,
         to,
-        redirected,
+        answered_by,
+        is_translated,
         name,
     })
 }

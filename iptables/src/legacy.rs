@@ -79,6 +79,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     let mut plan = Plan::new(settings, &host, generation)?;
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
+    tether::forget_redirected(&mut reader, &plan, &identity);
     let done = hold(&mut proxy, &mut plan, variant)
         .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
@@ -95,7 +96,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         return Err(refusal);
     }
     let installed = report(&plan, &identity, variant, true);
-    Ok(tether::forget_ended(&mut reader, plan.port, installed))
+    Ok(tether::forget_ended(&mut reader, installed))
 }
 
 /// After an install by another backend: takes away what there is of ours in iptables.

@@ -93,12 +93,10 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
     gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
+    forget_redirected(&mut reader, &plan, &identity);
     capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
-    Ok(legacy::sweep(
-        port,
-        forget_ended(&mut reader, port, installed),
-    ))
+    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -200,17 +198,23 @@ pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Install
 }
 
 /// To be called last: what ends from then on has been captured. The capture works without it too.
-pub(crate) fn forget_ended(
-    reader: &mut NetlinkSocket,
-    port: u16,
-    mut installed: Installed,
-) -> Installed {
-    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families, port) {
+pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed) -> Installed {
+    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families) {
         installed.notes.push(format!(
             "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
         ));
     }
     installed
+}
+
+/// Before a first capture: what a proxy that was killed has left to connection tracking.
+pub(crate) fn forget_redirected(reader: &mut NetlinkSocket, plan: &Plan, identity: &Identity) {
+    let is_first = |tether: &Tether| tether.kind != TetherKind::Capture;
+    if identity.tethers.iter().all(is_first)
+        && let Err(error) = conntrack::forget_redirected(reader, &plan.families, plan.port)
+    {
+        tracing::warn!(%error, "what a former proxy was redirected may still be");
+    }
 }
 
 /// The generation under which exactly this capture is in force, whole and alone.
