@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use watch::{
-    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, Watch,
+    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, RulesTrouble,
+    Watch,
 };
 
 use crate::Scope;
@@ -188,6 +189,10 @@ pub struct Status {
     pub bypasses: Bypasses,
     /// What others did to the rules, and what stands beside them.
     pub drift: Drift,
+    /// The worker that did not answer at that beat: nothing but an end of the process frees the
+    /// connections in its queue.
+    #[serde(default)]
+    pub hung_worker: Option<usize>,
     /// Why the proxy itself has let go of its latest capture; another install takes it on again.
     #[serde(default)]
     pub given_up: Option<String>,

@@ -1,7 +1,7 @@
 //! Binds capture to the life of the proxy: the order in which tables are made, handed over, put
 //! into force and let go.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use outrigger_config::{
     Scope, Settings,
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     cgroup::Cgroup,
     conntrack,
-    control::Proxy,
+    control::{ANSWER_TIMEOUT, Proxy},
     error::{Leftover, Refusal},
     gate,
     host::Host,
@@ -42,6 +42,13 @@ pub struct Installed {
     pub notes: Vec<String>,
 }
 
+/// Keeps live and queued connections of a capture translated for as long as somebody holds it,
+/// besides the proxy: what is queued at a listener that outlives the proxy can then still be asked
+/// where it was going.
+pub struct Anchor {
+    _owner: NetlinkSocket,
+}
+
 /// What a removal came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removed {
@@ -68,7 +75,7 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
-pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
+pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
     let host = look(settings)?;
     let mut reader = NetlinkSocket::open()?;
@@ -84,7 +91,7 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         let plan = Plan::new(settings, &host, generation)?;
         // An install that was killed just before its end leaves an older anchor behind.
         let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
-        return Ok(legacy::sweep(port, report(&plan, &identity, false)));
+        return Ok((legacy::sweep(port, report(&plan, &identity, false)), None));
     }
     let first = next_generation(port, &tables, &identity.tethers);
     let (generation, log) = bind_log(port, first);
@@ -94,9 +101,10 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         gate::redirect(&plan, targets)
     })?;
     forget_redirected(&mut reader, &plan, &identity);
-    capture(&mut reader, &mut proxy, &identity, &plan, log)?;
+    let anchor = capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
-    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
+    let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
+    Ok((installed, Some(anchor)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -144,10 +152,24 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
 /// # Errors
 /// When the proxy does not answer.
 pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
-    match Proxy::connect(port)? {
+    status_within(port, ANSWER_TIMEOUT)
+}
+
+/// The same, for a caller that will not wait longer than `limit` for the answer.
+///
+/// # Errors
+/// When the proxy does not answer in that time.
+pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect_within(port, limit)? {
         Some(mut proxy) => proxy.status().map(Some),
         None => Ok(None),
     }
+}
+
+/// How the rules of a capture were loaded.
+pub fn backend_of(tether: &Tether) -> &str {
+    let in_iptables = tether.table.split(' ').next().filter(|_| tether.outlives);
+    in_iptables.unwrap_or("nft")
 }
 
 /// Why the scope of `tether` has nobody in it, though its rules are in force.
@@ -281,14 +303,15 @@ pub(crate) fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether
 }
 
 /// Hands over before it widens: from the first redirected packet on, the kernel ends the capture
-/// with the proxy. This process' copies of the sockets close on return, which is last.
+/// with the proxy. This process' copy of the capture's socket closes on return, which is last; that
+/// of the anchor's is the caller's to keep.
 fn capture(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
     log: Option<NetlinkSocket>,
-) -> Result<(), Refusal> {
+) -> Result<Anchor, Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     nft::create(&mut anchor, &plan.anchor)?;
     nft::widen(&mut anchor, &plan.anchor)?;
@@ -299,7 +322,7 @@ fn capture(
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
-        .map(|()| watch(reader, proxy, plan, log))
+        .map(|()| watch(reader, proxy, plan, log.as_ref()))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
@@ -307,7 +330,7 @@ fn capture(
         withdraw(proxy, &mut capture, plan);
         reopen(closed, plan);
     }
-    done
+    done.map(|()| Anchor { _owner: anchor })
 }
 
 /// Refuses what must not go direct. Only once it is captured, since until then it is reached directly or,
@@ -406,7 +429,7 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
 }
 
 /// Another program may have the group that goes with a generation; the next one has another.
-fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
+pub(crate) fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
     const TRIES: u64 = 8;
     let mut bound = Err(NftError::new(
         "taking an NFLOG group",
@@ -423,7 +446,7 @@ fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
 }
 
 /// Capture works without it.
-fn with_counting(
+pub(crate) fn with_counting(
     plan: Plan,
     log: Result<NetlinkSocket, NftError>,
 ) -> (Plan, Option<NetlinkSocket>) {
@@ -431,12 +454,14 @@ fn with_counting(
         Ok(socket) => (plan, Some(socket)),
         Err(error) => {
             let mut plan = plan.without_counting();
-            plan.notes.push(format!(
-                "connections that go past the capture are not counted: {error}"
-            ));
+            plan.notes.push(uncounted(&error));
             (plan, None)
         }
     }
+}
+
+pub(crate) fn uncounted(error: &NftError) -> String {
+    format!("connections that go past the capture are not counted: {error}")
 }
 
 /// What the proxy is given to see for itself; capture works without it too.
@@ -444,7 +469,7 @@ pub(crate) fn watch(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     plan: &Plan,
-    log: Option<NetlinkSocket>,
+    log: Option<&NetlinkSocket>,
 ) {
     let generation = plan.generation;
     let mut give = |watch: Watch, socket: &NetlinkSocket| {
@@ -455,7 +480,7 @@ pub(crate) fn watch(
     };
     if let Some(socket) = log {
         let live_before = outbound_connections(plan.proxy.excluded_uid).unwrap_or_default();
-        give(Watch::Bypasses { live_before }, &socket);
+        give(Watch::Bypasses { live_before }, socket);
     }
     // Subscribed before the rules are listed, so that no change falls between.
     match nft::change_socket() {

@@ -15,8 +15,11 @@ pub mod connection;
 pub mod control;
 pub mod deadline;
 pub mod detect;
+pub mod direct;
+pub mod dispatch;
 pub mod drain;
 pub mod failure;
+mod file_watch;
 pub mod forward;
 pub mod observe;
 pub mod pulse;
@@ -24,12 +27,14 @@ pub mod readiness;
 pub mod reload;
 pub mod shared;
 mod signals;
+pub mod supervised;
 mod sys;
 #[cfg(test)]
 mod testing;
 #[cfg(any(test, feature = "uncaptured"))]
 pub mod uncaptured;
 pub mod upstream;
+mod watchdog;
 pub mod worker;
 
 pub use reload::Source;
