@@ -40,6 +40,30 @@ pub(crate) fn forget_ended(
     socket: &mut NetlinkSocket,
     families: &[Family],
 ) -> Result<usize, Refusal> {
+    forget_those(socket, families, |entry| !entry.is_translated)
+}
+
+/// The same for those that were redirected to `port`. Nobody saw their end where the proxy was killed and
+/// tracking ended with it; from such a port the next proxy's own connection would be led back to itself.
+///
+/// To be called while nothing is redirected there: a connection that began meanwhile between the same ends
+/// may have an entry of the same name, and would hang without it.
+pub(crate) fn forget_redirected(
+    socket: &mut NetlinkSocket,
+    families: &[Family],
+    port: u16,
+) -> Result<usize, Refusal> {
+    forget_those(socket, families, |entry| {
+        let was_ours = |by: SocketAddr| by.ip().is_loopback() && by.port() == port;
+        entry.is_translated && entry.answered_by.is_some_and(was_ours)
+    })
+}
+
+fn forget_those(
+    socket: &mut NetlinkSocket,
+    families: &[Family],
+    is_meant: impl Fn(&Entry) -> bool,
+) -> Result<usize, Refusal> {
     let look = |doing: &str| {
         let doing = doing.to_owned();
         move |cause| Refusal::Host { doing, cause }
@@ -47,12 +71,12 @@ pub(crate) fn forget_ended(
     let own = own_addresses().map_err(look("listing the addresses of this host"))?;
     let mut forgotten = 0;
     for &family in families {
-        let entries = entries(socket, family)?;
+        let mut entries = entries(socket, family)?;
+        entries.retain(|entry| is_meant(entry) && own.contains(&entry.from.ip()));
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
         for entry in entries {
-            let is_ended =
-                own.contains(&entry.from.ip()) && !live.contains(&(entry.from, entry.to));
+            let is_ended = !live.contains(&(entry.from, entry.to));
             if is_ended && forget(socket, family, entry)? {
                 forgotten += 1;
             }
@@ -61,10 +85,12 @@ pub(crate) fn forget_ended(
     Ok(forgotten)
 }
 
-/// An untranslated TCP connection.
+/// A TCP connection.
 struct Entry {
     from: SocketAddr,
     to: SocketAddr,
+    answered_by: Option<SocketAddr>,
+    is_translated: bool,
     /// What names it to the kernel.
     name: Vec<ConntrackAttribute>,
 }
@@ -80,7 +106,7 @@ fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, Nft
 }
 
 fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
-    let mut ends = None;
+    let (mut ends, mut answered_by, mut is_translated) = (None, None, false);
     let mut name = Vec::new();
     for attribute in attributes {
         match &attribute {
@@ -88,8 +114,11 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
                 ends = tcp_ends(tuple);
                 name.push(attribute);
             }
-            ConntrackAttribute::CtaStatus(status) if status.intersects(Status::NatMask) => {
-                return None;
+            ConntrackAttribute::CtaTupleReply(tuple) => {
+                answered_by = tcp_ends(tuple).map(|(from, _)| from);
+            }
+            ConntrackAttribute::CtaStatus(status) => {
+                is_translated = status.intersects(Status::NatMask);
             }
             ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&other.kind()) => {
                 name.push(attribute);
@@ -98,7 +127,13 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
         }
     }
     let (from, to) = ends?;
-    Some(Entry { from, to, name })
+    Some(Entry {
+        from,
+        to,
+        answered_by,
+        is_translated,
+        name,
+    })
 }
 
 fn tcp_ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {

@@ -83,6 +83,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     let (mut plan, log) = tether::with_counting(Plan::new(settings, &host, generation)?, log);
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
+    tether::forget_redirected(&mut reader, &plan, &identity);
     let done = Counter::begin(&mut plan, log)
         .and_then(|counter| hold(&mut proxy, &mut plan, variant, counter))
         .and_then(|counter| {

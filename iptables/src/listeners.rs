@@ -64,8 +64,8 @@ pub fn on_port(port: u16) -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
-/// Both ends of every TCP connection that data could still flow on: a new connection cannot take
-/// their place.
+/// Both ends of every TCP connection that data flows on or will: a new connection cannot take their
+/// place.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -93,7 +93,7 @@ pub(crate) fn outbound_connections(proxy: Option<u32>) -> io::Result<u64> {
             .iter()
             .map(|socket| socket.header.socket_id.source_port)
             .collect();
-        for socket in dump(family, !REPLACEABLE)? {
+        for socket in dump(family, !REPLACEABLE - StateFlags::SYN_SENT)? {
             let id = &socket.header.socket_id;
             let is_outbound = !id.destination_address.to_canonical().is_loopback()
                 && !listening.contains(&id.source_port);
@@ -131,8 +131,7 @@ pub(crate) fn tcp_sockets() -> io::Result<Vec<Connected>> {
 
 const REPLACEABLE: StateFlags = StateFlags::LISTEN
     .union(StateFlags::CLOSE)
-    .union(StateFlags::TIME_WAIT)
-    .union(StateFlags::SYN_SENT);
+    .union(StateFlags::TIME_WAIT);
 
 fn listening(family: u8, port: u16) -> io::Result<Vec<Listener>> {
     let sockets = dump(family, StateFlags::LISTEN)?;

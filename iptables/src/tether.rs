@@ -100,6 +100,7 @@ pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>)
     gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
+    forget_redirected(&mut reader, &plan, &identity);
     let anchor = capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
     let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
@@ -226,6 +227,16 @@ pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed)
         ));
     }
     installed
+}
+
+/// Before a first capture: what a proxy that was killed has left to connection tracking.
+pub(crate) fn forget_redirected(reader: &mut NetlinkSocket, plan: &Plan, identity: &Identity) {
+    let is_first = |tether: &Tether| tether.kind != TetherKind::Capture;
+    if identity.tethers.iter().all(is_first)
+        && let Err(error) = conntrack::forget_redirected(reader, &plan.families, plan.port)
+    {
+        tracing::warn!(%error, "what a former proxy was redirected may still be");
+    }
 }
 
 /// The generation under which exactly this capture is in force, whole and alone.

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    INSTALL,
+    INSTALL, config,
     netns::{Namespace, Pair, run},
-    proxyctl::{ctl, serve, until},
+    proxyctl::{PROXY_UID, as_user, ctl, serve, until},
     wire::{Client, V4, V6, bound_socket, until_captured, until_direct, wire},
 };
 
@@ -58,6 +58,48 @@ fn an_attempt_from_the_port_of_an_older_one_is_captured() {
             "{address}: past the capture from {slipped:?}"
         );
     }
+}
+
+/// Regression: in a bare namespace tracking ends with a killed proxy, and nobody sees the end of the
+/// connections. From the port of one of them the next proxy's own connection came back to itself.
+#[test]
+fn a_captured_connection_of_a_killed_proxy_is_forgotten() {
+    for backend in ["nft", "iptables-nft", "iptables-legacy"] {
+        let pair = wire();
+        let mut proxy = serve(&pair.app, "--workers 2");
+        let install = format!("{INSTALL} --backend {backend}");
+        ctl(&pair.app, &install).expect("captured");
+        let captured = [V4, V6].map(|address| Client::from_port(&pair.app, 44_000, address));
+        assert!(captured.iter().all(|client| client.is_captured));
+        let _live = Client::from_port(&pair.app, 44_001, V4);
+        proxy.kill();
+        drop(captured);
+        let _next = serve(&pair.app, "--workers 2");
+        ctl(&pair.app, &install).expect("captured");
+        assert_eq!(entries(&pair.app, 44_000), "", "{backend}");
+        for (address, own) in [(V4, "10.77.0.1:44000"), (V6, "[fd77::1]:44000")] {
+            let mut dial = as_user(PROXY_UID, "socat".as_ref());
+            let kind = if address == V4 { "TCP4" } else { "TCP6" };
+            dial.args(["-T", "1", "-u"]);
+            dial.args([&format!("{kind}:{address},bind={own},reuseaddr"), "-"]);
+            let output = pair.app.enter(|| dial.output().unwrap());
+            let seen = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(seen.trim(), own, "{backend}: {output:?}");
+        }
+    }
+}
+
+/// What an install finds redirected and live stays so.
+#[test]
+fn a_captured_connection_outlives_a_change_of_the_capture() {
+    let pair = wire();
+    let _proxy = serve(&pair.app, "--workers 2");
+    ctl(&pair.app, INSTALL).expect("captured");
+    let mut live = [V4, V6].map(|address| Client::from_port(&pair.app, 44_000, address));
+    let changed = config("capture: { exclude: { ports: [23] } }");
+    ctl(&pair.app, &format!("{INSTALL} --config {changed}")).expect("captured");
+    assert_eq!(entries(&pair.app, 44_000).matches("ESTABLISHED").count(), 2);
+    live.iter_mut().for_each(Client::check);
 }
 
 /// A firewall lets it pass for its entry, and for nothing else.

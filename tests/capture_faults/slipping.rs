@@ -15,7 +15,9 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{APP, Peer, SOON, SVC, SVC4, Speak, World, figure, rounds, wait_until};
+use crate::support::{
+    APP, Peer, SOON, SVC, SVC4, Speak, World, figure, rounds, wait_for, wait_until,
+};
 
 const BYPASSED: &str = "outrigger_capture_bypassed_total";
 const PORT: u16 = 9;
@@ -219,7 +221,14 @@ fn dial(world: &World, source: u16, svc: IpAddr, device: Option<&str>) -> io::Re
     socket.set_linger(Some(Duration::ZERO))?;
     socket.bind_device(device.map(str::as_bytes))?;
     socket.bind(&SocketAddr::from((any, source)).into())?;
-    socket.connect_timeout(&to.into(), SOON)?;
+    // Another thread's child that has not become its program yet holds a copy of the former socket of
+    // these two ends, which lives until then.
+    wait_for(SOON, "the end of the former socket", || {
+        match socket.connect_timeout(&to.into(), SOON) {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => None,
+            connected => Some(connected),
+        }
+    })?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(SOON))?;
     let seen = stream.hear_until("\n")?;

@@ -4,18 +4,19 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{SOON, Speak, World, wait_until};
+use super::{SOON, Speak, World};
 
 pub struct Load<'scope> {
     stop: Arc<AtomicBool>,
     succeeded: Arc<AtomicUsize>,
+    last_error: Arc<Mutex<Option<String>>>,
     clients: Vec<thread::ScopedJoinHandle<'scope, Vec<Failed>>>,
 }
 
@@ -39,9 +40,11 @@ impl<'scope> Load<'scope> {
         let to = to.into();
         let stop = Arc::new(AtomicBool::new(false));
         let succeeded = Arc::new(AtomicUsize::new(0));
+        let last_error = Arc::new(Mutex::new(None));
         let clients = (0..clients)
             .map(|_| {
                 let (stop, succeeded) = (stop.clone(), succeeded.clone());
+                let last_error = last_error.clone();
                 scope.spawn(move || {
                     let mut failed = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
@@ -50,11 +53,15 @@ impl<'scope> Load<'scope> {
                             Ok(()) => {
                                 succeeded.fetch_add(1, Ordering::Relaxed);
                             }
-                            Err(error) => failed.push(Failed {
-                                began,
-                                ended: Instant::now(),
-                                error,
-                            }),
+                            Err(error) => {
+                                let said = error.to_string();
+                                *last_error.lock().expect("no panic") = Some(said);
+                                failed.push(Failed {
+                                    began,
+                                    ended: Instant::now(),
+                                    error,
+                                });
+                            }
                         }
                     }
                     failed
@@ -64,6 +71,7 @@ impl<'scope> Load<'scope> {
         Self {
             stop,
             succeeded,
+            last_error,
             clients,
         }
     }
@@ -76,7 +84,15 @@ impl<'scope> Load<'scope> {
     #[track_caller]
     pub fn flows(&self, count: usize) {
         let goal = self.succeeded() + count;
-        wait_until(SOON, "requests succeed", || self.succeeded() >= goal);
+        let begun = Instant::now();
+        while self.succeeded() < goal {
+            assert!(
+                begun.elapsed() < SOON,
+                "not within {SOON:?}: requests succeed; the last failure: {:?}",
+                self.last_error.lock().expect("no panic")
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Stops, and tells every request that failed.

@@ -26,6 +26,18 @@ impl Running {
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid();
         crate::netns::run(&format!("kill -s {name} {pid}"));
+        if name == "STOP" {
+            // A thread goes on until it is scheduled next.
+            until("the end of its threads' turns", || self.is_stopped());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks.flatten().all(|task| {
+            std::fs::read_to_string(task.path().join("stat"))
+                .is_ok_and(|stat| stat.contains(") T "))
+        })
     }
 
     /// SIGKILL, and until the kernel is done with it.
