@@ -14,6 +14,7 @@ mod netns;
 mod privileges;
 mod problems;
 mod remove_rules;
+mod run;
 mod serve;
 mod settings;
 mod status;
@@ -35,6 +36,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Run(run::Args),
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
@@ -43,16 +45,20 @@ enum Command {
     Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    SweepCgroup(run::SweepArgs),
 }
 
 fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Run(args) => run::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::SweepCgroup(args) => run::sweep(args),
         Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args, &Cli::command()),

@@ -1,7 +1,7 @@
 //! Giving up privileges before anything from the network is read. To be done while the process has
 //! one thread: Linux keeps users and capabilities per thread.
 
-use std::{fmt, fs, io, os::fd::OwnedFd};
+use std::{fmt, fs, io, os::fd::BorrowedFd};
 
 use outrigger_config::Capture;
 use rustix::{
@@ -15,9 +15,9 @@ use rustix::{
 ///
 /// # Errors
 /// When the user cannot be taken; nothing may be served then.
-pub(crate) fn drop_all_but_needed(
+pub(crate) fn drop_all_but_needed<'a>(
     capture: &Capture,
-    sockets: &[OwnedFd],
+    sockets: impl IntoIterator<Item = BorrowedFd<'a>>,
 ) -> Result<(), PrivilegeError> {
     if process::geteuid().is_root() {
         if capture.proxy_uid == 0 {
@@ -66,7 +66,10 @@ fn is_mapped(uid: u32) -> bool {
         .is_ok_and(|map| map.lines().any(|line| contains(line).unwrap_or(false)))
 }
 
-fn become_user(capture: &Capture, sockets: &[OwnedFd]) -> io::Result<()> {
+fn become_user<'a>(
+    capture: &Capture,
+    sockets: impl IntoIterator<Item = BorrowedFd<'a>>,
+) -> io::Result<()> {
     let (uid, gid) = (
         Uid::from_raw(capture.proxy_uid),
         // The group of the same number, as images that make such a user do.

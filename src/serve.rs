@@ -1,12 +1,21 @@
 //! `proxyctl serve`: the data plane.
 
 use std::{
-    fmt, net::SocketAddr, num::NonZeroUsize, os::fd::OwnedFd, path::PathBuf, process::ExitCode,
+    fmt,
+    io::{self, stdin},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    path::PathBuf,
+    process::ExitCode,
     str::FromStr,
 };
 
 use outrigger_config::Settings;
-use outrigger_proxy::Source;
+use outrigger_proxy::{
+    Source,
+    supervised::{self, Inherited},
+};
 
 use crate::{
     logging::{self, LogFormat},
@@ -53,6 +62,9 @@ pub(crate) struct Args {
     /// How to log, on stderr
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// Take configuration and sockets from a supervisor (`proxyctl run`) at the other end of stdin
+    #[arg(long, hide = true, conflicts_with_all = ["config", "listen", "admin"])]
+    supervised: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,17 +92,8 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    // First of all, while no thread can be reading the environment.
-    let inherited = match outrigger_proxy::take_inherited() {
-        Ok(inherited) => inherited,
-        Err(error) => {
-            return fail(format_args!(
-                "the sockets passed to this process (LISTEN_FDS) are not usable: {error}"
-            ));
-        }
-    };
-    let (settings, text) = match settings(&args) {
-        Ok(read) => read,
+    let (settings, text, inherited) = match start_values(&args) {
+        Ok(values) => values,
         Err(code) => return code,
     };
     let filter = match logging::filter(args.log_level.as_deref()) {
@@ -100,7 +103,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             return ExitCode::from(USAGE_ERROR);
         }
     };
-    if let Err(error) = privileges::drop_all_but_needed(&settings.capture, &inherited) {
+    if let Err(error) = privileges::drop_all_but_needed(&settings.capture, inherited.sockets()) {
         return fail(error);
     }
     match logging::start(filter, args.log_format) {
@@ -113,11 +116,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn serve(
-    settings: Settings,
-    inherited: Vec<OwnedFd>,
-    source: Option<Source>,
-) -> Result<(), String> {
+fn serve(settings: Settings, inherited: Inherited, source: Option<Source>) -> Result<(), String> {
     if let Err(error) = privileges::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
@@ -125,6 +124,47 @@ fn serve(
     warn_of_open_admin(&settings);
     let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
     bound.reloading(source).serve().map_err(|e| e.to_string())
+}
+
+/// The settings and the text that they were read from, and the sockets that somebody else has bound.
+///
+/// # Errors
+/// Once everything that is wrong has been printed.
+fn start_values(args: &Args) -> Result<(Settings, String, Inherited), ExitCode> {
+    if args.supervised {
+        return supervised_values(args).map_err(fail);
+    }
+    // First of all, while no thread can be reading the environment.
+    let listeners = outrigger_proxy::take_inherited().map_err(|error| {
+        fail(format_args!(
+            "the sockets passed to this process (LISTEN_FDS) are not usable: {error}"
+        ))
+    })?;
+    let inherited = Inherited {
+        listeners,
+        ..Inherited::default()
+    };
+    let (settings, text) = settings(args)?;
+    Ok((settings, text, inherited))
+}
+
+/// The supervisor has read and checked the file, and decided where to listen.
+fn supervised_values(args: &Args) -> Result<(Settings, String, Inherited), String> {
+    let taken: io::Result<_> = stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(supervised::take);
+    let (config, inherited) =
+        taken.map_err(|error| format!("standard input is no supervisor's link: {error}"))?;
+    let mut settings = outrigger_config::parse(&config).map_err(|problems| {
+        let messages: Vec<_> = problems.into_iter().map(|p| p.message).collect();
+        format!("the supervisor's configuration: {}", messages.join("; "))
+    })?;
+    settings.workers = args.workers.or(settings.workers);
+    if inherited.admin.is_none() {
+        settings.admin = None;
+    }
+    Ok((settings, config, inherited))
 }
 
 /// What the file says, with the command line over it.

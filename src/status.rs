@@ -11,7 +11,7 @@ use outrigger_config::{
 };
 use serde_json::json;
 
-use crate::{install_rules::finish, settings::Instance};
+use crate::{install_rules::finish, run::Report, settings::Instance};
 
 /// Tell whether connections are captured, by which proxy, and since when
 ///
@@ -53,6 +53,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
             let mut value = json!(status.as_ref().map_or_else(|| json!({}), |s| json!(s)));
             value["closed"] = json!(closed(port, status.as_ref()));
             value["result"] = json!(result_word(status.as_ref()));
+            if let Some(report) = Report::ask(port) {
+                value["supervisor"] = json!(report);
+            }
             value["scope_problem"] = json!(status.as_ref().and_then(scope_problem));
             value
         },
@@ -61,8 +64,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn describe(port: u16, status: Option<&Status>) {
+    let supervisor = Report::ask(port).map(|report| report.in_words());
     let Some(status) = status else {
-        println!("direct: no proxy runs on port {port}");
+        match supervisor {
+            Some(words) => println!("direct: {words}"),
+            None => println!("direct: no proxy runs on port {port}"),
+        }
         for table in closed(port, None) {
             println!(
                 "  table {table}: connections to capture.fail_closed are refused without the proxy"
@@ -121,6 +128,9 @@ fn describe(port: u16, status: Option<&Status>) {
         Span::from_secs(proxy.uptime_secs),
         if proxy.draining { ", draining" } else { "" }
     );
+    if let Some(words) = supervisor {
+        println!("  {words}");
+    }
 }
 
 fn describe_bypasses(bypasses: &Bypasses) {

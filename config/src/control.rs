@@ -188,6 +188,10 @@ pub struct Status {
     pub bypasses: Bypasses,
     /// What others did to the rules, and what stands beside them.
     pub drift: Drift,
+    /// The worker that did not answer at that beat: nothing but an end of the process frees the
+    /// connections in its queue.
+    #[serde(default)]
+    pub hung_worker: Option<usize>,
     /// Why the proxy itself has let go of its latest capture; another install takes it on again.
     #[serde(default)]
     pub given_up: Option<String>,

@@ -9,7 +9,7 @@ use crate::{
     legacy::{self, Variant},
     nft::{self, NetlinkSocket},
     plan::Plan,
-    tether::{self, Installed},
+    tether::{self, Anchor, Installed},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +34,24 @@ enum Choice {
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
 pub fn install(settings: &Settings, backend: Backend) -> Result<Installed, Refusal> {
-    let (mut installed, why) = match choose(settings, backend)? {
+    install_and_anchor(settings, backend).map(|(installed, _)| installed)
+}
+
+/// The same for a caller that outlives the proxy and keeps the anchor. There is none in iptables,
+/// whose chains no socket owns, nor where exactly this capture was in force already.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_and_anchor(
+    settings: &Settings,
+    backend: Backend,
+) -> Result<(Installed, Option<Anchor>), Refusal> {
+    let ((mut installed, anchor), why) = match choose(settings, backend)? {
         Choice::Nft(why) => (tether::install(settings)?, why),
-        Choice::Iptables(variant, why) => (legacy::install(settings, variant)?, why),
+        Choice::Iptables(variant, why) => ((legacy::install(settings, variant)?, None), why),
     };
     installed.notes.splice(0..0, why);
-    Ok(installed)
+    Ok((installed, anchor))
 }
 
 /// What [`install`] would load, without looking at the proxy and without changing anything.

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A healthy proxy answers within a millisecond; the loop probe may wait for its own timeout.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An open control connection.
 pub(crate) struct Proxy {
@@ -43,7 +43,15 @@ impl Proxy {
     /// # Errors
     /// When the holder does not take the connection.
     pub(crate) fn connect(port: u16) -> Result<Option<Self>, Refusal> {
-        match connect_abstract(&socket_name(port)) {
+        Self::connect_within(port, ANSWER_TIMEOUT)
+    }
+
+    /// The same, with another patience for the connection and each answer.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(crate) fn connect_within(port: u16, limit: Duration) -> Result<Option<Self>, Refusal> {
+        match connect_abstract(&socket_name(port), limit) {
             Ok(stream) => {
                 let peer =
                     peer_credentials(&stream).map_err(|e| broken("asking who answers", e))?;
@@ -210,7 +218,7 @@ impl Proxy {
 }
 
 /// A connection to an abstract socket, with timeouts that cover connecting too.
-pub(crate) fn connect_abstract(name: &str) -> io::Result<UnixStream> {
+pub(crate) fn connect_abstract(name: &str, limit: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
     let socket = socket_with(
         AddressFamily::UNIX,
@@ -218,8 +226,8 @@ pub(crate) fn connect_abstract(name: &str) -> io::Result<UnixStream> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_TIMEOUT))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(limit))?;
     connect(&socket, &address).map_err(|errno: Errno| io::Error::from(errno))?;
     Ok(socket.into())
 }

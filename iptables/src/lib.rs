@@ -23,10 +23,12 @@ mod sys;
 mod tether;
 pub mod verdict;
 
-pub use backend::{Backend, dry_run, install};
+pub use backend::{Backend, dry_run, install, install_and_anchor};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
-pub use tether::{Installed, Removed, closed, remove, scope_problem, status};
+pub use tether::{
+    Anchor, Installed, Removed, closed, remove, scope_problem, status, status_within,
+};

@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use crate::{
-    control::{connect_abstract, is_timeout},
+    control::{ANSWER_TIMEOUT, connect_abstract, is_timeout},
     error::Refusal,
     process::Process,
     sys::peer_credentials,
@@ -65,7 +65,7 @@ fn bind(name: &str) -> io::Result<UnixListener> {
 
 /// A connection to the lock is never accepted; it breaks when the holder ends.
 fn wait_for_holder(name: &str, deadline: Instant) -> Option<Process> {
-    let mut stream = connect_abstract(name).ok()?;
+    let mut stream = connect_abstract(name, ANSWER_TIMEOUT).ok()?;
     let pid = peer_credentials(&stream).ok()?.pid;
     let left = deadline.saturating_duration_since(Instant::now());
     set_socket_timeout(

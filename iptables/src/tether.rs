@@ -1,7 +1,7 @@
 //! Binds capture to the life of the proxy: the order in which tables are made, handed over, put
 //! into force and let go.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use outrigger_config::{
     Scope, Settings,
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     cgroup::Cgroup,
     conntrack,
-    control::Proxy,
+    control::{ANSWER_TIMEOUT, Proxy},
     error::{Leftover, Refusal},
     gate,
     host::Host,
@@ -42,6 +42,13 @@ pub struct Installed {
     pub notes: Vec<String>,
 }
 
+/// Keeps live and queued connections of a capture translated for as long as somebody holds it,
+/// besides the proxy: what is queued at a listener that outlives the proxy can then still be asked
+/// where it was going.
+pub struct Anchor {
+    _owner: NetlinkSocket,
+}
+
 /// What a removal came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removed {
@@ -68,7 +75,7 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
-pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
+pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
     let host = look(settings)?;
     let mut reader = NetlinkSocket::open()?;
@@ -84,7 +91,7 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
         let plan = Plan::new(settings, &host, generation)?;
         // An install that was killed just before its end leaves an older anchor behind.
         let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
-        return Ok(legacy::sweep(port, report(&plan, &identity, false)));
+        return Ok((legacy::sweep(port, report(&plan, &identity, false)), None));
     }
     let first = next_generation(port, &tables, &identity.tethers);
     let (generation, log) = bind_log(port, first);
@@ -93,9 +100,10 @@ pub(crate) fn install(settings: &Settings) -> Result<Installed, Refusal> {
     gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
-    capture(&mut reader, &mut proxy, &identity, &plan, log)?;
+    let anchor = capture(&mut reader, &mut proxy, &identity, &plan, log)?;
     let installed = report(&plan, &identity, true);
-    Ok(legacy::sweep(port, forget_ended(&mut reader, installed)))
+    let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
+    Ok((installed, Some(anchor)))
 }
 
 /// Asks the proxy to let go of everything; idempotent.
@@ -143,7 +151,15 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
 /// # Errors
 /// When the proxy does not answer.
 pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
-    match Proxy::connect(port)? {
+    status_within(port, ANSWER_TIMEOUT)
+}
+
+/// The same, for a caller that will not wait longer than `limit` for the answer.
+///
+/// # Errors
+/// When the proxy does not answer in that time.
+pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refusal> {
+    match Proxy::connect_within(port, limit)? {
         Some(mut proxy) => proxy.status().map(Some),
         None => Ok(None),
     }
@@ -270,14 +286,15 @@ pub(crate) fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether
 }
 
 /// Hands over before it widens: from the first redirected packet on, the kernel ends the capture
-/// with the proxy. This process' copies of the sockets close on return, which is last.
+/// with the proxy. This process' copy of the capture's socket closes on return, which is last; that
+/// of the anchor's is the caller's to keep.
 fn capture(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
     log: Option<NetlinkSocket>,
-) -> Result<(), Refusal> {
+) -> Result<Anchor, Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     nft::create(&mut anchor, &plan.anchor)?;
     nft::widen(&mut anchor, &plan.anchor)?;
@@ -296,7 +313,7 @@ fn capture(
         withdraw(proxy, &mut capture, plan);
         reopen(closed, plan);
     }
-    done
+    done.map(|()| Anchor { _owner: anchor })
 }
 
 /// Refuses what must not go direct. Only once it is captured, since until then it is reached directly or,

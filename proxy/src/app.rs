@@ -8,7 +8,11 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -33,6 +37,7 @@ use crate::{
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
+    supervised::{Inherited, Parting, Supervisor},
     sys, upstream,
     worker::{self, Phase, Worker},
 };
@@ -59,19 +64,23 @@ pub struct Bound {
     control: Control,
     requests: Requests,
     source: Option<Source>,
+    supervisor: Option<Supervisor>,
 }
 
-/// Binds everything that `settings` ask for; `inherited` sockets take the place of `listen`. To be
+/// Binds everything that `settings` ask for; `inherited` sockets take the place of these. To be
 /// called before any other thread is there.
 ///
 /// # Errors
 /// The first thing that could not be had.
-pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartError> {
+pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartError> {
     let workers = settings.workers.map_or_else(default_workers, usize::from);
     check_descriptor_limit(workers)?;
     sys::limit_malloc_arenas(workers + 1);
-    let (mut control, listeners) = bind_as_one_instance(&settings, inherited, workers)?;
-    let admin = settings.admin.map(bind_admin).transpose()?;
+    let (mut control, listeners) = bind_as_one_instance(&settings, inherited.listeners, workers)?;
+    let admin = match inherited.admin {
+        Some(socket) => Some(take_admin(socket)?),
+        None => settings.admin.map(bind_admin).transpose()?,
+    };
     let instance = random_id()?;
     let control_state = Listening::of(listeners.per_worker.iter().flatten())
         .and_then(|l| {
@@ -107,6 +116,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         readiness: Readiness::default(),
         own: OwnConnections::default(),
         connections,
+        is_deserted: AtomicBool::new(false),
         started: Instant::now(),
     });
     Ok(Bound {
@@ -116,6 +126,7 @@ pub fn bind(settings: Settings, inherited: Vec<OwnedFd>) -> Result<Bound, StartE
         control,
         requests,
         source: None,
+        supervisor: inherited.supervisor,
     })
 }
 
@@ -167,7 +178,7 @@ impl Bound {
             ));
             tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
-            let ended = obey(&self.shared, phase, signals).await;
+            let ended = obey(&self.shared, phase, signals, self.supervisor).await;
             for worker in workers {
                 let _ = worker.join();
             }
@@ -190,9 +201,16 @@ async fn obey(
     shared: &Shared,
     phase: watch::Sender<Phase>,
     mut signals: Signals,
+    supervisor: Option<Supervisor>,
 ) -> io::Result<()> {
     tokio::select! {
         () = stop_ordered(&mut signals, shared) => {}
+        gone = supervisor_gone(supervisor) => {
+            match gone? {
+                Parting::Gone => tracing::warn!("the supervisor is gone; capture ends, and so does this proxy"),
+                Parting::Deserted => shared.is_deserted.store(true, Ordering::Relaxed),
+            }
+        }
         () = phase.closed() => return Err(io::Error::other("every worker has ended; see the log above")),
     }
     let deadline = shared.configuration.settings().timeouts.drain;
@@ -218,6 +236,14 @@ async fn obey(
     }
     phase.send_replace(Phase::Stopping);
     Ok(())
+}
+
+/// Never, where there is none.
+async fn supervisor_gone(supervisor: Option<Supervisor>) -> io::Result<Parting> {
+    match supervisor {
+        Some(supervisor) => supervisor.serve_until_parting().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Follows every order but the one to stop, which it returns on.
@@ -355,6 +381,20 @@ fn bind_admin(address: SocketAddr) -> Result<StdListener, StartError> {
         Ok(listener)
     };
     bind().map_err(|source| StartError::Admin { address, source })
+}
+
+fn take_admin(socket: OwnedFd) -> Result<StdListener, StartError> {
+    let listener = StdListener::from(socket);
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| listener.local_addr())
+        .map(|_| listener)
+        .map_err(|source| {
+            StartError::Listen(BindError::Inherited {
+                index: 0,
+                reason: format!("as the admin listener: {source}"),
+            })
+        })
 }
 
 fn random_id() -> Result<Box<str>, StartError> {

@@ -124,6 +124,7 @@ impl Onward {
         }
         // What lies idle here would be waited for in vain.
         worker.http1_pool.close_counted(thresholds);
+        worker.http2_pool.close_counted(thresholds);
         match timeout(self.connect_timeout, thresholds.connection()).await {
             Ok(permit) => permit.map_err(|_| Failure::Overflow),
             Err(_) => Err(Failure::Overflow),
@@ -287,6 +288,25 @@ impl Hop {
             onward: None,
             picked: None,
         }
+    }
+
+    /// The same peer, without anything granted.
+    pub fn again(&self) -> Self {
+        Self {
+            peer: self.peer,
+            onward: self.onward.clone(),
+            picked: None,
+        }
+    }
+
+    /// Whether a connection for one will do for the other.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        let is_same_cluster = match (&self.onward, &other.onward) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.cluster, &other.cluster),
+            _ => false,
+        };
+        self.peer == other.peer && is_same_cluster
     }
 
     pub fn is_towards(&self, target: &Target) -> bool {

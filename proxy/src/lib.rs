@@ -15,6 +15,7 @@ pub mod connection;
 pub mod control;
 pub mod deadline;
 pub mod detect;
+pub mod direct;
 pub mod dispatch;
 pub mod drain;
 pub mod failure;
@@ -26,6 +27,7 @@ pub mod readiness;
 pub mod reload;
 pub mod shared;
 mod signals;
+pub mod supervised;
 mod sys;
 #[cfg(test)]
 mod testing;

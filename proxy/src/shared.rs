@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -43,6 +43,8 @@ pub struct Shared {
     pub readiness: Readiness,
     pub own: OwnConnections,
     pub connections: ConnectionLimit,
+    /// Whether all that were captured have ended, so that nothing can be on its way to us.
+    pub is_deserted: AtomicBool,
     pub started: Instant,
 }
 
@@ -162,6 +164,7 @@ impl Shared {
             readiness: Readiness::default(),
             own: OwnConnections::default(),
             connections: ConnectionLimit::new(None, usize::MAX),
+            is_deserted: AtomicBool::new(false),
             started: Instant::now(),
         }
     }

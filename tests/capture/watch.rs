@@ -294,7 +294,7 @@ fn a_foreign_redirect_of_everything_stops_the_beat() {
     pair.app.enter(|| {
         run("nft add table ip foreign");
         run("nft add chain ip foreign out { type nat hook output priority -160 ; }");
-        run("nft add rule ip foreign out ip daddr 127.0.0.0/8 tcp dport 9 redirect to :7777");
+        run("nft add rule ip foreign out ip daddr 127.192.0.0/16 meta l4proto tcp redirect to :7777");
     });
     until("the end of the lease", || {
         status(&pair)["is_captured"] == false

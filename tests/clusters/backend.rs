@@ -8,6 +8,9 @@ use crate::support::{Process, SVC4, World};
 /// Where the application dials; nobody listens there.
 pub(crate) const SERVICE: &str = "198.51.100.2:80";
 
+/// How far above its port an endpoint speaks HTTP/2 in the clear.
+pub(crate) const HTTP2: u16 = 100;
+
 /// An endpoint, which answers every request with its name.
 pub(crate) struct Backend {
     pub(crate) name: &'static str,
@@ -17,7 +20,7 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// HTTP/1 and TLS-less HTTP/2 on `port`, whichever the client speaks.
+    /// HTTP/1 on `port`, and HTTP/2 [`HTTP2`] above.
     pub(crate) fn start(world: &World, name: &'static str, port: u16) -> Self {
         let dir = world.dir().join(name);
         fs::create_dir(&dir).expect("the test's directory is writable");
@@ -63,12 +66,13 @@ impl Backend {
     fn listens(&mut self, world: &World) {
         let port = self.port;
         self.process
-            .until("listens", || world.svc.listeners_on(port) == 1);
+            .until("listens", || world.svc.listeners_on(port + HTTP2) == 1);
     }
 }
 
 fn launch(world: &World, dir: &PathBuf, name: &str, port: u16) -> Process {
     let here = dir.display();
+    let http2 = port + HTTP2;
     let config = format!(
         r#"
 user root root;
@@ -88,6 +92,7 @@ http {{
     keepalive_requests 1000000;
     server {{
         listen {SVC4}:{port} backlog=4096;
+        listen {SVC4}:{http2} http2 backlog=4096;
         location / {{
             if (-f {here}/failing) {{ return 503 "{name} fails\n"; }}
             return 200 "{name}\n";

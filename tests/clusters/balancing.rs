@@ -27,7 +27,9 @@ fn every_policy_uses_all_endpoints_that_it_should() {
         let proxy = world.serve(&clustered(&backends, &more));
         world.capture(&proxy);
         let answers = spread(&world, 90);
-        assert_eq!(answers.len(), 3, "{policy}: {answers:?}");
+        // An endpoint that has not answered counts as slower than any of these is.
+        let least = if policy == "peak_ewma" { 2 } else { 3 };
+        assert!(answers.len() >= least, "{policy}: {answers:?}");
     }
 }
 
@@ -101,8 +103,12 @@ fn posts_of_one_client_go_over_the_connections_that_it_has_used() {
         let (head, _) = ask_whole(&mut client, "POST", "").expect("an answer");
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     }
-    let fresh = world.metric_sum("outrigger_requests_by_connection_total", "fresh");
-    assert!(fresh <= 3.0, "{fresh} connections\n{}", world.metrics());
+    let fresh = world.metric_sum("outrigger_upstream_requests_total", "\"new\"");
+    assert!(
+        (1.0..=3.0).contains(&fresh),
+        "{fresh} connections\n{}",
+        world.metrics()
+    );
 }
 
 #[test]

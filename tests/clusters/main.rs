@@ -8,4 +8,5 @@ mod backend;
 mod balancing;
 mod client;
 mod failing;
+mod http2;
 mod routing;

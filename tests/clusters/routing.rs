@@ -198,6 +198,98 @@ fn an_endpoint_file_takes_effect_while_it_is_used() {
     assert_eq!(spread(&world, 5).len(), 1);
 }
 
+#[test]
+fn a_name_is_followed_to_its_new_address_while_requests_go_on() {
+    let world = World::new();
+    let server = name_server();
+    world.app.sh(&format!("ip addr add {server} dev lo"));
+    // The names lead to addresses of their own, all of them the service's.
+    world
+        .svc
+        .sh("ip addr add 198.51.100.11/24 dev svc0; ip addr add 198.51.100.12/24 dev svc0");
+    let redirects = world.write(
+        "names.nft",
+        "table ip names {
+            chain arriving {
+                type nat hook prerouting priority -100
+                ip daddr 198.51.100.11 tcp dport 9000 redirect to :9004
+                ip daddr 198.51.100.12 tcp dport 9000 redirect to :9005
+            }
+        }\n",
+    );
+    world.svc.sh(&format!("nft -f {}", redirects.display()));
+    let _a = world.peer(9004, named("one"));
+    let _b = world.peer(9005, named("two"));
+    let hosts = world.write("hosts", "198.51.100.11 service.internal\n");
+    let mut command = std::process::Command::new("dnsmasq");
+    command
+        .args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+        ])
+        .args([
+            "--bind-interfaces",
+            "--local-ttl=1",
+            "--user=root",
+            "--local=/internal/",
+            "--pid-file=",
+        ])
+        .arg(format!("--listen-address={server}"))
+        .arg(format!("--addn-hosts={}", hosts.display()));
+    let dnsmasq = world.start("dnsmasq", &command);
+    let proxy = world.serve(
+        "capture: { exclude: { ports: [53] } }\nroutes: [{ match: { port: 80 }, cluster: service }]\nclusters:\n\
+         - { name: service, dns: { name: service.internal, port: 9000, min_refresh: 1s } }\n",
+    );
+    world.capture(&proxy);
+    let answers = |name: &'static str| {
+        wait_until(SOON, &format!("{name} answers"), || {
+            ask(&mut connect(&world), "").is_ok_and(|(s, body)| s == 200 && body == name)
+        });
+    };
+    answers("one");
+    let (changed, failed) = thread::scope(|scope| {
+        let load = Load::start(scope, &world, 2, service());
+        load.flows(50);
+        fs::write(&hosts, "198.51.100.12 service.internal\n").unwrap();
+        dnsmasq.signal(Signal::HUP);
+        let begun = Instant::now();
+        answers("two");
+        (begun.elapsed(), load.stop())
+    });
+    figure(
+        "a changed DNS answer with a TTL of 1 s, ms until used",
+        changed.as_millis(),
+        "TTL and 50",
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    // What is known stays when nobody can be asked any more.
+    drop(dnsmasq);
+    thread::sleep(Duration::from_millis(1500));
+    answers("two");
+}
+
+/// The first name server of this machine's, whose address is a private one's in the namespace.
+fn name_server() -> String {
+    let text = fs::read_to_string("/etc/resolv.conf").expect("/etc/resolv.conf names a server");
+    let line = text.lines().find_map(|l| l.strip_prefix("nameserver "));
+    line.expect("/etc/resolv.conf names a server").trim().into()
+}
+
+fn named(name: &'static str) -> impl Fn(std::net::TcpStream) -> std::io::Result<()> {
+    move |mut stream| {
+        loop {
+            stream.hear_until("\r\n\r\n")?;
+            stream.say(format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+                name.len()
+            ))?;
+        }
+    }
+}
+
 /// Reloads so far, those of bad files counted.
 fn reloads(world: &World) -> u64 {
     world.metric_sum("outrigger_config_reloads_total", "") as u64

@@ -6,6 +6,7 @@ mod capture;
 mod cluster;
 mod connections;
 mod route;
+mod supervisor;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -26,6 +27,7 @@ pub use cluster::{
 };
 pub use connections::{Limits, Pool, Timeouts};
 pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use supervisor::Supervisor;
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -48,6 +50,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub pool: Pool,
     pub access_log: AccessLog,
+    pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
     /// Which traffic goes to which cluster. Default: none, everything goes where it was dialled.
@@ -71,6 +74,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             pool: Pool::default(),
             access_log: AccessLog::default(),
+            supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
             clusters: Vec::new(),
@@ -127,6 +131,7 @@ impl Settings {
         }
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
+        problems.extend(self.supervisor.problems());
         problems
     }
 }

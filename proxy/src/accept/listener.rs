@@ -107,34 +107,45 @@ pub fn bind(wanted: &[SocketAddr], workers: usize) -> Result<Listeners, BindErro
     Ok(listeners)
 }
 
-/// Takes over sockets that someone else bound; each is shared by all workers.
+/// Takes over sockets that someone else bound. Those of one address (a reuseport group) are dealt out
+/// to the workers, so that the kernel goes on spreading connections; where there are fewer than
+/// workers, several workers share one, and where there are more, a worker has several.
 ///
 /// # Errors
 /// The first that is no plain TCP listener on loopback.
 pub fn inherited(sockets: Vec<OwnedFd>, workers: usize) -> Result<Listeners, BindError> {
-    let mut listeners = Listeners {
-        addresses: Vec::new(),
-        per_worker: (0..workers).map(|_| Vec::new()).collect(),
-    };
+    let mut groups: Vec<(SocketAddr, Vec<Socket>)> = Vec::new();
     for (index, fd) in sockets.into_iter().enumerate() {
         let refuse = |reason: String| BindError::Inherited { index, reason };
         let socket = Socket::from(fd);
         let address = check_inherited(&socket).map_err(refuse)?;
-        if let Some(ListenerAddr(first)) = listeners.addresses.first() {
+        configure(&socket).map_err(|e| refuse(e.to_string()))?;
+        if let Some((_, group)) = groups.iter_mut().find(|(of, _)| *of == address) {
+            group.push(socket);
+            continue;
+        }
+        if let Some((first, _)) = groups.first() {
             check_together(address, *first).map_err(refuse)?;
         }
-        configure(&socket).map_err(|e| refuse(e.to_string()))?;
-        for worker in &mut listeners.per_worker {
-            worker.push(
-                socket
-                    .try_clone()
-                    .map_err(|e| refuse(e.to_string()))?
-                    .into(),
-            );
-        }
-        listeners.addresses.push(ListenerAddr(address));
+        groups.push((address, vec![socket]));
     }
-    Ok(listeners)
+    let mut per_worker: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for (_, group) in &groups {
+        for turn in 0..workers.max(group.len()) {
+            let index = turn % group.len();
+            let socket = group[index]
+                .try_clone()
+                .map_err(|error| BindError::Inherited {
+                    index,
+                    reason: error.to_string(),
+                })?;
+            per_worker[turn % workers].push(socket.into());
+        }
+    }
+    Ok(Listeners {
+        addresses: groups.into_iter().map(|(of, _)| ListenerAddr(of)).collect(),
+        per_worker,
+    })
 }
 
 /// One address's sockets, a worker each.
@@ -316,6 +327,27 @@ mod tests {
                 .iter()
                 .all(|sockets| sockets.len() == 1)
         );
+    }
+
+    #[test]
+    fn a_group_that_was_inherited_is_dealt_out_and_none_is_forgotten() {
+        for (sockets, workers) in [(3, 3), (3, 2), (2, 3), (1, 4)] {
+            let made = bind(&BOTH, sockets).expect("bound");
+            let addresses: Vec<_> = made.addresses.iter().map(|l| l.0).collect();
+            let inodes = |per_worker: &[Vec<TcpListener>]| -> std::collections::BTreeSet<u64> {
+                let all = per_worker.iter().flatten();
+                all.map(|s| rustix::fs::fstat(s).expect("open").st_ino)
+                    .collect()
+            };
+            let before = inodes(&made.per_worker);
+            let fds = made.per_worker.into_iter().flatten().map(Into::into);
+            let taken = inherited(fds.collect(), workers).expect("usable");
+            let found: Vec<_> = taken.addresses.iter().map(|l| l.0).collect();
+            assert_eq!(found, addresses);
+            assert_eq!(inodes(&taken.per_worker), before);
+            // Both families, at every worker.
+            assert!(taken.per_worker.iter().all(|own| own.len() >= 2));
+        }
     }
 
     #[test]

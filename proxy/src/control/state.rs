@@ -44,12 +44,19 @@ pub struct ControlState {
     tethers: Mutex<Tethers>,
     lapses: Mutex<Lapses>,
     /// What kept the latest beat from renewing the lease.
-    obstacle: Mutex<Option<String>>,
+    obstacle: Mutex<Option<Told>>,
     captures_changed: Notify,
     watches: Watches,
     /// Why this proxy has let go of the latest capture by itself.
     given_up: Mutex<Option<String>>,
     times_given_up: AtomicU64,
+}
+
+/// An obstacle, as it is told.
+#[derive(Clone, Debug)]
+struct Told {
+    text: String,
+    hung_worker: Option<usize>,
 }
 
 /// How well the capture has been kept up.
@@ -187,13 +194,15 @@ impl ControlState {
 
     pub(super) fn status(&self) -> Status {
         let figures = self.figures();
-        let obstacle = self.obstacle();
+        let obstacle = self.obstacle().clone();
+        let obstacle = obstacle.filter(|_| figures.since.is_some());
         Status {
             proxy: self.identity(),
             is_captured: figures.is_active,
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
-            obstacle: obstacle.clone().filter(|_| figures.since.is_some()),
+            hung_worker: obstacle.as_ref().and_then(|told| told.hung_worker),
+            obstacle: obstacle.map(|told| told.text),
             bypasses: self.watches.bypasses(),
             drift: self.watches.drift(),
             given_up: self.given_up().clone(),
@@ -312,13 +321,20 @@ impl ControlState {
 
     /// Keeps and tells what a round of beats came to.
     pub(super) fn note(&self, lease: Duration, round: Result<Instant, Obstacle>) {
-        let obstacle = round.as_ref().err().map(ToString::to_string);
-        let of_rules = round.as_ref().is_err_and(Obstacle::is_of_rules);
+        let told = round.as_ref().err().map(|obstacle| Told {
+            text: obstacle.to_string(),
+            hung_worker: match obstacle {
+                Obstacle::SilentWorker(worker) => Some(*worker),
+                _ => None,
+            },
+        });
         if self.tethers().captured_since().is_some() {
-            let missing = obstacle.as_deref().filter(|_| of_rules);
-            self.watches.note_rules(missing);
+            let of_rules = round.as_ref().is_err_and(Obstacle::is_of_rules);
+            let missing = told.as_ref().filter(|_| of_rules);
+            self.watches
+                .note_rules(missing.map(|told| told.text.as_str()));
         }
-        *self.obstacle() = obstacle;
+        *self.obstacle() = told;
         let mut lapses = self.lapses();
         match round {
             Ok(began) => {
@@ -356,7 +372,7 @@ impl ControlState {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+    fn obstacle(&self) -> MutexGuard<'_, Option<Told>> {
         self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
