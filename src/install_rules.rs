@@ -1,8 +1,16 @@
 //! `proxyctl install-rules`: gate, capture, tether.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+mod keep;
 
-use outrigger_config::Scope;
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use outrigger_config::{Scope, Settings, Span};
 use outrigger_iptables::{Backend, Installed, Refusal};
 use serde_json::{Value, json};
 
@@ -34,6 +42,13 @@ pub(crate) struct Args {
     /// file's `capture.scope`, else netns]
     #[arg(long, value_name = "SCOPE")]
     scope: Option<Scope>,
+    /// Wait this long for a proxy that is not there yet, or on its way out
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    wait: Span,
+    /// Do not end: capture again, once a second, for whatever proxy takes the place of one that has gone.
+    /// SIGTERM ends this, and leaves the capture to the proxy
+    #[arg(long, conflicts_with_all = ["dry_run", "wait"])]
+    keep: bool,
     /// Print what would be loaded, in the syntax of nft or iptables-restore, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -51,6 +66,7 @@ Examples:
   sudo proxyctl install-rules --scope uid:1000   only what user 1000 opens
   sudo proxyctl install-rules --scope cgroup:/system.slice/app.service
   sudo proxyctl install-rules --backend auto     where nft may not work
+  sudo proxyctl install-rules --wait 10s         beside a proxy that is starting
   sudo proxyctl remove-rules                     end the capture
 
 Exit codes:
@@ -81,16 +97,36 @@ pub(crate) fn run(args: Args) -> ExitCode {
             |rules| json!({ "result": "dry run", "rules": rules }),
         );
     }
-    finish(
-        outrigger_iptables::install(&settings, args.backend),
-        args.json,
-        describe,
-        |installed| {
-            let mut value = json!(installed);
-            value["result"] = json!(result_word(installed));
-            value
-        },
-    )
+    if args.keep {
+        return keep::run(&settings, args.backend, args.json);
+    }
+    tell(install(&settings, args.backend, args.wait.0), args.json)
+}
+
+/// Installs, once a proxy has come within `patience`.
+fn install(
+    settings: &Settings,
+    backend: Backend,
+    patience: Duration,
+) -> Result<Installed, Refusal> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + patience;
+    loop {
+        match outrigger_iptables::install(settings, backend) {
+            Err(Refusal::NoProxy { .. } | Refusal::Draining) if Instant::now() < deadline => {
+                thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn tell(outcome: Result<Installed, Refusal>, as_json: bool) -> ExitCode {
+    finish(outcome, as_json, describe, |installed| {
+        let mut value = json!(installed);
+        value["result"] = json!(result_word(installed));
+        value
+    })
 }
 
 /// Prints what a command came to; shared with `remove-rules`.

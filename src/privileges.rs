@@ -32,8 +32,13 @@ pub(crate) fn drop_all_but_needed<'a>(
                 uid: capture.proxy_uid,
             });
         }
-        keep_only_marking(capture).map_err(PrivilegeError::Capabilities)?;
+    } else {
+        // With CAP_CHOWN, granted for this alone. Without it `install-rules` says whose they are.
+        for socket in sockets {
+            let _ = rustix::fs::fchown(socket, Some(process::geteuid()), Some(process::getegid()));
+        }
     }
+    keep_only_marking(capture).map_err(PrivilegeError::Capabilities)?;
     harden().map_err(PrivilegeError::Capabilities)?;
     match capture.proxy_mark {
         Some(mark) => try_mark(mark).map_err(|source| PrivilegeError::Mark { mark, source }),

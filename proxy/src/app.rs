@@ -38,7 +38,7 @@ use crate::{
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
     supervised::{Inherited, Parting, Supervisor},
-    sys, upstream,
+    sys, upstream, watchdog,
     worker::{self, Phase, Worker},
 };
 
@@ -178,6 +178,7 @@ impl Bound {
             ));
             tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
+            tokio::task::spawn_local(watchdog::feed(self.shared.clone()));
             let ended = obey(&self.shared, phase, signals, self.supervisor).await;
             for worker in workers {
                 let _ = worker.join();
@@ -329,7 +330,7 @@ fn tell_started(shared: &Shared, listeners: &str, admin: Option<SocketAddr>) {
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
+pub(crate) fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "cannot tell the service manager (NOTIFY_SOCKET)");
     }

@@ -34,6 +34,7 @@ mod testing;
 #[cfg(any(test, feature = "uncaptured"))]
 pub mod uncaptured;
 pub mod upstream;
+mod watchdog;
 pub mod worker;
 
 pub use reload::Source;

@@ -211,7 +211,33 @@ fn where_the_proxys_user_does_not_exist_it_asks_for_a_mark_and_serves_with_one()
 fn sockets_passed_by_a_service_manager_are_served_and_belong_to_the_proxys_user() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let server = Server::spawn(passing(listener, &serve(&[])));
+    assert_eq!(server.listener, address);
+    let mut stream = TcpStream::connect(address).unwrap();
+    assert!(stream.read(&mut [0]).is_err());
+    assert!(listed(address).contains("uid:1337"), "{}", listed(address));
+}
+
+#[test]
+fn the_right_to_take_over_passed_sockets_is_used_once_and_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let inner = serve(&[]);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=1337", "--regid=1337", "--clear-groups"]);
+    command.args(["--inh-caps=+chown", "--ambient-caps=+chown"]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    let server = Server::spawn(passing(listener, &command));
+    assert!(listed(address).contains("uid:1337"), "{}", listed(address));
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    for key in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+        assert_eq!(line.trim(), "0000000000000000", "{key}");
+    }
+}
+
+/// `inner` with `listener` passed to it as a service manager does.
+fn passing(listener: TcpListener, inner: &Command) -> Command {
     let mut command = Command::new("sh");
     // The protocol wants them from descriptor 3 on, and the pid of the process that takes them.
     command.args([
@@ -220,15 +246,15 @@ fn sockets_passed_by_a_service_manager_are_served_and_belong_to_the_proxys_user(
     ]);
     command.arg(inner.get_program()).args(inner.get_args());
     command.stdin(OwnedFd::from(listener));
-    let server = Server::spawn(command);
-    assert_eq!(server.listener, address);
-    let mut stream = TcpStream::connect(address).unwrap();
-    assert!(stream.read(&mut [0]).is_err());
+    command
+}
+
+/// What `ss` says of the listener at `address`.
+fn listed(address: std::net::SocketAddr) -> String {
     let filter = format!("sport = :{}", address.port());
     let listed = Command::new("ss").args(["-Htlne", &filter]).output();
     let listed = listed.expect("this test runs `ss`; install the Debian package `iproute2`");
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    assert!(listed.contains("uid:1337"), "{listed}");
+    String::from_utf8(listed.stdout).unwrap()
 }
 
 /// The log line with which a server starts; the server is then killed.

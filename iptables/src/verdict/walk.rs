@@ -77,7 +77,7 @@ fn ties(ruleset: &Ruleset, is_v6: bool) -> Vec<Vec<(usize, usize)>> {
         for (chain, of) in of.chains.iter().enumerate() {
             let Some(base) = &of.base else { continue };
             if applies(&ruleset.tables[table], is_v6)
-                && !(of.rules.is_empty() && !base.drops_by_policy)
+                && (!of.rules.is_empty() || base.drops_by_policy)
             {
                 let key = (base.hook, place(base), base.priority);
                 groups.entry(key).or_default().push((table, chain));

@@ -1,6 +1,6 @@
 //! What the admin listener answers.
 
-use std::{fmt::Write, net::IpAddr, sync::Arc};
+use std::{fmt::Write, net::IpAddr, sync::Arc, time::Duration};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -16,9 +16,16 @@ use crate::{
     shared::Shared,
 };
 
+/// How long a worker may take to its next turn: a healthy one takes milliseconds, and probes wait for
+/// a second as a rule.
+const PULSE_LIMIT: Duration = Duration::from_millis(900);
+
 /// Every path and what it is for.
 const PATHS: [(&str, &str); 5] = [
-    ("/live", "200 while the process runs its control thread"),
+    (
+        "/live",
+        "200 while every worker's event loop turns, else 503; it waits 0.9 s for them",
+    ),
     (
         "/ready",
         "200 while it accepts connections, else 503 with reasons",
@@ -51,7 +58,7 @@ pub(super) async fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Res
     }
     match request.uri().path() {
         "/" => plain(StatusCode::OK, listing("Outrigger's admin listener")),
-        "/live" => plain(StatusCode::OK, "live\n"),
+        "/live" => live(shared).await,
         "/ready" => ready(shared),
         "/metrics" => metrics(shared, request),
         "/clusters" => clusters(&shared.clusters, request),
@@ -62,6 +69,17 @@ pub(super) async fn answer<B>(shared: &Arc<Shared>, request: &Request<B>) -> Res
 /// A short text, with the header that keeps it out of caches.
 pub(super) fn plain(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
     respond(status, "text/plain; charset=utf-8", Body::text(text))
+}
+
+async fn live(shared: &Shared) -> Response<Body> {
+    match shared.control.pulse.take(PULSE_LIMIT).await {
+        // Workers that no longer accept do not answer; the drain has a deadline of its own.
+        Err(worker) if !shared.readiness.is_draining() => plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("worker {worker} hangs, or no longer accepts\n"),
+        ),
+        _ => plain(StatusCode::OK, "live\n"),
+    }
 }
 
 fn ready(shared: &Shared) -> Response<Body> {
