@@ -70,9 +70,8 @@ impl Session {
             let ended = match end {
                 AttemptEnd::Answered(answer) => {
                     // Read once for both: the clock costs more than the pool.
-                    let now = *outcome.ended.insert(Instant::now());
-                    let target = &outcome.target;
-                    Ok(self.answered(&head, lease, target, &answer, &buffers, &progress, now))
+                    outcome.ended = Some(Instant::now());
+                    Ok(self.answered(&head, lease, &answer, &buffers, &progress, &outcome))
                 }
                 AttemptEnd::Tunnel => {
                     let tunnel = self.tunnel(head, lease, buffers, &progress, outcome);
@@ -234,11 +233,10 @@ impl Session {
         &mut self,
         head: &RequestHead,
         mut lease: Lease,
-        target: &Target,
         answer: &Answer,
         buffers: &Buffers,
         progress: &Progress,
-        now: Instant,
+        outcome: &Outcome,
     ) -> (Next, Option<Failure>) {
         let is_complete = progress.is_request_complete.get();
         let has_client_closed = progress.has_client_closed.get();
@@ -257,11 +255,12 @@ impl Session {
             lease.is_pinned = pins;
             if !pins {
                 let worker = &self.connection.worker;
+                let now = outcome.ended.unwrap_or_else(Instant::now);
                 self.peers.idle().check_in(worker, lease, now);
             } else if keeps_client {
                 self.pinned = Some(OwnedLease {
                     lease,
-                    target: target.clone(),
+                    target: outcome.target.clone(),
                 });
             }
         }
