@@ -231,10 +231,8 @@ fn every_namespace_that_a_process_lives_in_is_looked_at() {
     assert_eq!(found.code, 1, "{found:?}");
     let pid = format!("nginx (pid {}", stranger.pid());
     let all = found.json["namespaces"].as_array().unwrap();
-    let findings = all.iter().flat_map(|n| n["findings"].as_array().unwrap());
-    let finding = findings
-        .filter(|f| f["what"].to_string().contains(&pid))
-        .next();
+    let mut findings = all.iter().flat_map(|n| n["findings"].as_array().unwrap());
+    let finding = findings.find(|f| f["what"].to_string().contains(&pid));
     let fix = finding.unwrap_or_else(|| panic!("{found:?}"))["fix"]
         .as_str()
         .unwrap();
