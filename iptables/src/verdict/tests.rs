@@ -59,7 +59,7 @@ fn table(kind: ChainKind, priority: i32, chains: &[(&str, Vec<Vec<E>>)]) -> Tabl
         let rules = rules.iter().enumerate();
         table.add_chain(Chain {
             name: (*name).into(),
-            base: (n == 0).then(|| BaseChain {
+            base: (n == 0).then_some(BaseChain {
                 hook: Hook::Output,
                 priority,
                 kind,
