@@ -18,6 +18,7 @@ pub mod detect;
 pub mod drain;
 pub mod failure;
 pub mod forward;
+mod front;
 pub mod observe;
 pub mod pulse;
 pub mod readiness;

@@ -26,7 +26,21 @@ use tokio::{
 pub const MAX_DESCRIPTORS: usize = 253;
 /// In bytes, of a configuration in JSON: far above 100,000 endpoints.
 const MAX_OFFER: usize = 64 << 20;
+/// The proxy has all that it needs and would bind next.
+const PREPARED: &[u8] = b"prepared\n";
 const READY: &[u8] = b"ready\n";
+const DONE: &[u8] = b"done\n";
+/// The answer to [`PREPARED`].
+const GO: u8 = b'g';
+
+/// What a supervisor asks of a proxy that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Leave the listeners, the control socket and the admin listener to another proxy.
+    Yield,
+    /// Take them back.
+    Resume,
+}
 
 /// What a proxy is started with instead of what it would find or bind by itself.
 #[derive(Debug, Default)]
@@ -94,13 +108,57 @@ pub fn offer(
 ///
 /// # Errors
 /// When it ends before, or past the link's timeout.
-pub fn await_ready(mut link: &StdUnixStream) -> io::Result<()> {
-    let mut word = [0; READY.len()];
+pub fn await_ready(link: &StdUnixStream) -> io::Result<()> {
+    await_word(link, READY)
+}
+
+/// The supervisor's side: waits for a proxy that only the sockets are missing to.
+///
+/// # Errors
+/// As [`await_ready`].
+pub fn await_prepared(link: &StdUnixStream) -> io::Result<()> {
+    await_word(link, PREPARED)
+}
+
+/// The supervisor's side: lets a prepared proxy serve.
+///
+/// # Errors
+/// When it is gone.
+pub fn go(mut link: &StdUnixStream) -> io::Result<()> {
+    link.write_all(&[GO])
+}
+
+/// The supervisor's side: has a serving proxy do something.
+///
+/// # Errors
+/// When it is gone, or does not do it within the link's timeout.
+pub fn say(mut link: &StdUnixStream, word: Word) -> io::Result<()> {
+    link.write_all(&[word.letter()])?;
+    await_word(link, DONE)
+}
+
+fn await_word(mut link: &StdUnixStream, expected: &[u8]) -> io::Result<()> {
+    let mut word = vec![0; expected.len()];
     link.read_exact(&mut word)?;
-    if word == READY {
+    if word == expected {
         Ok(())
     } else {
         Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl Word {
+    fn letter(self) -> u8 {
+        match self {
+            Self::Yield => b'y',
+            Self::Resume => b'r',
+        }
+    }
+
+    fn of(letter: u8) -> Option<Self> {
+        [Self::Yield, Self::Resume]
+            .into_iter()
+            .find(|word| word.letter() == letter)
     }
 }
 
@@ -134,17 +192,48 @@ pub fn take(link: OwnedFd) -> io::Result<(String, Inherited)> {
 }
 
 impl Supervisor {
-    /// Says that this proxy serves, and returns when the supervisor is gone.
+    /// Says that this proxy is prepared, and waits until it may bind: another one may serve still.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, or has no use for this proxy.
+    pub(crate) fn await_turn(&self) -> io::Result<()> {
+        (&self.0).write_all(PREPARED)?;
+        let mut go = [0];
+        (&self.0).read_exact(&mut go)?;
+        if go == [GO] {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    /// Says that this proxy serves.
     ///
     /// # Errors
     /// When the runtime cannot watch the link.
-    pub(crate) async fn serve_until_gone(self) -> io::Result<()> {
+    pub(crate) async fn serve(self) -> io::Result<Link> {
         self.0.set_nonblocking(true)?;
         let mut link = UnixStream::from_std(self.0)?;
         // A supervisor that is gone already is told from the next read.
         let _ = link.write_all(READY).await;
-        while !matches!(link.read(&mut [0; 64]).await, Ok(0) | Err(_)) {}
-        Ok(())
+        Ok(Link(link))
+    }
+}
+
+/// The link of a proxy that serves.
+#[derive(Debug)]
+pub(crate) struct Link(UnixStream);
+
+impl Link {
+    /// What the supervisor asks for next; none once it is gone.
+    pub(crate) async fn next(&mut self) -> Option<Word> {
+        let mut letter = [0];
+        self.0.read_exact(&mut letter).await.ok()?;
+        Word::of(letter[0])
+    }
+
+    pub(crate) async fn done(&mut self) {
+        let _ = self.0.write_all(DONE).await;
     }
 }
 
@@ -208,9 +297,15 @@ mod tests {
     fn readiness_goes_up_and_the_end_comes_down() {
         let (ours, theirs) = StdUnixStream::pair().expect("a pair");
         let proxy = thread::spawn(|| {
-            run(async { Supervisor(theirs).serve_until_gone().await.expect("served") });
+            run(async {
+                let mut link = Supervisor(theirs).serve().await.expect("served");
+                assert_eq!(link.next().await, Some(Word::Yield));
+                link.done().await;
+                assert_eq!(link.next().await, None);
+            });
         });
         await_ready(&ours).expect("ready");
+        say(&ours, Word::Yield).expect("done");
         assert!(!proxy.is_finished());
         drop(ours);
         proxy.join().expect("it noticed");

@@ -1,7 +1,9 @@
 //! The accept loop's inner part: one connection at a time from a listener, through every error that
 //! `accept` knows, and without dropping what is queued when the worker drains.
 
-use std::{fs::File, future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    fs::File, future::poll_fn, io, net::SocketAddr, rc::Rc, sync::Arc, task::Poll, time::Duration,
+};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -12,7 +14,7 @@ use crate::{address::ClientAddr, drain::Drain, failure::Failure, shared::Shared}
 const DRAIN_QUIET: Duration = Duration::from_millis(20);
 
 pub struct Queue {
-    listener: TcpListener,
+    listener: Rc<TcpListener>,
     shared: Arc<Shared>,
     /// Closes what can be spared; whether there was any.
     make_room: Box<dyn Fn() -> bool>,
@@ -26,7 +28,7 @@ pub struct Queue {
 
 impl Queue {
     pub fn new(
-        listener: TcpListener,
+        listener: Rc<TcpListener>,
         shared: Arc<Shared>,
         make_room: impl Fn() -> bool + 'static,
     ) -> Self {
@@ -142,7 +144,7 @@ mod tests {
     fn draining_takes_what_is_queued_and_ends() {
         run(async {
             let (listener, address) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared(Settings::default()), || false);
             let drain = Drain::default();
             let queued = [
                 TcpStream::connect(address).await.expect("connected"),
@@ -161,7 +163,7 @@ mod tests {
     fn draining_reaches_a_queue_that_waits() {
         run(async {
             let (listener, _) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared(Settings::default()), || false);
             let drain = Rc::new(Drain::default());
             let waiting = spawn_local({
                 let drain = drain.clone();
@@ -185,7 +187,7 @@ mod tests {
         run(async {
             let (listener, address) = listener().await;
             let shared = shared(Settings::default());
-            let mut queue = Queue::new(listener, shared.clone(), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared.clone(), || false);
             let drain = Drain::default();
             let (mut first, mut byte) =
                 (TcpStream::connect(address).await.expect("connected"), [0]);
