@@ -70,7 +70,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     if let Some(plan) = in_force(&change, &draft, &identity, variant)
         .map(|generation| Plan::new(settings, &host, generation))
         .transpose()?
-        && tether::is_kept_closed(&mut reader, &identity, &plan, &[])?
+        && tether::is_kept_closed(&mut reader, &identity, &plan)?
     {
         tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[])?;
         return Ok(report(&plan, &identity, variant, false));
@@ -80,7 +80,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
     let done = hold(&mut proxy, &mut plan, variant)
-        .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan, &[]))
+        .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[]));
     if let Err(refusal) = done {
