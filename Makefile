@@ -8,6 +8,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 # A fault may stop one test for as long as its own deadlines; this stops a run that has none left.
 TEST_LIMIT ?= 20m
+SOAK_LIMIT ?= 8h
 
 .PHONY: help
 help: ## List the targets
@@ -44,8 +45,8 @@ bench: setup ## Run the benches of the hot path
 soak: setup ## Run every test in its long form, on the release build (hours)
 	cargo build --release --locked --bin proxyctl
 	cargo test --workspace --locked --no-run
-	OUTRIGGER_SOAK=1 OUTRIGGER_PROXYCTL=target/release/proxyctl .ci/in-namespaces cargo test --workspace \
-		--locked --offline -- --nocapture --test-threads=1
+	OUTRIGGER_SOAK=1 OUTRIGGER_PROXYCTL=target/release/proxyctl timeout --kill-after=10 $(SOAK_LIMIT) \
+		.ci/in-namespaces cargo test --workspace --locked --offline --no-fail-fast -- --nocapture --test-threads=1
 
 .PHONY: setup
 setup: ## Install what the tests need and this machine lacks

@@ -177,7 +177,7 @@ async fn relayed_client(worker: Rc<Worker>, original: SocketAddr) -> TcpStream {
         detected: Detected::Http1,
         client_bytes: Buffer::default(),
         upstream_bytes: Buffer::default(),
-        upstream: None,
+        dialled: None,
     };
     spawn_local(http1::serve(connection, accepted, first));
     client

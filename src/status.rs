@@ -7,15 +7,18 @@ use std::{
 
 use outrigger_config::{
     Span,
-    control::{Bypasses, Drift, Status, TetherKind},
+    control::{Bypasses, Drift, Status, Tether, TetherKind},
 };
+use outrigger_iptables::{Overlap, Winner};
 use serde_json::json;
 
 use crate::{install_rules::finish, run::Report, settings::Instance};
 
 /// Tell whether connections are captured, by which proxy, and since when
 ///
-/// The proxy itself is asked, over its control socket: it knows whether its rules are at work.
+/// The proxy itself is asked, over its control socket: it knows whether its rules are at work, which
+/// connections went past them, and who changed them. Other proxies here are asked whether their captures
+/// overlap with this one's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -35,7 +38,7 @@ Examples:
 
 Exit codes:
   0  connections are captured
-  1  they are not (or the lease has lapsed), or the proxy does not answer
+  1  they are not: direct, lapsed, stale or given up; or the proxy does not answer, or not this user
   2  the command line or the configuration is wrong";
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -57,6 +60,13 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 value["supervisor"] = json!(report);
             }
             value["scope_problem"] = json!(status.as_ref().and_then(scope_problem));
+            value["proxyctl_version"] = json!(VERSION);
+            value["overlaps"] = json!(status.as_ref().map(|s| overlaps(port, s)));
+            if let Some(capture) = status.as_ref().and_then(capture) {
+                value["backend"] = json!(outrigger_iptables::backend_of(capture));
+                value["generation"] = json!(capture.generation);
+                value["scope"] = json!(capture.scope);
+            }
             value
         },
     );
@@ -102,7 +112,12 @@ fn describe(port: u16, status: Option<&Status>) {
         };
         println!("  table {}{refused}", tether.table);
         if tether.kind == TetherKind::Capture {
-            println!("  scope {}", tether.scope);
+            println!(
+                "  scope {}, backend {}, generation {}",
+                tether.scope,
+                outrigger_iptables::backend_of(tether),
+                tether.generation
+            );
         }
         if let Some(problem) = outrigger_iptables::scope_problem(tether) {
             println!("  {problem}");
@@ -119,10 +134,20 @@ fn describe(port: u16, status: Option<&Status>) {
     }
     describe_bypasses(&status.bypasses);
     describe_drift(&status.drift);
+    for overlap in overlaps(port, status) {
+        describe_overlap(&overlap);
+    }
+    if proxy.version != VERSION {
+        println!(
+            "  this proxyctl is version {VERSION}, the proxy {}: restart it, then install-rules again",
+            proxy.version
+        );
+    }
     println!(
-        "  proxy pid {}, user {}, version {}, {} workers, up {}{}",
+        "  proxy pid {}, user {}, instance {}, version {}, {} workers, up {}{}",
         proxy.pid,
         proxy.uid,
+        proxy.instance,
         proxy.version,
         proxy.workers,
         Span::from_secs(proxy.uptime_secs),
@@ -131,6 +156,33 @@ fn describe(port: u16, status: Option<&Status>) {
     if let Some(words) = supervisor {
         println!("  {words}");
     }
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn capture(status: &Status) -> Option<&Tether> {
+    let mut tethers = status.proxy.tethers.iter();
+    tethers.rfind(|tether| tether.kind == TetherKind::Capture)
+}
+
+fn overlaps(port: u16, status: &Status) -> Vec<Overlap> {
+    outrigger_iptables::overlaps(port, &status.proxy)
+}
+
+fn describe_overlap(overlap: &Overlap) {
+    println!(
+        "  overlaps with the proxy on port {} (pid {}, user {}), scope {}, backend {}: {}",
+        overlap.port,
+        overlap.pid,
+        overlap.uid,
+        overlap.scope,
+        overlap.backend,
+        match overlap.wins {
+            Winner::This => "what both are for comes here",
+            Winner::Other => "what both are for goes there",
+            Winner::Latest => "what both are for goes to the one installed last",
+        }
+    );
 }
 
 fn describe_bypasses(bypasses: &Bypasses) {
@@ -174,8 +226,13 @@ fn describe_drift(drift: &Drift) {
             chain.family, chain.table, chain.chain
         );
     }
-    if drift.needs_repair {
-        println!("  RULES GONE or overruled: run install-rules again");
+    if let Some(trouble) = drift.trouble {
+        let word = if drift.needs_repair {
+            "RULES GONE"
+        } else {
+            "RULES OVERRULED"
+        };
+        println!("  {word}: {}", trouble.explanation());
     }
     for event in &drift.recent {
         let ago = Span::from_secs(unix_now().saturating_sub(event.at));

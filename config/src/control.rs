@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use watch::{
-    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, Watch,
+    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, RulesTrouble,
+    Watch,
 };
 
 use crate::Scope;

@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub settings: Arc<Settings>,
     /// By name. A cluster that is the same in two snapshots is one `Arc` in both.
     pub clusters: HashMap<Arc<str>, Arc<Cluster>>,
+    /// `defaults` as a cluster, if they ask for anything.
+    pub defaults: Option<Arc<Cluster>>,
     pub routes: RouteTable,
 }
 
@@ -49,7 +51,18 @@ impl Snapshot {
             Some(before) if *before.settings == settings => before.settings.clone(),
             _ => Arc::new(settings),
         };
+        let defaults = settings
+            .defaults
+            .as_cluster(settings.timeouts.connect)
+            .map(|cluster| {
+                let same = before.and_then(|b| b.defaults.as_ref());
+                match same.filter(|old| ***old == cluster) {
+                    Some(same) => same.clone(),
+                    None => Arc::new(cluster),
+                }
+            });
         Self {
+            defaults,
             generation: before.map_or(1, |b| b.generation + 1),
             settings,
             clusters,

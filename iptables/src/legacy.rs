@@ -28,13 +28,16 @@ use crate::{
     gate,
     lock::InstallLock,
     nft::{self, NetlinkSocket},
-    plan::{Family, Plan},
+    plan::{self, Family, Plan},
     tether::{self, Installed},
 };
 use change::{Change, Tables};
 
 /// Measured on Linux 6.18: a thousand rules add 2 to 3 µs to a connect of 11 µs.
 const MAX_RULES: usize = 1000;
+
+/// An early return for them takes a set of addresses and ports, which a list of xt_recent is not.
+const BOUND_TO_DEVICE: &str = "sockets bound to a device (SO_BINDTODEVICE) cannot connect while rules of iptables capture them: exclude their user, group or destination, or use --backend nft";
 
 /// What would be loaded, as input of the restore programs.
 pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> {
@@ -75,12 +78,17 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[])?;
         return Ok(report(&plan, &identity, variant, false));
     }
-    let generation = tether::next_generation(port, &tables, &identity.tethers);
-    let mut plan = Plan::new(settings, &host, generation)?;
+    let first = tether::next_generation(port, &tables, &identity.tethers);
+    let (generation, log) = tether::bind_log(port, first);
+    let (mut plan, log) = tether::with_counting(Plan::new(settings, &host, generation)?, log);
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
-    let done = hold(&mut proxy, &mut plan, variant)
-        .and_then(|()| put_into_force(&mut change, &mut proxy, &identity, &plan))
+    let done = Counter::begin(&mut plan, log)
+        .and_then(|counter| hold(&mut proxy, &mut plan, variant, counter))
+        .and_then(|counter| {
+            put_into_force(&mut change, &mut proxy, &identity, &plan).map(|()| counter)
+        })
+        .map(|counter| counter.count(&mut plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[]));
     if let Err(refusal) = done {
@@ -151,9 +159,52 @@ fn in_force(change: &Change, draft: &Plan, identity: &Identity, variant: Variant
     (is_same && draft.families.iter().all(is_fresh)).then_some(held.generation)
 }
 
-/// The proxy beats for what it holds. Nothing of this capture is owned by the socket; it is held
+/// Counts bypasses from within nftables, where there is such: the capture works without it too.
+struct Counter {
+    socket: NetlinkSocket,
+    log: Option<NetlinkSocket>,
+}
+
+impl Counter {
+    /// Makes its table, in which leases are kept and nothing is counted yet.
+    fn begin(plan: &mut Plan, log: Option<NetlinkSocket>) -> Result<Self, Refusal> {
+        let mut socket = NetlinkSocket::open()?;
+        let Some(log) = log else {
+            return Ok(Self { socket, log: None });
+        };
+        let mut table = plan.counter();
+        table.chains.retain(|chain| !plan::is_counting(chain));
+        let made = nft::create(&mut socket, &table).and_then(|()| nft::widen(&mut socket, &table));
+        let log = match made {
+            Ok(()) => Some(log),
+            Err(error) => {
+                plan.notes.push(tether::uncounted(&error));
+                None
+            }
+        };
+        Ok(Self { socket, log })
+    }
+
+    /// To be called with the capture in force, or what was not captured before would be counted.
+    fn count(mut self, plan: &mut Plan) {
+        let mut table = plan.counter();
+        table.chains.retain(plan::is_counting);
+        if self.log.is_some()
+            && let Err(error) = nft::widen(&mut self.socket, &table)
+        {
+            plan.notes.push(tether::uncounted(&error));
+        }
+    }
+}
+
+/// The proxy beats for what it holds. Of this capture the socket owns what counts only; it is held
 /// for the beat's sake, and so that an install and `remove-rules` treat both backends alike.
-fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refusal> {
+fn hold(
+    proxy: &mut Proxy,
+    plan: &mut Plan,
+    variant: Variant,
+    counter: Counter,
+) -> Result<Counter, Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     let anchored =
         nft::create(&mut anchor, &plan.anchor).and_then(|()| nft::widen(&mut anchor, &plan.anchor));
@@ -169,9 +220,14 @@ fn hold(proxy: &mut Proxy, plan: &mut Plan, variant: Variant) -> Result<(), Refu
         outlives: true,
         ..tether::tether(plan, TetherKind::Capture)
     };
-    proxy.hold(capture, &NetlinkSocket::open()?)?;
-    tether::watch(&mut NetlinkSocket::open()?, proxy, plan, None);
-    Ok(())
+    proxy.hold(capture, &counter.socket)?;
+    tether::watch(
+        &mut NetlinkSocket::open()?,
+        proxy,
+        plan,
+        counter.log.as_ref(),
+    );
+    Ok(counter)
 }
 
 fn put_into_force(
@@ -221,6 +277,7 @@ fn report(plan: &Plan, identity: &Identity, variant: Variant, changed: bool) -> 
     let mut installed = tether::report(plan, identity, changed);
     installed.backend = variant.name();
     installed.table = chain(plan.port, variant);
+    installed.notes.push(BOUND_TO_DEVICE.into());
     installed.notes.push(format!(
         "iptables rules do not end with the proxy: should it be killed, new connections are refused for up to {} s, then go direct, and the rules stay without effect until remove-rules; --backend nft has neither",
         lease::seconds(plan)

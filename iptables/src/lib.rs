@@ -17,6 +17,7 @@ mod neighbours;
 pub mod nft;
 pub mod plan;
 mod process;
+pub mod repair;
 pub mod ruleset;
 mod surroundings;
 mod sys;
@@ -27,8 +28,9 @@ pub use backend::{Backend, dry_run, install, install_after, install_and_anchor};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};
+pub use neighbours::{Overlap, Winner, overlaps};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
 pub use tether::{
-    Anchor, Installed, Removed, closed, remove, scope_problem, status, status_within,
+    Anchor, Installed, Removed, backend_of, closed, remove, scope_problem, status, status_within,
 };

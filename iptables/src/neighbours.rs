@@ -1,12 +1,17 @@
 //! Who else takes part: other instances of ours in this network namespace, the proxy's place in the
 //! scope, and applications that the proxy's own exclusion leaves out.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
+use std::{cmp::Ordering, collections::BTreeSet, fs, os::unix::fs::MetadataExt};
 
-use outrigger_config::{Scope, control::Identity};
+use outrigger_config::{
+    Scope,
+    control::{Identity, Tether, TetherKind},
+};
 use procfs::process::all_processes;
 
-use crate::{control::Proxy, host::Neighbour, plan::Plan, process::Process};
+use serde::Serialize;
+
+use crate::{control::Proxy, host::Neighbour, plan::Plan, process::Process, tether::backend_of};
 
 /// The proxies on other ports, by their control sockets, which this namespace lists by name. One that
 /// does not answer is left out: it captures nothing either, for lack of a beat.
@@ -30,6 +35,91 @@ fn ports(sockets: &str) -> BTreeSet<u16> {
         .lines()
         .filter_map(|line| line.rsplit_once(" @outrigger/")?.1.parse().ok())
         .collect()
+}
+
+/// The capture of another proxy in this network namespace that may be for the same connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Overlap {
+    pub port: u16,
+    pub pid: u32,
+    pub uid: u32,
+    pub scope: Scope,
+    pub backend: String,
+    pub wins: Winner,
+}
+
+/// Who gets the connections that both are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Winner {
+    This,
+    Other,
+    /// Whichever was installed last.
+    Latest,
+}
+
+/// The captures that overlap with those of the proxy on `port`. What this user may not ask is left out.
+pub fn overlaps(port: u16, proxy: &Identity) -> Vec<Overlap> {
+    let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    let others = ports(&sockets).into_iter().filter(|other| *other != port);
+    let mut found = Vec::new();
+    for other in others {
+        let Some(identity) = Proxy::connect(other)
+            .ok()
+            .flatten()
+            .and_then(|mut proxy| proxy.hello().ok())
+        else {
+            continue;
+        };
+        for theirs in captures(&identity) {
+            for ours in captures(proxy).filter(|ours| may_share(&ours.scope, &theirs.scope)) {
+                found.push(Overlap {
+                    port: other,
+                    pid: identity.pid,
+                    uid: identity.uid,
+                    scope: theirs.scope.clone(),
+                    backend: backend_of(theirs).into(),
+                    wins: match precedence(ours).cmp(&precedence(theirs)) {
+                        Ordering::Less => Winner::This,
+                        Ordering::Equal => Winner::Latest,
+                        Ordering::Greater => Winner::Other,
+                    },
+                });
+            }
+        }
+    }
+    found
+}
+
+fn captures(identity: &Identity) -> impl Iterator<Item = &Tether> {
+    let is_on = identity.captured_since.is_some();
+    let is_capture = move |tether: &&Tether| is_on && tether.kind == TetherKind::Capture;
+    identity.tethers.iter().filter(is_capture)
+}
+
+/// Whether a connection can be in both.
+fn may_share(one: &Scope, other: &Scope) -> bool {
+    match (one, other) {
+        (Scope::Uids(one), Scope::Uids(other)) | (Scope::Gids(one), Scope::Gids(other)) => {
+            one.iter().any(|id| other.contains(id))
+        }
+        (Scope::Cgroup(one), Scope::Cgroup(other)) => {
+            is_within(one, other) || is_within(other, one)
+        }
+        _ => true,
+    }
+}
+
+/// The lower comes first: nftables' priorities are below that of iptables, in which the narrower scope
+/// has no advantage.
+fn precedence(tether: &Tether) -> u8 {
+    match &tether.scope {
+        _ if tether.outlives => 4,
+        Scope::Cgroup(_) => 0,
+        Scope::Uids(_) => 1,
+        Scope::Gids(_) => 2,
+        Scope::Netns => 3,
+    }
 }
 
 /// What a user should know of them.
@@ -111,6 +201,35 @@ Num       RefCount Protocol Flags    Type St Inode Path
 0000: 00000002 00000000 00010000 0001 01 780 @outrigger/15003
 ";
         assert_eq!(ports(sockets), BTreeSet::from([15001, 15003]));
+    }
+
+    #[test]
+    fn of_two_captures_the_narrower_wins_and_nft_before_iptables() {
+        let of = |scope: &str, outlives| Tether {
+            kind: TetherKind::Capture,
+            table: "t".into(),
+            generation: 1,
+            fingerprint: String::new(),
+            lease: None,
+            outlives,
+            scope: scope.parse().unwrap(),
+            cgroup_id: None,
+        };
+        let in_order = ["cgroup:/a", "uid:1", "gid:1", "netns"].map(|scope| of(scope, false));
+        assert!(in_order.is_sorted_by(|a, b| precedence(a) < precedence(b)));
+        assert!(precedence(&in_order[3]) < precedence(&of("cgroup:/a", true)));
+        for (one, other, expected) in [
+            ("uid:1,2", "uid:2", true),
+            ("uid:1", "uid:2", false),
+            ("gid:1", "uid:2", true),
+            ("cgroup:/a", "cgroup:/a/b", true),
+            ("cgroup:/a", "cgroup:/ab", false),
+            ("cgroup:/a", "netns", true),
+        ] {
+            let [one, other] = [one, other].map(|scope| of(scope, false).scope);
+            assert_eq!(may_share(&one, &other), expected, "{one} {other}");
+            assert_eq!(may_share(&other, &one), expected, "{one} {other}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use outrigger_config::{
 use serde::Serialize;
 
 pub(crate) use build::LEASES;
+pub(crate) use bypass::is as is_counting;
 pub use intervals::Intervals;
 pub(crate) use show::{is_host, log_prefix};
 
@@ -53,6 +54,8 @@ pub(crate) fn sources_size(family: Family) -> u32 {
 }
 
 const NO_TIMEOUTS: &str = "this kernel cannot shorten connection tracking's memory of unanswered connections (it lacks nf_conntrack_timeout): one that began while the proxy hung keeps the way it took for up to two minutes";
+
+const HEARTBEAT: &str = "heartbeat";
 
 /// After everybody's filters: what they drop goes past nobody.
 const BYPASS_PRIORITY: i32 = 300;
@@ -258,13 +261,18 @@ pub enum Verdict {
         set: &'static str,
         millis: u64,
     },
-    /// The same with the packet's source.
+    /// The same, and leaves the packet to other rules.
+    Renew {
+        set: &'static str,
+        millis: u64,
+    },
+    /// Drops the packet and puts its source into the set.
     NoteSourceAndDrop {
         family: Family,
         set: &'static str,
         millis: u64,
     },
-    /// The same, unless it is noted already or there is no room, and nothing else.
+    /// Puts it there unless it is noted already or there is no room, and nothing else.
     NoteSource {
         family: Family,
         set: &'static str,
@@ -304,7 +312,7 @@ impl Plan {
             let chains = bypass::chains(settings, host, &proxy, &families, group);
             capture.chains.extend(chains);
             (
-                build::anchor(port, host.can_shorten_timeouts, generation),
+                build::anchor(settings, host, &proxy, generation),
                 capture,
                 closed,
             )
@@ -341,6 +349,43 @@ impl Plan {
     /// Tells a repeated install from a changed one: what the tables hold, whatever the generation.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// What counts connections that go past a capture whose rules are iptables'. Its own lease runs like
+    /// theirs, by the same beats, which it leaves to them.
+    pub(crate) fn counter(&self) -> Table {
+        let mut table = Table {
+            name: counter_name(self.port, self.generation),
+            comment: format!(
+                "Outrigger: counts what goes past the capture by iptables for the proxy on port {}",
+                self.port
+            ),
+            ..self.capture.clone()
+        };
+        table
+            .sets
+            .retain(|set| !matches!(set.elements, Elements::Sources(_)));
+        table
+            .chains
+            .retain(|chain| chain.name == HEARTBEAT || bypass::is(chain));
+        for chain in &mut table.chains {
+            // Sockets bound to a device are noted by the capture, which is not in this table.
+            chain.rules.retain(|rule| {
+                !rule
+                    .matches
+                    .iter()
+                    .any(|m| matches!(m, Match::SourceIn(..)))
+            });
+            for rule in &mut chain.rules {
+                if let Verdict::RenewAndDrop { set, .. } = rule.verdict {
+                    rule.verdict = Verdict::Renew {
+                        set,
+                        millis: self.lease.millis,
+                    };
+                }
+            }
+        }
+        table
     }
 
     /// For a kernel without NFLOG: nothing is counted then.
@@ -472,6 +517,10 @@ pub fn is_closed(table: &str, port: u16) -> bool {
     generation_of(table, port).is_some_and(|generation| table == closed_name(port, generation))
 }
 
+fn counter_name(port: u16, generation: u64) -> String {
+    format!("outrigger_{port}_bypass_g{generation}")
+}
+
 fn anchor_name(port: u16, generation: u64) -> String {
     format!("outrigger_{port}_anchor_g{generation}")
 }
@@ -486,6 +535,7 @@ pub fn generation_of(table: &str, port: u16) -> Option<u64> {
     let rest = table.strip_prefix(&format!("outrigger_{port}_"))?;
     rest.strip_prefix("anchor_")
         .or_else(|| rest.strip_prefix("closed_"))
+        .or_else(|| rest.strip_prefix("bypass_"))
         .unwrap_or(rest)
         .strip_prefix('g')?
         .parse()

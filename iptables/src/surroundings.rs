@@ -1,15 +1,25 @@
 //! Routes and addresses of the calling thread's network namespace, asked of the kernel.
 
-use std::{cell::RefCell, collections::HashMap, io, net::IpAddr, time::Duration};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    time::Duration,
+};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::verdict::{Route, Surroundings};
+use crate::verdict::{Route, RoutingPolicy, Surroundings};
 
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_GETRULE: u16 = 34;
+const RTM_NEWRULE: u16 = 32;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_REQUEST: u16 = 1;
 const HEADERS: usize = 16 + 12;
 const RTA_DST: u16 = 1;
@@ -26,6 +36,7 @@ type Question = (IpAddr, Option<IpAddr>, u32, u32);
 #[derive(Debug, Default)]
 pub struct LiveSurroundings {
     routes: RefCell<HashMap<Question, Result<Found, String>>>,
+    policy: OnceCell<RoutingPolicy>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +63,68 @@ impl Surroundings for LiveSurroundings {
             Err(_) => Some(1),
         }
     }
+
+    fn routing_policy(&self) -> RoutingPolicy {
+        *self.policy.get_or_init(|| {
+            policy().unwrap_or(RoutingPolicy {
+                by_mark: true,
+                by_tos: true,
+            })
+        })
+    }
+}
+
+/// Every family's rules; what cannot be read is taken to ask for all.
+fn policy() -> io::Result<RoutingPolicy> {
+    let mut policy = RoutingPolicy::default();
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(10)))?;
+    let mut message = vec![0; HEADERS];
+    message[..4].copy_from_slice(&(HEADERS as u32).to_ne_bytes());
+    message[4..6].copy_from_slice(&RTM_GETRULE.to_ne_bytes());
+    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    socket.send(&message, 0)?;
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        let mut rest = answer.as_slice();
+        while let Some(head) = rest.first_chunk::<16>() {
+            let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+            let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+            let whole = rest.get(..length.max(16)).ok_or_else(malformed)?;
+            match u16::from_ne_bytes([head[4], head[5]]) {
+                RTM_NEWRULE => read_policy(&whole[16..], &mut policy).ok_or_else(malformed)?,
+                NLMSG_DONE => return Ok(policy),
+                NLMSG_ERROR => return Err(malformed()),
+                _ => {}
+            }
+            rest = rest
+                .get(whole.len().next_multiple_of(4)..)
+                .unwrap_or_default();
+        }
+    }
+}
+
+/// `struct fib_rule_hdr` and its attributes.
+fn read_policy(rule: &[u8], policy: &mut RoutingPolicy) -> Option<()> {
+    const HEADER: usize = 12;
+    const MARK: u16 = 10;
+    const MARK_MASK: u16 = 16;
+    const DSCP: u16 = 26;
+    policy.by_tos |= *rule.get(3)? != 0;
+    let mut rest = rule.get(HEADER..)?;
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let value = rest.get(4..length)?;
+        match u16::from_ne_bytes([rest[2], rest[3]]) {
+            MARK | MARK_MASK => policy.by_mark |= value.iter().any(|b| *b != 0),
+            DSCP.. => policy.by_tos = true,
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(())
 }
 
 impl LiveSurroundings {

@@ -77,15 +77,16 @@ impl Drop for Helper {
     }
 }
 
-/// Runs `action` in a copy of this process, which has all its descriptors.
+/// Runs `action` in a copy of this process, which has all its descriptors. The action may only make
+/// system calls: another thread may have held any lock at the fork, and none of them lives in the copy.
 pub(crate) fn fork(action: impl FnOnce()) -> io::Result<Helper> {
     #[expect(
         clippy::disallowed_methods,
         reason = "the copy lives while the gate probes, before any table is owned, and dies with this process"
     )]
-    // SAFETY: the C library makes its allocator usable in the child of a fork; the child runs `action`
-    // and then ends without unwinding into the parent's frames or running its exit handlers. No
-    // other thread of this program lives at this point that could hold another lock for ever.
+    // SAFETY: the child runs `action` alone, which by contract (its one caller keeps it) makes system
+    // calls on descriptors and its own stack, and takes no lock that a thread of the parent could
+    // have held; it then ends without unwinding into the parent's frames or running exit handlers.
     let forked = unsafe { libc::fork() };
     match forked {
         -1 => Err(io::Error::last_os_error()),

@@ -178,6 +178,12 @@ pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refus
     }
 }
 
+/// How the rules of a capture were loaded.
+pub fn backend_of(tether: &Tether) -> &str {
+    let in_iptables = tether.table.split(' ').next().filter(|_| tether.outlives);
+    in_iptables.unwrap_or("nft")
+}
+
 /// Why the scope of `tether` has nobody in it, though its rules are in force.
 pub fn scope_problem(tether: &Tether) -> Option<String> {
     let id = tether.cgroup_id?;
@@ -318,7 +324,7 @@ fn capture(
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
-        .map(|()| watch(reader, proxy, plan, log))
+        .map(|()| watch(reader, proxy, plan, log.as_ref()))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan, predecessor));
@@ -425,7 +431,7 @@ pub(crate) fn tether(plan: &Plan, kind: TetherKind) -> Tether {
 }
 
 /// Another program may have the group that goes with a generation; the next one has another.
-fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
+pub(crate) fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
     const TRIES: u64 = 8;
     let mut bound = Err(NftError::new(
         "taking an NFLOG group",
@@ -442,7 +448,7 @@ fn bind_log(port: u16, first: u64) -> (u64, Result<NetlinkSocket, NftError>) {
 }
 
 /// Capture works without it.
-fn with_counting(
+pub(crate) fn with_counting(
     plan: Plan,
     log: Result<NetlinkSocket, NftError>,
 ) -> (Plan, Option<NetlinkSocket>) {
@@ -450,12 +456,14 @@ fn with_counting(
         Ok(socket) => (plan, Some(socket)),
         Err(error) => {
             let mut plan = plan.without_counting();
-            plan.notes.push(format!(
-                "connections that go past the capture are not counted: {error}"
-            ));
+            plan.notes.push(uncounted(&error));
             (plan, None)
         }
     }
+}
+
+pub(crate) fn uncounted(error: &NftError) -> String {
+    format!("connections that go past the capture are not counted: {error}")
 }
 
 /// What the proxy is given to see for itself; capture works without it too.
@@ -463,7 +471,7 @@ pub(crate) fn watch(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
     plan: &Plan,
-    log: Option<NetlinkSocket>,
+    log: Option<&NetlinkSocket>,
 ) {
     let generation = plan.generation;
     let mut give = |watch: Watch, socket: &NetlinkSocket| {
@@ -474,7 +482,7 @@ pub(crate) fn watch(
     };
     if let Some(socket) = log {
         let live_before = outbound_connections(plan.proxy.excluded_uid).unwrap_or_default();
-        give(Watch::Bypasses { live_before }, &socket);
+        give(Watch::Bypasses { live_before }, socket);
     }
     // Subscribed before the rules are listed, so that no change falls between.
     match nft::change_socket() {

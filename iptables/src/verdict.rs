@@ -60,6 +60,14 @@ pub trait Surroundings {
     -> Result<Route, String>;
     /// As `RTN_…` of rtnetlink: 1 unicast, 2 local, 3 broadcast, 5 multicast…; `None`: not known.
     fn address_type(&self, address: IpAddr) -> Option<u8>;
+    fn routing_policy(&self) -> RoutingPolicy;
+}
+
+/// What of a packet, besides its addresses and user, this host's rules of routing ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoutingPolicy {
+    pub by_mark: bool,
+    pub by_tos: bool,
 }
 
 /// Where a connection ends.

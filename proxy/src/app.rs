@@ -1,12 +1,18 @@
 //! The composition root: binds everything first, tells the real addresses, then serves.
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +28,7 @@ use tokio::{
 use crate::{
     accept::{self, BindError, Listeners},
     address::ListenerAddr,
-    cluster::Registry,
+    cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Listening},
     front::Front,
@@ -31,7 +37,7 @@ use crate::{
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
-    supervised::{Inherited, Supervisor},
+    supervised::{Inherited, Parting, Supervisor, Word},
     sys, watchdog,
     worker::{self, Phase, Worker},
 };
@@ -105,6 +111,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         instance,
         listeners: listeners.addresses,
         registry: Registry::new(workers),
+        clusters: Arc::default(),
         metrics: Metrics::new(workers),
         refusal_log: RefusalLog::default(),
         access_log,
@@ -112,6 +119,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         readiness: Readiness::default(),
         own: OwnConnections::default(),
         connections,
+        is_deserted: AtomicBool::new(false),
         started: Instant::now(),
     });
     Ok(Bound {
@@ -155,10 +163,19 @@ impl Bound {
         runtime.block_on(async {
             // Before the workers, so that no signal ends a process that has begun to accept.
             let signals = Signals::listen()?;
+            let seed = RandomState::new().hash_one(0);
+            let clusters = Keeper::start(self.shared.clusters.clone(), seed)?;
+            let snapshot = self.shared.configuration.snapshot();
+            reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
             let front = Front::open(self.shared.clone(), self.admin, self.control)?;
-            tokio::task::spawn_local(reload::run(self.source, self.shared.clone(), self.requests));
+            tokio::task::spawn_local(reload::run(
+                self.source,
+                self.shared.clone(),
+                self.requests,
+                clusters,
+            ));
             tell_started(&self.shared, &addresses.0, addresses.1);
             tokio::task::spawn_local(watchdog::feed(self.shared.clone()));
             let ended = obey(&self.shared, phase, signals, self.supervisor, front).await;
@@ -190,8 +207,10 @@ async fn obey(
     tokio::select! {
         () = stop_ordered(&mut signals, shared) => {}
         gone = supervisor_gone(supervisor, &mut front, &phase) => {
-            gone?;
-            tracing::warn!("the supervisor is gone; capture ends, and so does this proxy");
+            match gone? {
+                Parting::Gone => tracing::warn!("the supervisor is gone; capture ends, and so does this proxy"),
+                Parting::Deserted => shared.is_deserted.store(true, Ordering::Relaxed),
+            }
         }
         () = phase.closed() => return Err(io::Error::other("every worker has ended; see the log above")),
     }
@@ -220,21 +239,25 @@ async fn obey(
     Ok(())
 }
 
-/// Does what the supervisor says until it is gone; never returns where there is none.
+/// Does what the supervisor says, until it needs this proxy no more; never returns where there is none.
 async fn supervisor_gone(
     supervisor: Option<Supervisor>,
     front: &mut Front,
     phase: &watch::Sender<Phase>,
-) -> io::Result<()> {
+) -> io::Result<Parting> {
     let Some(supervisor) = supervisor else {
         return std::future::pending().await;
     };
     let mut link = supervisor.serve().await?;
-    while let Some(word) = link.next().await {
-        front.follow(word, phase).await?;
+    loop {
+        match link.next().await {
+            None => return Ok(Parting::Gone),
+            Some(Word::Desert) => return Ok(Parting::Deserted),
+            Some(Word::Yield) => front.give_way(phase).await,
+            Some(Word::Resume) => front.resume(phase).await?,
+        }
         link.done().await;
     }
-    Ok(())
 }
 
 /// Follows every order but the one to stop, which it returns on.

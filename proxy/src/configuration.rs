@@ -6,15 +6,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use arc_swap::{ArcSwap, Cache};
-use outrigger_config::{Settings, Snapshot};
+use outrigger_config::{Settings, Snapshot, Subject, Target as RouteTarget};
+
+use crate::{
+    cluster::Clusters,
+    dispatch::{Onward, Target},
+};
 
 /// What all threads share of it.
 #[derive(Debug)]
 pub struct Configuration {
-    current: Arc<ArcSwap<Snapshot>>,
+    current: Arc<ArcSwap<InForce>>,
     applied: AtomicU64,
     rejected: AtomicU64,
     is_latest_good: AtomicBool,
@@ -23,7 +29,9 @@ pub struct Configuration {
 impl Configuration {
     pub fn new(settings: Settings) -> Self {
         Self {
-            current: Arc::new(ArcSwap::from_pointee(Snapshot::compile(settings, None))),
+            current: Arc::new(ArcSwap::from_pointee(InForce::unrouted(Arc::new(
+                Snapshot::compile(settings, None),
+            )))),
             applied: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             is_latest_good: AtomicBool::new(true),
@@ -31,18 +39,18 @@ impl Configuration {
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.current.load_full()
+        self.current.load().snapshot.clone()
     }
 
     /// For what is seldom done; a worker has a cheaper way.
     pub fn settings(&self) -> Arc<Settings> {
-        self.current.load().settings.clone()
+        self.current.load().snapshot.settings.clone()
     }
 
-    /// From here on new requests see `snapshot`.
-    pub(crate) fn publish(&self, snapshot: Snapshot) {
-        self.current.store(Arc::new(snapshot));
-        self.accept();
+    /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
+    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters) {
+        self.current
+            .store(Arc::new(InForce::routed(snapshot, clusters)));
     }
 
     /// A file without a problem that changes nothing, or has just been published.
@@ -59,10 +67,72 @@ impl Configuration {
 
     pub(crate) fn figures(&self) -> ConfigurationFigures {
         ConfigurationFigures {
-            generation: self.current.load().generation,
+            generation: self.current.load().snapshot.generation,
             applied: self.applied.load(Ordering::Relaxed),
             rejected: self.rejected.load(Ordering::Relaxed),
             is_latest_good: self.is_latest_good.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A snapshot with its routes resolved: what each leads to is found without a name.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    snapshot: Arc<Snapshot>,
+    /// By the route's index in the file; none: where it was dialled.
+    onward: Vec<Option<Arc<Onward>>>,
+    /// Of what no route sends to a cluster, if `defaults` ask for anything.
+    defaults: Option<Arc<Onward>>,
+    asks_sni: bool,
+}
+
+impl InForce {
+    fn unrouted(snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            snapshot,
+            onward: Vec::new(),
+            defaults: None,
+            asks_sni: false,
+        }
+    }
+
+    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters) -> Self {
+        let mut in_force = Self::unrouted(snapshot);
+        in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
+            let cluster = clusters.defaults()?;
+            Some(Arc::new(Onward::new(cluster, settings, None)))
+        });
+        for decision in in_force.snapshot.routes.iter() {
+            let onward = match &decision.target {
+                RouteTarget::OriginalDestination => None,
+                RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
+                    let labels = &decision.subset;
+                    let subset =
+                        (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
+                    Arc::new(Onward::new(cluster, settings, subset))
+                }),
+            };
+            in_force.onward.resize(decision.index, None);
+            in_force.onward.push(onward);
+            in_force.asks_sni |= decision.matches.sni.is_some();
+        }
+        in_force
+    }
+
+    pub(crate) fn has_routes(&self) -> bool {
+        !self.onward.is_empty() || self.defaults.is_some()
+    }
+
+    pub(crate) fn asks_sni(&self) -> bool {
+        self.asks_sni
+    }
+
+    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
+        let decision = self.snapshot.routes.decide(subject);
+        let onward = decision.and_then(|d| self.onward.get(d.index)?.as_ref());
+        match onward.or(self.defaults.as_ref()) {
+            Some(onward) => Target::Cluster(onward.at(subject.destination)),
+            None => Target::Original,
         }
     }
 }
@@ -80,7 +150,7 @@ pub(crate) struct ConfigurationFigures {
 /// share. Until it looks again, it keeps what it saw last.
 #[derive(Debug)]
 pub(crate) struct View {
-    cache: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    cache: Cache<Arc<ArcSwap<InForce>>, Arc<InForce>>,
     settings: Pinned,
 }
 
@@ -96,11 +166,15 @@ impl View {
     }
 
     pub(crate) fn settings(&mut self) -> Pinned {
-        let settings = &self.cache.load().settings;
+        let settings = &self.cache.load().snapshot.settings;
         if !Arc::ptr_eq(settings, &self.settings) {
             self.settings = Rc::new(settings.clone());
         }
         self.settings.clone()
+    }
+
+    pub(crate) fn in_force(&mut self) -> &InForce {
+        self.cache.load()
     }
 }
 
@@ -118,7 +192,10 @@ mod tests {
         let mut settings = Settings::default();
         settings.timeouts.drain = Span::from_secs(1);
         let before = configuration.snapshot();
-        configuration.publish(Snapshot::compile(settings, Some(&before)));
+        configuration.publish(
+            Arc::new(Snapshot::compile(settings, Some(&before))),
+            &Clusters::default(),
+        );
         assert_eq!(first.timeouts.drain, Span::from_secs(30));
         assert_eq!(view.settings().timeouts.drain, Span::from_secs(1));
         assert_eq!(configuration.figures().generation, 2);

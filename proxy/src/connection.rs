@@ -1,7 +1,8 @@
 //! The way of a captured connection, from accept to its end. Each step is a module of its own and
 //! none calls the next:
 //!
-//! accept → original destination → detect → forward (per request: check out, relay, record).
+//! accept → original destination → detect → forward (per request: route, admit, balance, check out,
+//! relay, record).
 //!
 //! A probe of the gate, or of our own heartbeat, ends after the original destination with an answer of its own.
 //!
@@ -10,6 +11,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
+use outrigger_config::Subject;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -18,6 +20,7 @@ use crate::{
     cluster::Destination,
     control::is_probe,
     detect::{self, Detected},
+    dispatch::Target,
     failure::Failure,
     forward,
     observe::Record,
@@ -35,6 +38,18 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Where it goes, or a request of it, with what is known of either.
+    pub fn target(&self, host: Option<&str>, sni: Option<&str>) -> Target {
+        if !self.worker.has_routes() {
+            return Target::Original;
+        }
+        self.worker.target(&Subject {
+            destination: self.original.0,
+            host,
+            sni,
+        })
+    }
+
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
         self.destination.metrics.observe(self.worker.id, record);

@@ -24,6 +24,14 @@ pub enum Failure {
     ConnectRefused,
     ConnectUnreachable,
     ConnectTimeout,
+    /// The cluster has no endpoint for this request.
+    NoEndpoint,
+    /// The breakers of all endpoints are tripped.
+    BreakerTripped,
+    /// One of the cluster's `circuit_breaker` limits is reached.
+    Overflow,
+    /// Adaptive concurrency's limit is reached.
+    Shed,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
@@ -94,6 +102,10 @@ impl Failure {
             Self::ConnectRefused => "connect_refused",
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectTimeout => "connect_timeout",
+            Self::NoEndpoint => "no_endpoint",
+            Self::BreakerTripped => "breaker_tripped",
+            Self::Overflow => "overflow",
+            Self::Shed => "shed",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -113,9 +125,13 @@ impl Failure {
             | Self::Loop
             | Self::ConnectionLimit
             | Self::OutOfResources
+            | Self::Overflow
+            | Self::Shed
             | Self::Drained
             | Self::Internal => Fault::Proxy,
-            Self::ConnectRefused
+            Self::NoEndpoint
+            | Self::BreakerTripped
+            | Self::ConnectRefused
             | Self::ConnectUnreachable
             | Self::ConnectTimeout
             | Self::UpstreamClosed
@@ -141,7 +157,13 @@ impl Failure {
             | Self::UpstreamClosed
             | Self::UpstreamIncomplete
             | Self::UpstreamProtocol => 502,
-            Self::ConnectionLimit | Self::OutOfResources | Self::Drained => 503,
+            Self::ConnectionLimit
+            | Self::OutOfResources
+            | Self::NoEndpoint
+            | Self::BreakerTripped
+            | Self::Overflow
+            | Self::Shed
+            | Self::Drained => 503,
             Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
         }
     }
@@ -156,7 +178,8 @@ impl Failure {
                 "proxy_internal_error"
             }
             Self::Loop => "proxy_loop_detected",
-            Self::ConnectionLimit => "connection_limit_reached",
+            Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
+            Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectUnreachable => "destination_ip_unroutable",
             Self::ConnectTimeout => "connection_timeout",
@@ -181,6 +204,10 @@ impl Failure {
             Self::ConnectRefused => "destination refused the connection",
             Self::ConnectUnreachable => "destination is unreachable",
             Self::ConnectTimeout => "connecting to the destination timed out",
+            Self::NoEndpoint => "the cluster has no endpoint for this request",
+            Self::BreakerTripped => "the breakers of all endpoints are tripped",
+            Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
+            Self::Shed => "the cluster's adaptive_concurrency limit is reached",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",

@@ -19,7 +19,6 @@ use crate::{
     admin,
     control::{Control, Hooks},
     shared::Shared,
-    supervised::Word,
     upstream,
     worker::Phase,
 };
@@ -51,24 +50,8 @@ impl Front {
         Ok(front)
     }
 
-    /// Does what the supervisor asks for while another proxy takes over.
-    ///
-    /// # Errors
-    /// When it cannot be done; this proxy is then of no more use.
-    pub(crate) async fn follow(
-        &mut self,
-        word: Word,
-        phase: &watch::Sender<Phase>,
-    ) -> io::Result<()> {
-        match word {
-            Word::Yield => self.give_way(phase).await,
-            Word::Resume => self.resume(phase).await?,
-        }
-        Ok(())
-    }
-
     /// What is queued stays queued: the listeners are the supervisor's too. The capture stays as well.
-    async fn give_way(&mut self, phase: &watch::Sender<Phase>) {
+    pub(crate) async fn give_way(&mut self, phase: &watch::Sender<Phase>) {
         phase.send_replace(Phase::Yielding);
         while self.shared.readiness.accepting() > 0 {
             time::sleep(PAUSE).await;
@@ -80,7 +63,9 @@ impl Front {
         }
     }
 
-    async fn resume(&mut self, phase: &watch::Sender<Phase>) -> io::Result<()> {
+    /// # Errors
+    /// When it cannot be done; this proxy is then of no more use.
+    pub(crate) async fn resume(&mut self, phase: &watch::Sender<Phase>) -> io::Result<()> {
         let port = self.shared.listeners.first().map_or(0, |l| l.0.port());
         let deadline = Instant::now() + NAME_LIMIT;
         let control = loop {

@@ -1,16 +1,16 @@
 //! Takes a changed configuration file over: reads and checks it away from every event loop, and
 //! publishes it with one swap. A file with any problem changes nothing.
 
-mod watch;
-
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use self::watch::Watch;
-use crate::shared::Shared;
+use crate::{cluster::Keeper, file_watch::Watch, shared::Shared};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -80,7 +80,12 @@ impl Reloads {
 }
 
 /// Reloads whenever the file changes or someone asks; without a source it only answers so.
-pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut requests: Requests) {
+pub(crate) async fn run(
+    source: Option<Source>,
+    shared: Arc<Shared>,
+    mut requests: Requests,
+    clusters: Keeper,
+) {
     let Some(source) = source else {
         while let Some(request) = requests.recv().await {
             match request {
@@ -93,9 +98,7 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
         return;
     };
     let source = Arc::new(source);
-    let mut watch = Watch::new(&source.path)
-        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
-        .ok();
+    let mut watch = watch(&source.path);
     let mut seen: Text = Ok(source.text.clone());
     let mut may_have_changed = true;
     loop {
@@ -112,24 +115,46 @@ pub(crate) async fn run(source: Option<Source>, shared: Arc<Shared>, mut request
             continue;
         }
         seen = read;
-        let outcome = reload(&source, &shared, seen.clone()).await;
+        let outcome = reload(&source, &shared, &clusters, seen.clone()).await;
         tell(&source, &outcome);
         if let Some(answer) = request {
             // Whoever asked may have gone.
             let _ = answer.send(outcome);
         }
-        if let Some(watch) = &mut watch {
-            watch.follow(&source.path);
+        if let Some(watch) = &watch {
+            follow(watch, &source.path);
         }
     }
 }
 
-async fn changed(watch: &mut Option<Watch>, may_have_changed: bool) {
-    match watch {
-        _ if may_have_changed => {}
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
+fn watch(path: &Path) -> Option<Watch<()>> {
+    let watch = Watch::new()
+        .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
+        .ok()?;
+    follow(&watch, path);
+    Some(watch)
+}
+
+fn follow(watch: &Watch<()>, path: &Path) {
+    if let Err(error) = watch.follow((), path) {
+        tracing::warn!(%error, "changes of the configuration file may go unseen; SIGHUP and POST /reload still reload it");
     }
+}
+
+async fn changed(watch: &mut Option<Watch<()>>, may_have_changed: bool) {
+    if may_have_changed {
+        return;
+    }
+    if let Some(watching) = watch {
+        match watching.changed().await {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the configuration file is watched no more; SIGHUP and POST /reload still reload it");
+                *watch = None;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 type Text = Result<Arc<str>, Problem>;
@@ -142,7 +167,12 @@ async fn read(source: &Arc<Source>) -> Text {
         .unwrap_or_else(|_| Err(Problem::error("reading it failed; try again".into())))
 }
 
-async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outcome {
+async fn reload(
+    source: &Arc<Source>,
+    shared: &Arc<Shared>,
+    clusters: &Keeper,
+    text: Text,
+) -> Outcome {
     let before = shared.configuration.snapshot();
     let source = source.clone();
     // The control thread beats meanwhile: checking a large file takes longer than a lease allows.
@@ -158,7 +188,8 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
-            shared.configuration.publish(snapshot);
+            take_over(shared, clusters, Arc::new(snapshot)).await;
+            shared.configuration.accept();
             Outcome::Applied {
                 generation,
                 clusters_added: changes.added.len(),
@@ -176,6 +207,12 @@ async fn reload(source: &Arc<Source>, shared: &Arc<Shared>, text: Text) -> Outco
             )],
         ),
     }
+}
+
+/// The clusters first, so that no route leads to one that is not there.
+pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
+    clusters.apply(&snapshot).await;
+    shared.configuration.publish(snapshot, &shared.clusters);
 }
 
 fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -16,7 +16,7 @@ use outrigger_config::Settings;
 
 use crate::{
     address::{ClientAddr, ListenerAddr},
-    cluster::Registry,
+    cluster::{Clusters, Registry},
     configuration::Configuration,
     control::ControlState,
     failure::Failure,
@@ -34,6 +34,7 @@ pub struct Shared {
     /// Where captured connections arrive: to be dialled by nobody.
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
+    pub clusters: Arc<Clusters>,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
     pub access_log: Option<AccessLog>,
@@ -42,6 +43,8 @@ pub struct Shared {
     pub readiness: Readiness,
     pub own: OwnConnections,
     pub connections: ConnectionLimit,
+    /// Whether all that were captured have ended, so that nothing can be on its way to us.
+    pub is_deserted: AtomicBool,
     pub started: Instant,
 }
 
@@ -153,6 +156,7 @@ impl Shared {
             instance: "test".into(),
             listeners: Vec::new(),
             registry: Registry::new(workers),
+            clusters: Arc::default(),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
             access_log: None,
@@ -160,6 +164,7 @@ impl Shared {
             readiness: Readiness::default(),
             own: OwnConnections::default(),
             connections: ConnectionLimit::new(None, usize::MAX),
+            is_deserted: AtomicBool::new(false),
             started: Instant::now(),
         }
     }

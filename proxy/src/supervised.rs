@@ -40,6 +40,8 @@ pub enum Word {
     Yield,
     /// Take them back.
     Resume,
+    /// End, since all that was captured for have ended. It is not answered.
+    Desert,
 }
 
 /// What a proxy is started with instead of what it would find or bind by itself.
@@ -62,6 +64,15 @@ impl Inherited {
 /// The proxy's end of the link.
 #[derive(Debug)]
 pub struct Supervisor(StdUnixStream);
+
+/// How a supervisor leaves its proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// It was killed.
+    Gone,
+    /// There is nobody left to be captured for.
+    Deserted,
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,14 +163,23 @@ impl Word {
         match self {
             Self::Yield => b'y',
             Self::Resume => b'r',
+            Self::Desert => b'd',
         }
     }
 
     fn of(letter: u8) -> Option<Self> {
-        [Self::Yield, Self::Resume]
+        [Self::Yield, Self::Resume, Self::Desert]
             .into_iter()
             .find(|word| word.letter() == letter)
     }
+}
+
+/// The supervisor's side: asks the proxy to end, since all that it was captured for have ended.
+///
+/// # Errors
+/// When it is gone, or does not take it within the link's timeout.
+pub fn desert(mut link: &StdUnixStream) -> io::Result<()> {
+    link.write_all(&[Word::Desert.letter()])
 }
 
 /// The proxy's side: takes over what the supervisor offers, and the text of the configuration.
@@ -295,20 +315,25 @@ mod tests {
 
     #[test]
     fn readiness_goes_up_and_the_end_comes_down() {
-        let (ours, theirs) = StdUnixStream::pair().expect("a pair");
-        let proxy = thread::spawn(|| {
-            run(async {
-                let mut link = Supervisor(theirs).serve().await.expect("served");
-                assert_eq!(link.next().await, Some(Word::Yield));
-                link.done().await;
-                assert_eq!(link.next().await, None);
+        for (part, last) in [
+            (drop as fn(StdUnixStream), None),
+            (|link| desert(&link).expect("taken"), Some(Word::Desert)),
+        ] {
+            let (ours, theirs) = StdUnixStream::pair().expect("a pair");
+            let proxy = thread::spawn(move || {
+                run(async {
+                    let mut link = Supervisor(theirs).serve().await.expect("served");
+                    assert_eq!(link.next().await, Some(Word::Yield));
+                    link.done().await;
+                    assert_eq!(link.next().await, last);
+                });
             });
-        });
-        await_ready(&ours).expect("ready");
-        say(&ours, Word::Yield).expect("done");
-        assert!(!proxy.is_finished());
-        drop(ours);
-        proxy.join().expect("it noticed");
+            await_ready(&ours).expect("ready");
+            say(&ours, Word::Yield).expect("done");
+            assert!(!proxy.is_finished());
+            part(ours);
+            proxy.join().expect("it noticed");
+        }
     }
 
     #[test]

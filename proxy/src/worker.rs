@@ -2,10 +2,12 @@
 
 use std::{
     cell::{Cell, RefCell},
+    hash::{BuildHasher, RandomState},
     rc::Rc,
     sync::Arc,
 };
 
+use outrigger_config::Subject;
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
@@ -15,8 +17,10 @@ use tokio::{
 use crate::{
     accept,
     buffer::BufferPool,
+    cluster::Rng,
     configuration::{Pinned, View},
     connection,
+    dispatch::Target,
     drain::Drain,
     forward::{http2, splice::PipePool},
     readiness::Accepting,
@@ -34,6 +38,7 @@ pub struct Worker {
     pub http1_pool: upstream::Pool,
     pub http2_pool: http2::Pool,
     pub drain: Drain,
+    pub rng: Rng,
     view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
@@ -62,6 +67,7 @@ impl Worker {
             http1_pool: upstream::Pool::default(),
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
+            rng: Rng::new(RandomState::new().hash_one(id)),
             live: Cell::new(0),
             idle: Notify::new(),
         }
@@ -70,6 +76,21 @@ impl Worker {
     /// The settings in force now, to be kept for as long as the request or tunnel lasts.
     pub(crate) fn settings(&self) -> Pinned {
         self.view.borrow_mut().settings()
+    }
+
+    /// Whether any route is in force; without one nothing need be known of a request.
+    pub(crate) fn has_routes(&self) -> bool {
+        self.view.borrow_mut().in_force().has_routes()
+    }
+
+    /// Whether some route asks for the name in a ClientHello.
+    pub(crate) fn asks_sni(&self) -> bool {
+        self.view.borrow_mut().in_force().asks_sni()
+    }
+
+    /// Where the routes in force lead.
+    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
+        self.view.borrow_mut().in_force().target(subject)
     }
 
     /// Closes what is idle, for descriptors; tells whether there was any.

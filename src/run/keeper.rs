@@ -34,8 +34,6 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// What a proxy may take beyond its drain before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
-/// Queued connections are worth keeping for a proxy that comes sooner than that.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 const STOP: u8 = b's';
 const CUT: u8 = b'c';
@@ -43,6 +41,8 @@ const UPGRADE: u8 = b'u';
 
 /// A proxy that dies sooner after an upgrade has its predecessor's program put back in its place.
 const ON_TRIAL: Duration = Duration::from_secs(10);
+/// To stop, where nobody is left who could dial.
+const DESERT: u8 = b'd';
 
 /// The main thread's hold on the keeper.
 #[derive(Debug)]
@@ -70,6 +70,7 @@ struct Keeping {
     breaker: Breaker,
     /// Of the latest capture, and so of what may still be queued.
     anchor: Option<Anchor>,
+    repair: Option<Repair>,
     orders: PipeReader,
     news: PipeWriter,
     report: Arc<Mutex<Report>>,
@@ -80,6 +81,22 @@ struct Keeping {
     held_before: Vec<Tether>,
     /// What served before the latest upgrade, and when that was.
     before: Option<(Instant, Program, Settings)>,
+}
+
+/// The latest repair of a capture.
+struct Repair {
+    at: Instant,
+    /// Until the next is allowed.
+    pause: Duration,
+}
+
+/// What a look at the proxy found.
+enum Look {
+    Well,
+    /// It must be taken for hung.
+    Hangs(String),
+    /// It holds less than was installed.
+    Damaged(String),
 }
 
 /// How the life of one proxy went.
@@ -99,6 +116,7 @@ impl Keeper {
             breaker: Breaker::new(job.settings.supervisor.clone()),
             job,
             anchor: None,
+            repair: None,
             orders: orders_from,
             news: news_to,
             report: report.clone(),
@@ -125,6 +143,11 @@ impl Keeper {
     /// Ends the capture and the proxy; news tells when that is done.
     pub(super) fn stop(&mut self) {
         let _ = self.orders.write_all(&[STOP]);
+    }
+
+    /// The same once all that were captured have ended, so that nothing can be under way.
+    pub(super) fn desert(&mut self) {
+        let _ = self.orders.write_all(&[DESERT]);
     }
 
     /// The same without waiting for live connections.
@@ -163,13 +186,11 @@ impl Keeping {
             self.go_back();
             let pause = self.breaker.died(Instant::now());
             self.mourn(why, pause);
-            if pause > QUEUE_PATIENCE {
-                let count = self.job.sockets.turn_away();
-                if count > 0 {
-                    tracing::error!(count, "connections that waited for the proxy were reset");
-                }
-            }
-            if !self.rest(pause) {
+            // What was redirected before the capture ended does not wait for a proxy that may never come.
+            let direct = (!pause.is_zero()).then(|| self.job.sockets.serve_directly());
+            let is_to_go_on = self.rest(pause);
+            drop(direct);
+            if !is_to_go_on {
                 return;
             }
         }
@@ -275,17 +296,18 @@ impl Keeping {
             if let Some(since) = captured {
                 self.breaker.lived(since.elapsed());
             }
-            if let Some(hang) = self.hangs(lease * 3 / 4) {
+            match self.look(lease * 3 / 4) {
                 // One that died meanwhile did not hang.
-                if proxy.watch(&self.orders, Duration::ZERO) == Seen::Nothing {
-                    return Some(self.kill(proxy, &hang));
+                Look::Hangs(why) if proxy.watch(&self.orders, Duration::ZERO) == Seen::Nothing => {
+                    return Some(self.kill(proxy, &why));
                 }
+                Look::Damaged(why) if captured.is_some() => self.mend(&why),
+                Look::Well | Look::Hangs(_) | Look::Damaged(_) => {}
             }
         }
     }
 
-    /// Why the proxy must be taken for hung, if it must.
-    fn hangs(&self, patience: Duration) -> Option<String> {
+    fn look(&self, patience: Duration) -> Look {
         match outrigger_iptables::status_within(self.job.settings.port(), patience) {
             Ok(Some(status)) => {
                 let capture = match (&status.obstacle, status.proxy.captured_since) {
@@ -298,11 +320,38 @@ impl Keeping {
                 if let Some(capture) = capture {
                     self.tell(|report| report.capture = capture);
                 }
-                let worker = status.hung_worker.filter(|_| !status.is_captured)?;
-                Some(format!("worker {worker} hangs"))
+                match status.hung_worker.filter(|_| !status.is_captured) {
+                    Some(worker) => Look::Hangs(format!("worker {worker} hangs")),
+                    None if status.drift.needs_repair => {
+                        Look::Damaged("a rule was taken away".into())
+                    }
+                    None if status.proxy.captured_since.is_none() => {
+                        Look::Damaged(status.given_up.unwrap_or_else(|| "it was removed".into()))
+                    }
+                    None => Look::Well,
+                }
             }
-            Ok(None) => Some("nobody has its control socket".into()),
-            Err(refusal) => Some(refusal.to_string()),
+            Ok(None) => Look::Hangs("nobody has its control socket".into()),
+            Err(refusal) => Look::Hangs(refusal.to_string()),
+        }
+    }
+
+    /// Installs anew what somebody took away, but not over and over: whoever did it may do it again.
+    fn mend(&mut self, why: &str) {
+        let now = Instant::now();
+        let pause = match &self.repair {
+            Some(last) if now < last.at + last.pause => return,
+            Some(last) if now < last.at + LAST_RETRY * 2 => (last.pause * 2).min(LAST_RETRY),
+            _ => FIRST_RETRY,
+        };
+        self.repair = Some(Repair { at: now, pause });
+        match outrigger_iptables::install_and_anchor(&self.job.settings, self.job.backend) {
+            Ok((_, anchor)) => {
+                self.anchor = anchor.or(self.anchor.take());
+                self.tell(|report| report.capture = Capture::Captured);
+                tracing::warn!("the capture was installed anew: {why}");
+            }
+            Err(refusal) => self.refused(&refusal),
         }
     }
 
@@ -321,7 +370,9 @@ impl Keeping {
         {
             tracing::error!("the capture may not have ended: {refusal}");
         }
-        proxy.signal(Signal::TERM);
+        if order != Some(DESERT) || proxy.desert().is_err() {
+            proxy.signal(Signal::TERM);
+        }
         let deadline = self.drain_deadline();
         let mut order = self.await_end(proxy, deadline, order);
         for (proxy, deadline) in std::mem::take(&mut self.leaving) {

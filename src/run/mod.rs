@@ -340,8 +340,13 @@ impl Supervisor {
         self.command = None;
         self.stopped_by = None;
         command::end_leftovers(&self.deaths, &place);
+        let is_deserted = place.end_all();
         if let Some(keeper) = &mut self.keeper {
-            keeper.stop();
+            if is_deserted {
+                keeper.desert();
+            } else {
+                keeper.stop();
+            }
         }
         while self.keeper.is_some() {
             self.turn();

@@ -113,6 +113,11 @@ impl Proxy {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
+    /// Has it end at once: nobody is left to be captured for.
+    pub(super) fn desert(&self) -> io::Result<()> {
+        supervised::desert(&self.link)
+    }
+
     /// Waits for its end, and for `orders` to have something to read.
     pub(super) fn watch(&self, orders: impl AsFd, limit: Duration) -> Seen {
         let mut fds = [

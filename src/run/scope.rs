@@ -104,14 +104,21 @@ impl Place {
         self.sweeper.as_ref().map(|(pid, _)| *pid)
     }
 
-    /// Removes what was made; whatever still runs in it ends.
+    /// Ends whatever still runs in the cgroup made here; whether nobody who was captured is left then.
+    pub(super) fn end_all(&self) -> bool {
+        let Some(cgroup) = &self.cgroup else {
+            return false;
+        };
+        let ended = cgroup.kill().and_then(|()| cgroup.wait_until_empty(EMPTY));
+        ended.unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            false
+        })
+    }
+
+    /// Removes what was made.
     pub(super) fn remove(self) {
-        let Some(cgroup) = &self.cgroup else { return };
-        let removed = cgroup
-            .kill()
-            .and_then(|()| cgroup.wait_until_empty(EMPTY))
-            .and_then(|_| cgroup.remove());
-        if let Err(error) = removed {
+        if let Some(Err(error)) = self.cgroup.map(|cgroup| cgroup.remove()) {
             tracing::error!("{error}");
         }
     }

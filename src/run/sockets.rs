@@ -8,13 +8,11 @@ use std::{
         unix::net::{SocketAddr as UnixAddr, UnixListener},
     },
     thread,
-    time::Duration,
 };
 
 use outrigger_config::Settings;
 use outrigger_iptables::listeners;
-use outrigger_proxy::{accept, supervised::MAX_DESCRIPTORS};
-use socket2::SockRef;
+use outrigger_proxy::{accept, direct::Direct, supervised::MAX_DESCRIPTORS};
 
 use super::upgrade;
 
@@ -57,17 +55,11 @@ impl Sockets {
         Err(taken)
     }
 
-    /// Resets every connection that waits in a queue: for when nobody will come for it soon.
-    pub(super) fn turn_away(&self) -> usize {
-        let mut count = 0;
-        for listener in &self.listeners {
-            // Made non-blocking for the proxy, which shares it.
-            while let Ok((waiting, _)) = listener.accept() {
-                let _ = SockRef::from(&waiting).set_linger(Some(Duration::ZERO));
-                count += 1;
-            }
-        }
-        count
+    /// Has what is queued go where it was going, without a proxy, for as long as what this returns lives.
+    pub(super) fn serve_directly(&self) -> Option<Direct> {
+        Direct::start(&self.listeners)
+            .inspect_err(|error| tracing::error!(%error, "queued connections have to wait"))
+            .ok()
     }
 
     fn bind_here(settings: &Settings) -> Result<Self, String> {

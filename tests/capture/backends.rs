@@ -429,9 +429,9 @@ fn auto_takes_nft_and_says_why_where_it_cannot() {
     assert!(installed.stdout.contains("nft was chosen"), "{installed:?}");
     ctl(&pair.app, REMOVE).expect("removed");
 
-    // The second message to the kernel is the first of the trial.
+    // All four messages to nf_tables before the choice: two that ask what it can do, and the trial's.
     let mut command = Command::new("strace");
-    let fault = "inject=sendto:error=EOPNOTSUPP:when=2";
+    let fault = "inject=sendto:error=EOPNOTSUPP:when=1..4";
     command.args(["-qq", "-o", "/dev/null", "-e", fault]);
     command.arg(proxyctl::proxyctl());
     let installed = proxyctl::finish(&pair.app, command, &install("auto")).expect("captured");
@@ -549,6 +549,40 @@ fn an_install_by_iptables_nft_that_is_killed_or_fails_loses_no_connection() {
 #[test]
 fn an_install_by_iptables_legacy_that_is_killed_or_fails_loses_no_connection() {
     install_with_faults("iptables-legacy");
+}
+
+/// Whoever is killed leaves the program that it runs at work: nobody may read the rules meanwhile.
+#[test]
+fn an_install_waits_for_the_program_of_one_that_was_killed() {
+    let pair = wire();
+    let _proxy = serve(&pair.app, "--workers 1");
+    let programs = faulty_programs();
+    // The first one that changes something: the four before it list what there is.
+    let killed = proxyctl::finish(
+        &pair.app,
+        programs.at(LISTINGS + 1, "outlive-parent"),
+        &install("iptables-legacy"),
+    );
+    assert_eq!(killed.code, -1, "{killed:?}");
+    assert_eq!(saved(&pair.app), "");
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            let next = ctl(&pair.app, &install("iptables-legacy"));
+            is_done.store(true, Ordering::Relaxed);
+            next
+        });
+        let deadline = Instant::now() + Duration::from_millis(500);
+        until("its patience", || {
+            assert!(!is_done.load(Ordering::Relaxed), "it did not wait");
+            assert_eq!(saved(&pair.app), "", "it did not wait");
+            Instant::now() > deadline
+        });
+        programs.let_go();
+        next.join().unwrap().expect("captured");
+    });
+    assert_captured(&pair, true);
+    assert!(!saved(&pair.app).contains("OUTRIGGER_15001_PROBE"));
 }
 
 fn install_with_faults(variant: &str) {
@@ -681,6 +715,9 @@ const FAULTS: [&str; 5] = [
     "kill-parent-after",
 ];
 
+/// The programs that an install runs before the first one that changes something.
+const LISTINGS: usize = 4;
+
 /// A directory for PATH, of programs that do as the real ones but for one fault.
 struct FaultyPrograms(PathBuf);
 
@@ -712,6 +749,10 @@ if [ $count = "$FAULT_AT" ]; then
     fail-after) "$name" "$@"; exit 1 ;;
     kill) kill -9 $$ ;;
     kill-parent-before) kill -9 $PPID; exit 1 ;;
+    outlive-parent)
+      cat > "$here/input"; kill -9 $PPID; exec > /dev/null 2>&1
+      while [ -d "$here" ] && ! [ -e "$here/go" ]; do sleep 0.01; done
+      "$name" "$@" < "$here/input"; exit ;;
     kill-parent-after) cat > "$here/input"; "$name" "$@" < "$here/input"; kill -9 $PPID; exit ;;
   esac
 fi
@@ -730,10 +771,16 @@ impl FaultyPrograms {
             .env("FAULT_AT", point.to_string());
         command
     }
+
+    /// What outlives its parent waits for this.
+    fn let_go(&self) {
+        fs::write(self.0.join("go"), "").unwrap();
+    }
 }
 
 impl Drop for FaultyPrograms {
     fn drop(&mut self) {
+        self.let_go();
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -283,7 +283,7 @@ fn a_contradiction_is_an_error_with_its_reason() {
         let file = config(&format!("capture: {{ {settings} }}"));
         let outcome = ctl(&pair.app, &format!("{INSTALL} --config {file}"));
         assert_eq!(outcome.code, 2, "{outcome:?}");
-        assert!(outcome.stderr.contains(reason), "{outcome:?}");
+        assert!(outcome.text("message").contains(reason), "{outcome:?}");
     }
     let file = config("listen: ['127.0.0.1:15001']\ncapture: { fail_closed: ['fd00::/8'] }");
     let refused = ctl(&pair.app, &format!("{INSTALL} --config {file}")).expect("refused");

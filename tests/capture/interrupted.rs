@@ -14,11 +14,13 @@ use crate::{
     wire::{Client, V4, V6, assert_captured, wire},
 };
 
-/// Making files and the lock; messages to the kernel and to the proxy; and their answers, since
-/// whoever is killed before one has had its message obeyed all the same.
-const CALLS: [&str; 9] = [
-    "mkdir", "openat", "flock", "bind", "connect", "sendto", "sendmsg", "recvfrom", "recvmsg",
+/// Making files and the lock; messages to the kernel and to the proxy; starting a program and waiting
+/// for it. Whoever is killed at the next one has had the former obeyed.
+const CHANGES: [&str; 9] = [
+    "mkdir", "flock", "write", "sendto", "sendmsg", "clone", "clone3", "vfork", "wait4",
 ];
+/// The long form adds what only asks and listens: between two changes nothing differs but the time.
+const QUESTIONS: [&str; 4] = ["bind", "connect", "recvfrom", "recvmsg"];
 /// Where a removal, which asks the proxy once, can be killed at least.
 const LEAST: usize = 5;
 
@@ -91,15 +93,45 @@ fn an_install_of_either_iptables_that_is_killed_is_made_whole_by_its_repetition(
     }
 }
 
+/// Whatever it broke off at, closed destinations are reached: through the proxy, or not closed yet.
+#[test]
+fn an_install_that_is_killed_leaves_nothing_closed_that_is_not_captured() {
+    for backend in ["nft", "iptables-nft"] {
+        let pair = wire();
+        let _proxy = serve(&pair.app, "--workers 1");
+        let file = config("capture: { fail_closed: ['10.77.0.2/32', 'fd77::2/128'] }");
+        let install = format!("install-rules --backend {backend} --config {file}");
+        let closed = || pair.app.ruleset().matches("_closed_g").count();
+        let killed = sweep(|inject| {
+            let is_killed = kill(&pair, inject, &install);
+            connect_to_both(&pair);
+            ctl(&pair.app, &format!("{install} --json"))
+                .expect_one_of(&["captured", "already captured"]);
+            assert_captured(&pair, true);
+            assert_eq!(closed(), 1, "{backend}, {inject}");
+            ctl(&pair.app, REMOVE).expect("removed");
+            assert_eq!(closed(), 0, "{backend}, {inject}");
+            assert_captured(&pair, false);
+            is_killed
+        });
+        assert!(killed >= LEAST, "only {killed} points");
+        println!(
+            "\nfigure: install-rules with fail_closed killed, {backend}: {killed} points, 0 connections lost"
+        );
+    }
+}
+
 /// Lets `is_killed_at` try every call at each of its turns, until it is not made that often; tells
 /// how many points there were.
 fn sweep(mut is_killed_at: impl FnMut(&str) -> bool) -> usize {
-    let killed = CALLS.map(|call| {
+    let is_long = std::env::var_os("OUTRIGGER_SOAK").is_some();
+    let questions = QUESTIONS.into_iter().filter(|_| is_long);
+    let killed = CHANGES.into_iter().chain(questions).map(|call| {
         (1..)
             .take_while(|turn| is_killed_at(&format!("inject={call}:signal=KILL:when={turn}")))
             .count()
     });
-    killed.iter().sum()
+    killed.sum()
 }
 
 /// Whether `proxyctl` with `arguments` meets the fault; without it, it has to succeed.

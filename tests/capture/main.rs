@@ -3,6 +3,9 @@
 mod backends;
 mod bound;
 mod conntrack_full;
+mod counting;
+mod drift;
+mod exclusions;
 mod exhaustion;
 mod fail_closed;
 mod interrupted;
@@ -14,10 +17,12 @@ mod netns;
 #[path = "../support/proxyctl.rs"]
 mod proxyctl;
 mod refusals;
+mod scope_closed;
 mod scoped;
 mod scopes;
 mod slipping;
 mod status;
+mod versions;
 mod watch;
 #[path = "../support/wire.rs"]
 mod wire;

@@ -281,14 +281,15 @@ fn backends_and_scopes_that_are_not_there() {
     let outcome = ctl(&pair.app, "install-rules --backend ipchains");
     assert_eq!(outcome.code, 2, "{outcome:?}");
     assert!(outcome.stderr.contains("iptables-legacy"), "{outcome:?}");
-    for arguments in ["--scope cgroup:/x", "--scope uid"] {
-        let outcome = ctl(&pair.app, &format!("install-rules {arguments}"));
-        assert_eq!(outcome.code, 2, "{outcome:?}");
-        assert!(
-            outcome.stderr.contains("not in this version"),
-            "{outcome:?}"
-        );
-    }
+    let outcome = ctl(&pair.app, "install-rules --scope uid");
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("such as `uid:1000`"), "{outcome:?}");
+    assert_refused(
+        &pair.app,
+        &format!("{INSTALL} --scope cgroup:/not/there"),
+        "scope",
+        &["there is none", "mkdir"],
+    );
 }
 
 /// Regression: a failed change of a capture in force must leave that capture as it was.

@@ -15,8 +15,9 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Peer, SOON, SVC, SVC4, Speak, World, figure, rounds, wait_until};
+use crate::support::{APP, Peer, SOON, SVC, SVC4, Speak, World, figure, rounds, wait_until};
 
+const BYPASSED: &str = "outrigger_capture_bypassed_total";
 const PORT: u16 = 9;
 /// Below the ephemeral ones, of which the proxy takes its own: who the server sees is never in doubt.
 const SOURCES: Range<u16> = 20_000..20_008;
@@ -51,10 +52,15 @@ fn no_connection_slips_past_a_capture_that_comes_and_goes() {
         }
     });
     let found = ledger.found.into_inner().unwrap();
+    let counted = unexplained(&world);
+    // The proxy's own counter is at work to the end: it sees what can only go past.
+    world.capture(&proxy);
+    assert!(!dial(&world, SOURCES.end, SVC4, Some("app0")).unwrap());
+    world.until_counted(BYPASSED, "bound_to_device", 1.0);
     figure(
         "capture, remove, capture again",
         format!(
-            "{rounds} times, {} source ports: {} of {} captured connections slipped past; {} of {} free ones were still captured; {} failed in between",
+            "{rounds} times, {} source ports: {} of {} captured connections slipped past, {counted} by the proxy's own counter; {} of {} free ones were still captured; {} failed in between",
             SOURCES.len(),
             found.slipped.len(),
             found.captured + found.slipped.len(),
@@ -71,6 +77,7 @@ fn no_connection_slips_past_a_capture_that_comes_and_goes() {
     );
     assert!(found.failed.is_empty(), "{:?}", found.failed);
     assert_eq!(found.stuck, 0);
+    assert_eq!(counted, 0.0, "{}", world.metrics());
 }
 
 /// Without it, that nothing slips could mean that nothing is seen.
@@ -83,6 +90,32 @@ fn a_planted_connection_that_slips_past_is_seen() {
     assert!(ordinary, "captured");
     let planted = dial(&world, SOURCES.start + 1, SVC4, Some("app0")).unwrap();
     assert!(!planted, "bound to a device it can only go direct");
+    world.until_counted(BYPASSED, "bound_to_device", 1.0);
+}
+
+/// An entry from before the capture keeps its connection out of it: what the counter is for.
+#[test]
+fn a_planted_entry_that_leads_past_is_counted_as_such() {
+    let world = World::new();
+    let _peer = greeter(&world);
+    let _proxy = world.captured();
+    assert!(dial(&world, SOURCES.end, SVC4, None).unwrap(), "captured");
+    let (app, source) = (APP[0], SOURCES.start);
+    world.app.sh(&format!(
+        "conntrack -I -p tcp -s {app} -d {SVC4} --sport {source} --dport {PORT} --state SYN_SENT -t 60"
+    ));
+    assert!(!dial(&world, source, SVC4, None).unwrap(), "went past");
+    world.until_counted(BYPASSED, "older_entry", 1.0);
+    assert_eq!(unexplained(&world), 1.0);
+}
+
+/// Those that the counter saw go past although nothing that anybody chose let them.
+fn unexplained(world: &World) -> f64 {
+    let of = |reason| world.metric_sum(BYPASSED, reason);
+    ["older_entry", "untracked", "foreign_nat"]
+        .map(of)
+        .iter()
+        .sum()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -84,7 +84,7 @@ pub(crate) fn start(namespace: &Namespace, mut command: Command) -> Running {
     Running(namespace.enter(|| command.spawn().unwrap()))
 }
 
-pub(crate) fn as_user(uid: u32, program: &std::path::Path) -> Command {
+pub(crate) fn as_user(uid: u32, program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args([
         format!("--reuid={uid}"),
@@ -95,12 +95,21 @@ pub(crate) fn as_user(uid: u32, program: &std::path::Path) -> Command {
     command
 }
 
+/// The release build where `make soak` names it.
 pub(crate) fn proxyctl() -> PathBuf {
-    env!("CARGO_BIN_EXE_proxyctl").into()
+    match std::env::var_os("OUTRIGGER_PROXYCTL") {
+        Some(named) => std::path::absolute(named).unwrap(),
+        None => built().into(),
+    }
+}
+
+fn built() -> &'static str {
+    env!("CARGO_BIN_EXE_proxyctl")
 }
 
 pub(crate) fn tiny_proxy() -> PathBuf {
-    let path = proxyctl().with_file_name("examples").join("tiny_proxy");
+    let path = Path::new(built()).with_file_name("examples");
+    let path = path.join("tiny_proxy");
     assert!(
         path.exists(),
         "these tests need `cargo build --example tiny_proxy` first (a plain `cargo test` does it)"

@@ -169,7 +169,10 @@ pub struct Drift {
     pub is_watched: bool,
     /// Foreign chains that translate destinations before ours do.
     pub shadowed_by: Vec<ForeignChain>,
-    /// Whether a rule of ours has been taken away, so that `install-rules` should be run again.
+    /// What speaks against the rules, by the latest beat.
+    #[serde(default)]
+    pub trouble: Option<RulesTrouble>,
+    /// Whether running `install-rules` again ends the trouble.
     pub needs_repair: bool,
     /// How often something of either kind was noticed.
     pub count: u64,
@@ -186,4 +189,46 @@ pub struct DriftEvent {
     pub at: u64,
     /// What was seen, naming the table and chain.
     pub what: String,
+}
+
+/// Why the rules do not do what they were installed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RulesTrouble {
+    /// Taken away, or (in iptables) pushed behind another's.
+    Gone,
+    /// Rules of another are asked first, and ours cannot be put before them.
+    Overruled,
+    /// Rules of another drop what the capture needs.
+    Dropped,
+    /// Connections are redirected, and nobody knows any more where to.
+    NoOriginalDestination,
+}
+
+impl RulesTrouble {
+    /// Whether it helps to install anew.
+    pub fn is_repairable(self) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Overruled | Self::Dropped | Self::NoOriginalDestination => false,
+        }
+    }
+
+    /// What is wrong, and what to do.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::Gone => {
+                "rules of the capture are gone, or another's come first: run install-rules again"
+            }
+            Self::Overruled => {
+                "rules of another come first, and to install again does not help: find and remove them (`nft list ruleset`, `proxyctl doctor`)"
+            }
+            Self::Dropped => {
+                "rules of another drop what the capture needs on the loopback interface: find and remove them (`nft list ruleset`)"
+            }
+            Self::NoOriginalDestination => {
+                "connections arrive without their original destination: rules of another put them into a zone of connection tracking (`ct zone`)"
+            }
+        }
+    }
 }

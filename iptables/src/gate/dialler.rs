@@ -211,7 +211,8 @@ fn letter(family: Family) -> u8 {
     }
 }
 
-/// In the helper: a socket for each letter, until the other end is gone.
+/// In the helper: a socket for each letter, until the other end is gone. Nothing here allocates or takes a
+/// lock: see [`sys::fork`].
 fn serve(mut line: UnixStream) {
     let mut asked = [0];
     while line.read_exact(&mut asked).is_ok() {
@@ -221,11 +222,12 @@ fn serve(mut line: UnixStream) {
             Family::V6
         };
         let socket = tcp(family).ok();
-        let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
+        let descriptor = socket.as_ref().map(AsFd::as_fd);
+        let descriptors = descriptor.as_slice();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let sent = sendmsg(
             &line,

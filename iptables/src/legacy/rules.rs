@@ -176,6 +176,7 @@ fn encode(rule: &Rule, chain: &Chain, table: &Table, family: Family) -> Vec<Stri
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
         Verdict::Jump(_)
         | Verdict::Log { .. }
+        | Verdict::Renew { .. }
         | Verdict::RenewAndDrop { .. }
         | Verdict::NoteSourceAndDrop { .. }
         | Verdict::NoteSource { .. }

@@ -572,6 +572,10 @@ impl Expr {
                     DefaultNla::new(2, text(name)),
                 ],
             }),
+            Verdict::Renew { set, millis } => {
+                self.meta(MetaKey::Nfproto);
+                self.alter(DYNSET_UPDATE, set, Some(*millis));
+            }
             Verdict::RenewAndDrop { set, millis } => {
                 self.meta(MetaKey::Nfproto);
                 self.alter(DYNSET_UPDATE, set, Some(*millis));

@@ -323,7 +323,7 @@ fn heartbeat_chain(proxy: &ProxyIdentity, lease: &Lease, generation: u64) -> Cha
         )
     };
     Chain {
-        name: "heartbeat",
+        name: super::HEARTBEAT,
         hook: Some(Hook::HEARTBEAT),
         rules: lease.beats.iter().map(renew).collect(),
     }
@@ -587,25 +587,42 @@ pub(super) const PASSING: Timeout = Timeout {
 /// alone is not enough) conntrack unhooks with it, and live captured connections are reset or hang.
 ///
 /// It is also what keeps connection tracking's memory short, while there is a capture and until the last
-/// captured connection has ended.
-pub(super) fn anchor(port: u16, can_shorten_timeouts: bool, generation: u64) -> Table {
-    let shorten = Rule::new([Match::PureSyn], Verdict::SetTimeout(PASSING.name));
+/// captured connection has ended: for the scope only, captured or not, and not for proxies.
+pub(super) fn anchor(
+    settings: &Settings,
+    host: &Host,
+    proxy: &ProxyIdentity,
+    generation: u64,
+) -> Table {
+    let port = settings.port();
+    let scope = &settings.capture.scope;
+    let mut shorten = Vec::new();
+    if host.can_shorten_timeouts {
+        shorten = exclude_proxy(proxy);
+        shorten.extend(exclude_neighbours(proxy, &host.neighbours));
+        shorten.push(Rule::new(
+            std::iter::once(Match::PureSyn).chain(in_scope(scope, host.cgroup.as_ref())),
+            Verdict::SetTimeout(PASSING.name),
+        ));
+    }
+    let sets = if host.can_shorten_timeouts {
+        scope_sets(scope)
+    } else {
+        Vec::new()
+    };
     Table {
         name: anchor_name(port, generation),
         comment: format!(
             "Outrigger: keeps live connections of the proxy on port {port} translated"
         ),
         outlives_owner: false,
-        timeout: can_shorten_timeouts.then_some(PASSING),
-        sets: Vec::new(),
+        timeout: host.can_shorten_timeouts.then_some(PASSING),
+        sets,
         chains: vec![
             Chain {
                 name: "translate",
                 hook: Some(Hook::BEFORE_NAT),
-                rules: can_shorten_timeouts
-                    .then_some(shorten)
-                    .into_iter()
-                    .collect(),
+                rules: shorten,
             },
             Chain {
                 name: "track",

@@ -14,7 +14,7 @@ use crate::host::Host;
 const ENTRY: &str = "bypass";
 const REASONS: &str = "bypassed";
 
-pub(super) fn is(chain: &Chain) -> bool {
+pub(crate) fn is(chain: &Chain) -> bool {
     [ENTRY, REASONS].contains(&chain.name)
 }
 

@@ -269,6 +269,9 @@ impl Display for Verdict {
                 write!(f, "delete @{set} {{ {} saddr . tcp sport }}", family.word())
             }
             Self::SetTimeout(name) => write!(f, "ct timeout set \"{name}\""),
+            Self::Renew { set, millis } => {
+                write!(f, "update @{set} {{ meta nfproto timeout {millis}ms }}")
+            }
             Self::RenewAndDrop { set, millis } => {
                 write!(
                     f,

@@ -59,6 +59,12 @@ pub enum Expression {
         offset: usize,
         to: Extent,
     },
+    /// Writes into the packet.
+    SetPayload {
+        base: Base,
+        offset: usize,
+        from: Extent,
+    },
     Meta {
         key: u32,
         to: usize,
@@ -200,14 +206,24 @@ fn decode(name: &str, a: Attributes<'_>) -> Option<Expression> {
                 2 => Base::Transport,
                 _ => Base::Inner,
             };
-            let to = Extent {
-                start: register(a.u32(1)?)?,
-                length: a.u32(4)? as usize,
+            let offset = a.u32(3)? as usize;
+            let extent = |number: u32| -> Option<Extent> {
+                within(Extent {
+                    start: register(number)?,
+                    length: a.u32(4)? as usize,
+                })
             };
-            E::Payload {
-                base,
-                offset: a.u32(3)? as usize,
-                to: within(to)?,
+            match (a.u32(1), a.u32(5)) {
+                (Some(to), _) => E::Payload {
+                    base,
+                    offset,
+                    to: extent(to)?,
+                },
+                (None, from) => E::SetPayload {
+                    base,
+                    offset,
+                    from: extent(from?)?,
+                },
             }
         }
         "meta" => match (a.u32(1), a.u32(3)) {
@@ -301,10 +317,10 @@ fn decode(name: &str, a: Attributes<'_>) -> Option<Expression> {
             },
             family: a.u32(2)?,
             address: pair(a, 3, 4)?,
-            port: pair(a, 5, 6)?,
+            port: chosen(pair(a, 5, 6)?, a.u32(7))?,
         },
         "redir" => E::Redirect {
-            port: pair(a, 1, 2)?,
+            port: chosen(pair(a, 1, 2)?, a.u32(3))?,
         },
         "masq" => E::Masquerade,
         "tproxy" => E::Tproxy {
@@ -339,6 +355,18 @@ fn pair(a: Attributes<'_>, low: u16, high: u16) -> Option<Option<(usize, Option<
         None => None,
     };
     Some(Some((register(first)?, second)))
+}
+
+/// `None`: of these ports a random one.
+#[expect(clippy::option_option, reason = "random, absent, present")]
+fn chosen(
+    port: Option<(usize, Option<usize>)>,
+    flags: Option<u32>,
+) -> Option<Option<(usize, Option<usize>)>> {
+    const RANDOM: u32 = 4 | 16;
+    let is_random = flags.unwrap_or(0) & RANDOM != 0;
+    let is_range = port.is_some_and(|(low, high)| high.is_some_and(|high| high != low));
+    (!(is_random && is_range)).then_some(port)
 }
 
 /// Offset in bytes of what nftables numbers: 1 to 4 are registers of sixteen bytes, 8 to 23 of four.

@@ -140,7 +140,8 @@ fn decode(family: TableFamily, name: &str, info: &[u8], blob: &[u8]) -> Option<T
     Some(table)
 }
 
-fn base(table: &str, hook: Hook, drops_by_policy: bool) -> BaseChain {
+/// What iptables makes of a hook in one of its tables.
+pub(super) fn base(table: &str, hook: Hook, drops_by_policy: bool) -> BaseChain {
     let is_source = matches!(hook, Hook::Postrouting | Hook::Input);
     let (priority, kind) = match table {
         "raw" => (-300, ChainKind::Filter),

@@ -237,18 +237,24 @@ fn element(a: Attributes<'_>) -> Option<Element> {
     })
 }
 
-/// iptables-nft uses tables of the names that iptables always had, whose base chains are written in
-/// capitals; nft's own are not by custom.
+/// iptables-nft lists and edits a table if it has the names that iptables always had, with the base
+/// chains at their places, and holds nothing that iptables cannot say. Only it makes compat expressions
+/// (nft cannot), and it counts in every rule. A table without either is nft's.
 fn name_tool(table: &mut Table) {
     let name = table.name.as_str();
-    let is_theirs = matches!(table.family, TableFamily::Ip | TableFamily::Ip6)
+    let rules = || table.chains.iter().flat_map(|chain| &chain.rules);
+    let is_compat = |e: &Expression| matches!(e, Expression::XtMatch(_) | Expression::XtTarget(_));
+    let is_made_by_it = rules().flat_map(|rule| &rule.expressions).any(is_compat)
+        || rules().all(|rule| rule.counters.is_some());
+    let is_theirs = is_made_by_it
+        && matches!(table.family, TableFamily::Ip | TableFamily::Ip6)
         && matches!(name, "nat" | "filter" | "mangle" | "raw" | "security")
-        && table.chains.iter().all(|chain| {
-            chain.base.is_none()
-                || matches!(
-                    chain.name.as_str(),
-                    "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING"
-                )
+        && table.chains.iter().all(|chain| match &chain.base {
+            None => true,
+            Some(base) => {
+                let usual = super::legacy::base(name, base.hook, base.drops_by_policy);
+                chain.name == base.hook.to_string().to_uppercase() && *base == usual
+            }
         })
         && !table.sets.values().any(|set| !set.is_anonymous);
     if is_theirs && !table.chains.is_empty() {

@@ -66,12 +66,13 @@ pub enum XtMatch {
     ConnTrack {
         match_flags: u16,
         invert_flags: u16,
-        /// Original source, original destination: address and mask.
-        addresses: [(Vec<u8>, Vec<u8>); 2],
+        /// Original source and destination, the reply's source and destination: address and mask.
+        addresses: [(Vec<u8>, Vec<u8>); 4],
         protocol: u16,
-        /// Original source, original destination.
-        ports: [(u16, u16); 2],
+        /// In the same order.
+        ports: [(u16, u16); 4],
         state: u32,
+        status: u32,
     },
     AddrType {
         source: u16,
@@ -101,7 +102,7 @@ pub enum XtMatch {
 pub struct Nat {
     pub address: Option<(IpAddr, IpAddr)>,
     pub port: Option<(u16, u16)>,
-    /// The port is shifted, not chosen.
+    /// Which port of the range is taken is not its first: shifted, or random.
     pub is_offset: bool,
 }
 
@@ -262,9 +263,20 @@ fn decode_match(name: &str, revision: u8, b: &[u8]) -> Option<XtMatch> {
                 }
             };
             XtMatch::ConnTrack {
-                addresses: [(part(0)?, part(1)?), (part(2)?, part(3)?)],
+                addresses: [
+                    (part(0)?, part(1)?),
+                    (part(2)?, part(3)?),
+                    (part(4)?, part(5)?),
+                    (part(6)?, part(7)?),
+                ],
                 protocol: u16_at(b, 136)?,
-                ports: [port(138, 154)?, port(140, 156)?],
+                ports: [
+                    port(138, 154)?,
+                    port(140, 156)?,
+                    port(142, 158)?,
+                    port(144, 160)?,
+                ],
+                status: u16_at(b, 152)?.into(),
                 match_flags: u16_at(b, 146)?,
                 invert_flags: u16_at(b, 148)?,
                 state: u16_at(b, 150)?.into(),
@@ -373,10 +385,19 @@ fn decode_target(name: &str, revision: u8, b: &[u8]) -> Option<XtTarget> {
         (
             "LOG" | "NFLOG" | "TRACE" | "CLASSIFY" | "TCPMSS" | "TOS" | "DSCP" | "TTL" | "HL"
             | "CT" | "SECMARK" | "CONNSECMARK" | "CHECKSUM" | "ECN" | "AUDIT" | "TEE" | "ULOG"
-            | "IDLETIMER" | "LED" | "RATEEST",
+            | "IDLETIMER" | "LED" | "RATEEST" | "SET",
             _,
-        ) => XtTarget::NoEffect(name.to_owned()),
+        ) if !ends_life(name, b)? => XtTarget::NoEffect(name.to_owned()),
         _ => return None,
+    })
+}
+
+/// Whether a target may leave a packet too few hops to arrive: all but setting more than one, and
+/// adding.
+fn ends_life(name: &str, b: &[u8]) -> Option<bool> {
+    Some(match name {
+        "TTL" | "HL" => !matches!((*b.first()?, *b.get(1)?), (0, 2..) | (1, _)),
+        _ => false,
     })
 }
 
@@ -413,7 +434,7 @@ fn nat(flags: u32, address: (IpAddr, IpAddr), port: (u16, u16)) -> Option<Nat> {
     Some(Nat {
         address: (flags & 1 != 0).then_some(address),
         port: (flags & 2 != 0).then_some(port),
-        is_offset: flags & 0x60 != 0,
+        is_offset: flags & 0x60 != 0 || flags & 0x14 != 0 && port.0 != port.1,
     })
 }
 

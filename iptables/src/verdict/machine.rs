@@ -11,7 +11,8 @@ use super::{
     xt::{self, Tri},
 };
 use crate::ruleset::{
-    Base, CmpOp, Data, Element, Expression as E, NatKind, Rule, Table, Verdict, ct, meta,
+    Base, CmpOp, Data, Element, Expression as E, Extent, Hook, NatKind, Rule, Table, Verdict, ct,
+    meta,
 };
 
 /// What a rule comes to.
@@ -41,9 +42,25 @@ pub(super) enum Action {
     Reject,
     /// To a local socket of this address, without a change of the packet.
     Tproxy(Known<SocketAddr>),
+    /// What becomes of the packet cannot be told, for this reason.
+    Unknown(String),
 }
 
 const REGISTERS: usize = 80;
+/// Expressions that decide on a packet; where one could not be read, what it does is not known.
+const DECIDING: [&str; 11] = [
+    "nat",
+    "redir",
+    "masq",
+    "tproxy",
+    "synproxy",
+    "fwd",
+    "immediate",
+    "target",
+    "reject",
+    "queue",
+    "flow_offload",
+];
 
 pub(super) struct Machine<'t, 'a> {
     table: &'t Table,
@@ -53,6 +70,8 @@ pub(super) struct Machine<'t, 'a> {
     /// Why a register of four bytes is not known.
     unknown: [Option<Rc<str>>; REGISTERS / 4],
     label: [&'static str; REGISTERS / 4],
+    /// A register that holds the connection's status, of which only these bits are known.
+    status: Option<(usize, u32)>,
     doubts: Vec<String>,
     has_effect: bool,
 }
@@ -73,6 +92,7 @@ pub(super) fn run<'a>(
         bytes: [0; REGISTERS],
         unknown: [const { None }; REGISTERS / 4],
         label: [""; REGISTERS / 4],
+        status: None,
         doubts: Vec::new(),
         has_effect: false,
     };
@@ -115,12 +135,23 @@ impl Machine<'_, '_> {
                 self.has_effect = true;
             }
             E::SetMeta { .. } => {}
+            E::SetPayload { base, offset, from } => {
+                return Ok(self.set_payload(*base, *offset, *from));
+            }
             E::Ct { key, is_reply, to } => self.ct(*key, *is_reply, *to)?,
             E::SetCt {
                 key: ct::MARK,
                 from,
             } => {
                 self.packet.ct_mark = self.number(*from);
+                self.has_effect = true;
+            }
+            E::SetCt {
+                key: ct::ZONE,
+                from,
+            } => {
+                let zone = self.known(*from, 2);
+                self.packet.ct_zone = zone.map(|b| u16::from_ne_bytes([b[0], b[1]]).into());
                 self.has_effect = true;
             }
             E::SetCt { .. } => {}
@@ -155,12 +186,16 @@ impl Machine<'_, '_> {
                         .map(|(b, (m, x))| b & m ^ x)
                         .collect::<Vec<_>>()
                 });
-                // No bit of it counts.
+                // No bit counts that is not known.
                 let found = found.or_else(|why| {
-                    if mask.iter().all(|b| *b == 0) {
-                        Ok(xor.clone())
-                    } else {
-                        Err(why)
+                    let bits = |b: &[u8]| b.try_into().map(u32::from_ne_bytes).unwrap_or(u32::MAX);
+                    match self.status {
+                        _ if mask.iter().all(|b| *b == 0) => Ok(xor.clone()),
+                        Some((at, known)) if at == from.start && bits(mask) & !known == 0 => {
+                            let set = self.packet.status().0 & bits(mask) ^ bits(xor);
+                            Ok(set.to_ne_bytes().to_vec())
+                        }
+                        _ => Err(why),
                     }
                 });
                 self.put(*to, from.length, found, label);
@@ -234,7 +269,15 @@ impl Machine<'_, '_> {
                 self.has_effect = true;
             }
             E::Counter | E::NoEffect(_) => {}
-            E::Unpredictable(name) => self.doubt(format!("`{name}`")),
+            E::Unpredictable(name) if DECIDING.contains(&name.as_str()) => {
+                return Ok(Action::Unknown(format!("what `{name}` does")));
+            }
+            E::Unpredictable(name) => {
+                self.doubt(format!("`{name}`"));
+                // It may have written to any of them.
+                let reason: Rc<str> = format!("`{name}`").into();
+                self.unknown.fill(Some(reason));
+            }
             E::Ip(conditions) => self.apply(xt::ip(conditions, &self.packet))?,
             E::XtMatch(condition) => {
                 let found = xt::condition(condition, &self.packet, self.surroundings);
@@ -255,13 +298,7 @@ impl Machine<'_, '_> {
                 self.has_effect |= before != after;
                 return match action {
                     Ok(action) => Ok(action),
-                    Err(name) => {
-                        let reason: Rc<str> = format!("what target {name} does").into();
-                        Ok(Action::OneOf(
-                            vec![Verdict::Accept, Verdict::Drop],
-                            reason.to_string(),
-                        ))
-                    }
+                    Err(name) => Ok(Action::Unknown(format!("what target {name} does"))),
                 };
             }
         }
@@ -283,7 +320,30 @@ impl Machine<'_, '_> {
         self.doubts.push(reason);
     }
 
+    fn set_payload(&mut self, base: Base, offset: usize, from: Extent) -> Action {
+        let label = payload_label(base, offset, self.packet.is_v6());
+        let hop_limit = if self.packet.is_v6() { 7 } else { 8 };
+        self.has_effect = true;
+        match base {
+            // The traffic class; with the checksum nft writes a neighbour, too, which stays.
+            Base::Network if offset + from.length <= 4 => {
+                self.packet.is_tos_changed = true;
+                Action::Next
+            }
+            Base::Network if offset == hop_limit && from.length == 1 => {
+                match self.known(from.start, 1) {
+                    Ok(hops) if hops[0] > 1 => Action::Next,
+                    _ => Action::Unknown("whether its hops suffice".into()),
+                }
+            }
+            _ => Action::Unknown(format!("what writing to {label} does")),
+        }
+    }
+
     fn put(&mut self, at: usize, length: usize, value: Known<Vec<u8>>, label: &'static str) {
+        if self.status.is_some_and(|(status, _)| status == at) {
+            self.status = None;
+        }
         let end = (at + length).next_multiple_of(4).min(REGISTERS);
         let (bytes, reason) = match value {
             Ok(bytes) => (bytes, None),
@@ -500,9 +560,14 @@ impl Machine<'_, '_> {
         const INVALID: u32 = 1;
         const NEW: u32 = 8;
         const UNTRACKED: u32 = 64;
-        const DESTINATION_CHANGED: u32 = 1 << 5;
-        const SOURCE_CHANGED: u32 = 1 << 4;
+        /// Where conntrack runs; which of two at one place comes first is not told.
+        const CONNTRACK: i32 = -200;
         let packet = &self.packet;
+        if packet.hook == Hook::Output && packet.priority == CONNTRACK && !packet.is_untracked {
+            let reason = "whether conntrack comes before a chain of its own priority";
+            self.put(to, 16, Err(reason.into()), "ct");
+            return Ok(());
+        }
         if key == ct::STATE {
             let state = if packet.is_untracked {
                 UNTRACKED
@@ -537,18 +602,10 @@ impl Machine<'_, '_> {
         let (value, label): (Known<Vec<u8>>, &'static str) = match key {
             ct::DIRECTION => (Ok(vec![0]), "ct direction"),
             ct::STATUS => {
-                let mut bits = 0;
-                bits |= if packet.redirected_by.is_some() {
-                    DESTINATION_CHANGED
-                } else {
-                    0
-                };
-                bits |= if packet.is_source_changed {
-                    SOURCE_CHANGED
-                } else {
-                    0
-                };
-                (Ok(bits.to_ne_bytes().to_vec()), "ct status")
+                let known = packet.status().1;
+                self.put(to, 4, Err("`ct status` beyond NAT".into()), "ct status");
+                self.status = Some((to, known));
+                return Ok(());
             }
             ct::MARK => (
                 packet.ct_mark.clone().map(|m| m.to_ne_bytes().to_vec()),
@@ -564,7 +621,13 @@ impl Machine<'_, '_> {
             ct::PROTO_DST if is_reply => (source_port().map(port), "ct reply proto-dst"),
             ct::PROTO_SRC => (source_port().map(port), "ct proto-src"),
             ct::PROTO_DST => (Ok(port(packet.original.port())), "ct proto-dst"),
-            ct::ZONE => (Ok(vec![0, 0]), "ct zone"),
+            ct::ZONE => (
+                packet
+                    .ct_zone
+                    .clone()
+                    .map(|zone| (zone as u16).to_ne_bytes().to_vec()),
+                "ct zone",
+            ),
             other => (Err(format!("`ct` key {other}").into()), "ct"),
         };
         let length = value.as_ref().map_or(16, Vec::len);

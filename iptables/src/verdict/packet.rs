@@ -23,6 +23,9 @@ pub(super) struct Packet<'a> {
     pub(super) original_source: IpAddr,
     pub(super) mark: Known<u32>,
     pub(super) ct_mark: Known<u32>,
+    pub(super) ct_zone: Known<u32>,
+    /// Its type of service was changed, by which policy routing may choose.
+    pub(super) is_tos_changed: bool,
     pub(super) route: Route,
     /// What rules see: it stays through a hook although the route changed.
     pub(super) output: Option<(String, u32)>,
@@ -47,6 +50,30 @@ impl Packet<'_> {
     /// Before conntrack has seen it there is no state of it.
     pub(super) fn is_tracked(&self) -> bool {
         !(self.is_untracked || (self.hook == Hook::Output && self.priority < -200))
+    }
+
+    /// Of `enum ip_conntrack_status` the bits that are known, and which those are.
+    pub(super) fn status(&self) -> (u32, u32) {
+        const EXPECTED: u32 = 1;
+        const SEEN_REPLY: u32 = 1 << 1;
+        const ASSURED: u32 = 1 << 2;
+        const CONFIRMED: u32 = 1 << 3;
+        const SOURCE_CHANGED: u32 = 1 << 4;
+        const DESTINATION_CHANGED: u32 = 1 << 5;
+        let mut set = 0;
+        if self.redirected_by.is_some() {
+            set |= DESTINATION_CHANGED;
+        }
+        if self.is_source_changed {
+            set |= SOURCE_CHANGED;
+        }
+        // Confirmed is what leaves the last hook on the way out.
+        if matches!(self.hook, Hook::Prerouting | Hook::Input) {
+            set |= CONFIRMED;
+        }
+        let known =
+            EXPECTED | SEEN_REPLY | ASSURED | CONFIRMED | SOURCE_CHANGED | DESTINATION_CHANGED;
+        (set, known)
     }
 
     /// `None`: the packet has no such bytes, which ends the rule.

@@ -1,16 +1,20 @@
 //! The order of things: hooks, chains by priority, jumps, and the two ways of a rule in doubt.
 
-use std::cell::Cell;
+use std::{cell::Cell, collections::BTreeMap};
 
 use super::{
     Connection, End, Event, Matched, Surroundings, Verdict, Way,
     machine::{self, Action, Ruled},
     packet::Packet,
 };
-use crate::ruleset::{ChainKind, Hook, RuleAt, Ruleset, TableFamily, Verdict as RuleVerdict};
+use crate::ruleset::{
+    BaseChain, ChainKind, Hook, RuleAt, Ruleset, Table, TableFamily, Verdict as RuleVerdict,
+};
 
 /// More ways than these nobody would read.
 const MOST_WAYS: usize = 64;
+/// Five chains of one priority have 120; more are not met on hosts.
+const MOST_ORDERS: usize = 720;
 /// The kernel's own bound is 16.
 const DEEPEST_JUMP: usize = 32;
 /// All chains of NAT run at these two places among the others, whatever their own priority.
@@ -23,46 +27,135 @@ pub(super) fn judge(
     surroundings: &dyn Surroundings,
 ) -> Verdict {
     // The kernel runs chains of one priority in the order in which they came, which it does not tell.
-    let mut ways = Vec::new();
-    for newest_first in [true, false] {
+    let ties = ties(ruleset, connection.destination.is_ipv6());
+    let follow = |order: Vec<(usize, usize)>| {
         let walk = Walk {
             ruleset,
             connection,
             surroundings,
-            newest_first,
+            order,
             ways: Cell::new(1),
-            has_ties: Cell::new(false),
         };
-        let found = walk.all();
-        if newest_first {
-            ways = found;
-        } else {
-            let is_same = |a: &Way| found.iter().any(|b| a.end == b.end);
-            if !ways.iter().all(is_same) || found.len() != ways.len() {
-                let doubt = "of chains with one priority, the one made last comes first";
-                ways.iter_mut()
-                    .for_each(|way| way.assumptions.push(doubt.into()));
-                ways.extend(found.into_iter().map(|mut way| {
-                    way.assumptions
-                        .push("of chains with one priority, the one made first comes first".into());
-                    way
-                }));
-            }
+        walk.all()
+    };
+    let Some(orders) = orders(&ties) else {
+        let mut ways = follow(Vec::new());
+        for way in &mut ways {
+            let reason =
+                format!("more than {MOST_ORDERS} orders of chains of one priority are possible");
+            way.end = End::Unknown { reason };
         }
-        if !walk.has_ties.get() {
-            break;
+        return Verdict { ways };
+    };
+    let mut ways: Vec<Way> = Vec::new();
+    let mut is_settled = true;
+    for order in orders {
+        let title = title(ruleset, &order);
+        let mut found = follow(order);
+        let is_like = |a: &[Way], b: &[Way]| a.iter().all(|a| b.iter().any(|b| a.end == b.end));
+        if ways.is_empty() || !is_like(&found, &ways) || !is_like(&ways, &found) {
+            is_settled &= ways.is_empty();
+            for way in &mut found {
+                way.assumptions.insert(0, title.clone());
+            }
+            ways.extend(found);
         }
     }
+    if is_settled {
+        // The order makes no difference.
+        ways.iter_mut()
+            .for_each(|way| drop(way.assumptions.remove(0)));
+    }
     Verdict { ways }
+}
+
+/// Chains, each as table and place, that the kernel enters at one hook and one priority, and that can
+/// make a difference.
+fn ties(ruleset: &Ruleset, is_v6: bool) -> Vec<Vec<(usize, usize)>> {
+    let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (table, of) in ruleset.tables.iter().enumerate() {
+        for (chain, of) in of.chains.iter().enumerate() {
+            let Some(base) = &of.base else { continue };
+            if applies(&ruleset.tables[table], is_v6)
+                && (!of.rules.is_empty() || base.drops_by_policy)
+            {
+                let key = (base.hook, place(base), base.priority);
+                groups.entry(key).or_default().push((table, chain));
+            }
+        }
+    }
+    groups
+        .into_values()
+        .filter(|group| group.len() > 1)
+        .collect()
+}
+
+/// Every order of every group; `None`: too many.
+fn orders(ties: &[Vec<(usize, usize)>]) -> Option<Vec<Vec<(usize, usize)>>> {
+    let mut orders = vec![Vec::new()];
+    for group in ties {
+        let mut ordered = vec![Vec::new()];
+        for _ in group {
+            ordered = ordered
+                .iter()
+                .flat_map(|begun: &Vec<(usize, usize)>| {
+                    let rest = group.iter().filter(|chain| !begun.contains(chain));
+                    rest.map(|next| begun.iter().chain([next]).copied().collect())
+                })
+                .take(MOST_ORDERS + 1)
+                .collect();
+        }
+        orders = orders
+            .iter()
+            .flat_map(|begun: &Vec<_>| {
+                ordered
+                    .iter()
+                    .map(|group| [begun.as_slice(), group].concat())
+            })
+            .take(MOST_ORDERS + 1)
+            .collect();
+    }
+    (orders.len() <= MOST_ORDERS).then_some(orders)
+}
+
+fn title(ruleset: &Ruleset, order: &[(usize, usize)]) -> String {
+    let names = order.iter().map(|(table, chain)| {
+        let table = &ruleset.tables[*table];
+        format!("{} of {}", table.chains[*chain].name, table.title())
+    });
+    let names: Vec<_> = names.collect();
+    format!(
+        "chains of one priority come in this order: {}",
+        names.join(", ")
+    )
+}
+
+fn applies(table: &Table, is_v6: bool) -> bool {
+    !table.is_dormant
+        && match table.family {
+            TableFamily::Inet => true,
+            TableFamily::Ip => !is_v6,
+            TableFamily::Ip6 => is_v6,
+            TableFamily::Netdev | TableFamily::Bridge | TableFamily::Arp => false,
+        }
+}
+
+/// Where a chain is among those of all kinds.
+fn place(base: &BaseChain) -> i32 {
+    match (base.kind, base.hook) {
+        (ChainKind::Nat, Hook::Output | Hook::Prerouting) => NAT_OUT,
+        (ChainKind::Nat, _) => NAT_IN,
+        _ => base.priority,
+    }
 }
 
 struct Walk<'r, 'a> {
     ruleset: &'r Ruleset,
     connection: &'a Connection,
     surroundings: &'r dyn Surroundings,
-    newest_first: bool,
+    /// Of chains that nothing else puts in order.
+    order: Vec<(usize, usize)>,
     ways: Cell<usize>,
-    has_ties: Cell<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -126,6 +219,8 @@ impl<'a> Walk<'_, 'a> {
             original_source: source,
             mark: Ok(connection.mark),
             ct_mark: Ok(0),
+            ct_zone: Ok(0),
+            is_tos_changed: false,
             output: Some((route.device.clone(), route.device_index)),
             input: None,
             route,
@@ -189,31 +284,30 @@ impl<'a> Walk<'_, 'a> {
                     next.push(state);
                     continue;
                 }
-                let mark = state.packet.mark.clone();
+                let (mark, had_tos) = (state.packet.mark.clone(), state.packet.is_tos_changed);
                 for (mut state, left) in self.chain(state, entry.table, entry.chain, 0, 0) {
-                    match left {
+                    let is_moved = match left {
                         Left::Behind if base.drops_by_policy => {
-                            ways.push(way(state, End::Dropped, None))
+                            ways.push(way(state, End::Dropped, None));
+                            continue;
+                        }
+                        Left::Ended(end, by) => {
+                            ways.push(way(state, end, by));
+                            continue;
                         }
                         Left::Behind | Left::Accepted => {
-                            if base.kind == ChainKind::Route
-                                && state.packet.mark != mark
-                                && !self.route_anew(&mut state)
-                            {
-                                ways.push(no_route(state));
-                                continue;
-                            }
-                            next.push(state);
+                            base.kind == ChainKind::Route
+                                && (state.packet.mark != mark
+                                    || state.packet.is_tos_changed != had_tos)
                         }
                         Left::Translated => {
                             state.is_nat_done = true;
-                            if hook == Hook::Output && !self.route_anew(&mut state) {
-                                ways.push(no_route(state));
-                                continue;
-                            }
-                            next.push(state);
+                            hook == Hook::Output
                         }
-                        Left::Ended(end, by) => ways.push(way(state, end, by)),
+                    };
+                    match is_moved.then(|| self.route_anew(&mut state)) {
+                        Some(Err(end)) => ways.push(way(state, end, None)),
+                        Some(Ok(())) | None => next.push(state),
                     }
                 }
             }
@@ -222,61 +316,53 @@ impl<'a> Walk<'_, 'a> {
         states
     }
 
-    fn route_anew(&self, state: &mut State<'_>) -> bool {
+    /// `Err`: where it ends for want of a route, or of knowledge of it.
+    fn route_anew(&self, state: &mut State<'_>) -> Result<(), End> {
         let packet = &mut state.packet;
-        let mark = packet.mark.clone().unwrap_or(self.connection.mark);
-        let to = packet.destination.ip();
-        match self
-            .surroundings
-            .route(to, Some(packet.source), mark, self.connection.uid)
-        {
-            Ok(route) => packet.route = route,
-            Err(_) => return false,
+        let policy = self.surroundings.routing_policy();
+        let unknown = |what: &str| End::Unknown {
+            reason: format!("the route depends on {what}, by which this host chooses routes"),
+        };
+        let mark = match &packet.mark {
+            Ok(mark) => *mark,
+            Err(_) if !policy.by_mark => self.connection.mark,
+            Err(reason) => return Err(unknown(&format!("the packet's mark ({reason})"))),
+        };
+        if packet.is_tos_changed && policy.by_tos {
+            return Err(unknown("the packet's type of service"));
         }
-        true
+        let (from, to) = (packet.source, packet.destination);
+        let found = self
+            .surroundings
+            .route(to.ip(), Some(from), mark, self.connection.uid);
+        packet.route = found.map_err(|_| End::NoRoute {
+            reason: format!("no way from {from} to {to}, where the rules turn it"),
+        })?;
+        Ok(())
     }
 
     fn entries(&self, hook: Hook) -> Vec<Entry> {
         let is_v6 = self.connection.destination.is_ipv6();
         let mut found = Vec::new();
         for (table, of) in self.ruleset.tables.iter().enumerate() {
-            let applies = match of.family {
-                TableFamily::Inet => true,
-                TableFamily::Ip => !is_v6,
-                TableFamily::Ip6 => is_v6,
-                TableFamily::Netdev | TableFamily::Bridge | TableFamily::Arp => false,
-            };
-            if !applies || of.is_dormant {
+            if !applies(of, is_v6) {
                 continue;
             }
             for (chain, of) in of.chains.iter().enumerate() {
-                let Some(base) = of.base.as_ref().filter(|base| base.hook == hook) else {
-                    continue;
-                };
-                let priority = match (base.kind, hook) {
-                    (ChainKind::Nat, Hook::Output | Hook::Prerouting) => NAT_OUT,
-                    (ChainKind::Nat, _) => NAT_IN,
-                    _ => base.priority,
-                };
-                found.push(Entry {
-                    table,
-                    chain,
-                    priority,
-                    own_priority: base.priority,
-                });
+                if let Some(base) = of.base.as_ref().filter(|base| base.hook == hook) {
+                    found.push(Entry {
+                        table,
+                        chain,
+                        priority: place(base),
+                        own_priority: base.priority,
+                    });
+                }
             }
         }
-        if self.newest_first {
-            found.reverse();
-        }
-        found.sort_by_key(|entry| (entry.priority, entry.own_priority));
-        let is_tie = |pair: &[Entry]| {
-            let key = |e: &Entry| (e.priority, e.own_priority);
-            key(&pair[0]) == key(&pair[1])
-        };
-        if found.windows(2).any(is_tie) {
-            self.has_ties.set(true);
-        }
+        found.sort_by_key(|e| {
+            let order = self.order.iter().position(|at| *at == (e.table, e.chain));
+            (e.priority, e.own_priority, order)
+        });
         found
     }
 
@@ -446,6 +532,7 @@ impl<'a> Walk<'_, 'a> {
                 state.packet.is_source_changed = true;
                 out.push((state, Left::Translated));
             }
+            Action::Unknown(reason) => out.push((state, unknown(&reason))),
             Action::Reject => out.push((state, Left::Ended(End::Rejected, Some(at)))),
         }
     }
@@ -480,15 +567,6 @@ fn way(state: State<'_>, end: End, decided_by: Option<RuleAt>) -> Way {
     }
 }
 
-fn no_route(state: State<'_>) -> Way {
-    let packet = &state.packet;
-    let reason = format!(
-        "no way from {} to {}, where the rules turn it",
-        packet.source, packet.destination
-    );
-    way(state, End::NoRoute { reason }, None)
-}
-
 fn describe(action: &Action) -> String {
     match action {
         Action::Next => "goes on".into(),
@@ -498,6 +576,7 @@ fn describe(action: &Action) -> String {
         Action::Destination(Err(why)) => format!("destination becomes one that depends on {why}"),
         Action::Source(Ok(from)) => format!("source becomes {from}"),
         Action::Source(Err(why)) => format!("source becomes one that depends on {why}"),
+        Action::Unknown(what) => format!("does what is not known: {what}"),
         Action::Reject => "reject".into(),
         Action::Tproxy(_) => "given to a local transparent socket".into(),
     }

@@ -302,6 +302,11 @@ fn conntrack(condition: &XtMatch, packet: &Packet<'_>) -> Tri {
     const ORIGINAL_DESTINATION: u16 = 8;
     const ORIGINAL_SOURCE_PORT: u16 = 1 << 8;
     const ORIGINAL_DESTINATION_PORT: u16 = 1 << 9;
+    const REPLY_SOURCE: u16 = 16;
+    const REPLY_DESTINATION: u16 = 32;
+    const STATUS: u16 = 64;
+    const REPLY_SOURCE_PORT: u16 = 1 << 10;
+    const REPLY_DESTINATION_PORT: u16 = 1 << 11;
     const DIRECTION: u16 = 1 << 12;
     const STATE_ALIAS: u16 = 1 << 13;
     let XtMatch::ConnTrack {
@@ -311,6 +316,7 @@ fn conntrack(condition: &XtMatch, packet: &Packet<'_>) -> Tri {
         protocol,
         ports,
         state: bits,
+        status,
     } = condition
     else {
         return Tri::Unknown("`conntrack`".into());
@@ -335,15 +341,22 @@ fn conntrack(condition: &XtMatch, packet: &Packet<'_>) -> Tri {
         | ORIGINAL_DESTINATION
         | ORIGINAL_SOURCE_PORT
         | ORIGINAL_DESTINATION_PORT
+        | REPLY_SOURCE
+        | REPLY_DESTINATION
+        | REPLY_SOURCE_PORT
+        | REPLY_DESTINATION_PORT
+        | STATUS
         | DIRECTION
         | STATE_ALIAS;
     if match_flags & !known != 0 {
-        found =
-            found.and(|| Tri::Unknown("`conntrack` beyond state and original addresses".into()));
+        found = found.and(|| Tri::Unknown("`conntrack` beyond state, status and addresses".into()));
     }
     let sides = [
         (ORIGINAL_SOURCE, packet.original_source),
         (ORIGINAL_DESTINATION, packet.original.ip()),
+        // A reply comes from where the connection was turned to.
+        (REPLY_SOURCE, packet.destination.ip()),
+        (REPLY_DESTINATION, packet.source),
     ];
     for ((bit, ip), (net, mask)) in sides.into_iter().zip(addresses) {
         if asks(bit) {
@@ -358,7 +371,7 @@ fn conntrack(condition: &XtMatch, packet: &Packet<'_>) -> Tri {
                 .all(|((o, m), n)| o & m == *n);
             found = found.and(|| {
                 Tri::of(is_in != negated(bit), || {
-                    format!("the original address is {ip}")
+                    format!("the address that conntrack keeps is {ip}")
                 })
             });
         }
@@ -370,24 +383,36 @@ fn conntrack(condition: &XtMatch, packet: &Packet<'_>) -> Tri {
             })
         });
     }
-    let (low, high) = ports[1];
-    if asks(ORIGINAL_DESTINATION_PORT) {
-        let port = packet.original.port();
-        let is_in = (low..=high).contains(&port);
-        found = found.and(|| {
-            Tri::of(is_in != negated(ORIGINAL_DESTINATION_PORT), || {
-                format!("the original port is {port}")
-            })
-        });
+    let source_port = packet.connection.source_port;
+    let sides = [
+        (ORIGINAL_SOURCE_PORT, source_port),
+        (ORIGINAL_DESTINATION_PORT, Some(packet.original.port())),
+        (REPLY_SOURCE_PORT, Some(packet.destination.port())),
+        // Masquerading may choose another port.
+        (
+            REPLY_DESTINATION_PORT,
+            source_port.filter(|_| !packet.is_source_changed),
+        ),
+    ];
+    for ((bit, port), (low, high)) in sides.into_iter().zip(ports) {
+        if asks(bit) {
+            found = found.and(|| match port {
+                None => Tri::Unknown("the source port, which the kernel chooses".into()),
+                Some(port) => Tri::of((*low..=*high).contains(&port) != negated(bit), || {
+                    format!("the port that conntrack keeps is {port}")
+                }),
+            });
+        }
     }
-    if asks(ORIGINAL_SOURCE_PORT) {
-        let (low, high) = ports[0];
-        found = found.and(|| match packet.connection.source_port {
-            None => Tri::Unknown("the source port, which the kernel chooses".into()),
-            Some(port) => Tri::of(
-                (low..=high).contains(&port) != negated(ORIGINAL_SOURCE_PORT),
-                || format!("the source port is {port}"),
-            ),
+    if asks(STATUS) {
+        let (set, known) = packet.status();
+        found = found.and(|| {
+            if status & !known != 0 {
+                return Tri::Unknown("a bit of `--ctstatus`".into());
+            }
+            Tri::of((set & status != 0) != negated(STATUS), || {
+                "the connection's status is another".into()
+            })
         });
     }
     if asks(DIRECTION) {
@@ -466,7 +491,18 @@ pub(super) fn target(target: &XtTarget, packet: &mut Packet<'_>) -> Result<Actio
             let port = if *port == 0 { old.port() } else { *port };
             Action::Tproxy(Ok(SocketAddr::new(ip, port)))
         }
-        XtTarget::NoEffect(_) => Action::Next,
+        XtTarget::NoEffect(name) => {
+            match name.as_str() {
+                "CT" => packet.ct_zone = Err("what target CT sets".into()),
+                "TOS" | "DSCP" => packet.is_tos_changed = true,
+                _ => {}
+            }
+            Action::Next
+        }
+        XtTarget::Unknown(name) if name == "HMARK" => {
+            packet.mark = Err("target HMARK".into());
+            Action::Next
+        }
         XtTarget::Unknown(name) => return Err(name.clone()),
     })
 }

@@ -40,7 +40,7 @@ pub fn original_destination(
 impl Shared {
     /// Whether dialling `address` would reach this very process: one of its listeners by name, or
     /// its port on any address of this host.
-    fn is_own_listener(&self, address: SocketAddr) -> bool {
+    pub(crate) fn is_own_listener(&self, address: SocketAddr) -> bool {
         self.listeners.iter().any(|l| l.0 == address)
             || (self.listeners.iter().any(|l| l.0.port() == address.port()) && is_local(address))
     }

@@ -20,6 +20,16 @@ pub enum State {
     Probing = 2,
 }
 
+impl State {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Admitting => "admitting",
+            Self::Tripped => "tripped",
+            Self::Probing => "probing",
+        }
+    }
+}
+
 /// How a request was let through; it goes back with the request's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {

@@ -19,12 +19,21 @@ pub(super) struct Member {
 /// What the user asked for.
 #[derive(Debug)]
 pub(super) struct Policy {
-    pub(super) settings: Settings,
+    pub(super) settings: Arc<Settings>,
     /// Where this proxy runs.
     pub(super) locality: Locality,
 }
 
 impl Policy {
+    /// In percent. Of one destination there is no other endpoint whose load could become too much:
+    /// it is out or it is not.
+    pub(super) fn panic_threshold(&self) -> u8 {
+        match self.settings.original_destination {
+            Some(_) => 0,
+            None => self.settings.panic_threshold.0,
+        }
+    }
+
     pub(super) fn slow_start(&self) -> Option<&SlowStart> {
         match self.settings.load_balancer {
             LoadBalancer::RoundRobin | LoadBalancer::LeastRequest(_) => {
@@ -73,6 +82,14 @@ impl HostSet {
             subsets: subsets.iter().map(subset).collect(),
             policy,
             members,
+        }
+    }
+
+    /// Takes the place of `before`: what picks have made there by and by is made here at once.
+    pub(super) fn prepare_as(&self, before: &Self) {
+        let after = [&self.all].into_iter().chain(self.subsets.iter().flatten());
+        if before.all.is_prepared() || before.subsets.iter().flatten().any(View::is_prepared) {
+            after.for_each(View::prepare);
         }
     }
 }

@@ -1,9 +1,10 @@
-//! All clusters of the process, and what keeps each up to date: one task a cluster on the control
-//! thread, which discovers, checks, sweeps and publishes host sets.
+//! All clusters of the process, and what keeps each up to date: a task for each cluster that changes
+//! by itself, which discovers, checks, sweeps and publishes host sets.
 
 use std::{
     collections::HashMap,
     pin::pin,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,11 @@ use arc_swap::ArcSwap;
 use outrigger_config::{Cluster as Settings, Endpoint, Locality};
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{Cluster, Rng, discovery::Discovery, health::Checker};
+use super::{
+    Cluster, Rng,
+    discovery::{Discovery, Files},
+    health::Checker,
+};
 
 /// How often weights are worked out anew while an endpoint starts slowly: steps of 1 % of the
 /// default window.
@@ -21,37 +26,62 @@ const WARMING_STEP: Duration = Duration::from_millis(300);
 /// After a source that could not even be begun with (no `resolv.conf`, no directory).
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Every cluster by name, for whoever compiles routes or answers on the admin listener.
+/// Every cluster by name, for whoever sends requests or answers on the admin listener.
 #[derive(Debug, Default)]
-pub struct Clusters(ArcSwap<HashMap<Arc<str>, Arc<Cluster>>>);
+pub struct Clusters(ArcSwap<Published>);
+
+#[derive(Debug, Default)]
+struct Published {
+    present: ByName,
+    /// No longer in the configuration, but in that of requests which began before.
+    leaving: ByName,
+    defaults: Option<Arc<Cluster>>,
+}
+
+type ByName = HashMap<Arc<str>, Arc<Cluster>, foldhash::fast::RandomState>;
 
 impl Clusters {
+    /// Also one that a configuration of a moment ago still names.
     pub fn find(&self, name: &str) -> Option<Arc<Cluster>> {
-        self.0.load().get(name).cloned()
+        let published = self.0.load();
+        let found = published.present.get(name);
+        found.or_else(|| published.leaving.get(name)).cloned()
     }
 
-    /// All of them, by name.
+    /// The policy for destinations without a cluster, if there is any: ask it for the destination's
+    /// own cluster ([`Cluster::at`]).
+    pub fn defaults(&self) -> Option<Arc<Cluster>> {
+        self.0.load().defaults.clone()
+    }
+
+    /// All of them by name, `defaults` first.
     pub fn all(&self) -> Vec<Arc<Cluster>> {
-        let mut all: Vec<_> = self.0.load().values().cloned().collect();
+        let published = self.0.load();
+        let mut all: Vec<_> = published.present.values().cloned().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.splice(..0, published.defaults.clone());
         all
     }
 }
 
-/// Starts, changes and ends clusters; lives on the control thread, inside its runtime.
+/// Starts, changes and ends clusters; lives on one thread, inside its runtime.
 #[derive(Debug)]
 pub struct Manager {
     clusters: Arc<Clusters>,
     running: HashMap<Arc<str>, Running>,
+    leaving: Vec<Arc<Cluster>>,
+    defaults: Option<Running>,
+    files: Rc<Files>,
     rng: Rng,
 }
 
 #[derive(Debug)]
 struct Running {
-    settings: Settings,
+    settings: Arc<Settings>,
     locality: Locality,
     cluster: Arc<Cluster>,
-    task: AbortHandle,
+    /// None where nothing changes by itself.
+    task: Option<AbortHandle>,
 }
 
 impl Manager {
@@ -59,74 +89,143 @@ impl Manager {
         Self {
             clusters,
             running: HashMap::new(),
+            leaving: Vec::new(),
+            defaults: None,
+            files: Rc::default(),
             rng: Rng::new(seed),
         }
     }
 
-    /// Makes the clusters those of `wanted`. One whose settings are the same goes on undisturbed;
-    /// one whose settings changed keeps its endpoints' state and what is under way.
-    pub fn apply(&mut self, wanted: &[Settings], locality: &Locality, now: Instant) {
+    /// Makes the clusters those of `wanted`, and `defaults` the policy of destinations without one.
+    /// A cluster whose settings are the same goes on undisturbed; one whose settings changed keeps
+    /// its endpoints' state and what is under way; one that is gone can be found until
+    /// [`Self::forget_gone`].
+    pub fn apply(
+        &mut self,
+        wanted: &[Arc<Settings>],
+        defaults: Option<Arc<Settings>>,
+        locality: &Locality,
+        now: Instant,
+    ) {
         let mut before = std::mem::take(&mut self.running);
         for settings in wanted {
-            let running = match before.remove(settings.name.as_str()) {
-                Some(same) if same.settings == *settings && same.locality == *locality => same,
-                Some(changed) => {
-                    changed.task.abort();
-                    changed
-                        .cluster
-                        .update(settings.clone(), locality.clone(), now);
-                    self.run(settings, locality, changed.cluster)
-                }
-                None => {
-                    let (settings, seed) = (settings.clone(), self.rng.next());
-                    let cluster = Cluster::new(settings.clone(), locality.clone(), seed, now);
-                    // Known at once: a request that comes first must not find the cluster empty.
-                    if settings.health_check.is_none() {
-                        cluster.set_endpoints(&settings.endpoints, false, now);
-                    }
-                    self.run(&settings, locality, cluster)
-                }
-            };
+            let running = before.remove(settings.name.as_str());
+            let running = self.next(running, settings, locality, now);
             self.running.insert(running.cluster.name.clone(), running);
         }
-        for gone in before.into_values() {
-            gone.task.abort();
-        }
-        let published = self
-            .running
-            .values()
-            .map(|r| (r.cluster.name.clone(), r.cluster.clone()));
-        self.clusters.0.store(Arc::new(published.collect()));
+        self.leaving = before
+            .into_values()
+            .map(|gone| gone.cluster.clone())
+            .collect();
+        let before = self.defaults.take();
+        self.defaults = defaults.map(|settings| self.next(before, &settings, locality, now));
+        self.publish();
     }
 
-    fn run(&self, settings: &Settings, locality: &Locality, cluster: Arc<Cluster>) -> Running {
-        let task = keep(cluster.clone(), settings.clone(), self.rng.next());
+    /// Lets go of the clusters that are no longer in the configuration.
+    pub fn forget_gone(&mut self) {
+        if !self.leaving.is_empty() {
+            self.leaving.clear();
+            self.publish();
+        }
+    }
+
+    fn next(
+        &self,
+        before: Option<Running>,
+        settings: &Arc<Settings>,
+        locality: &Locality,
+        now: Instant,
+    ) -> Running {
+        let cluster = match before {
+            Some(same)
+                if same.locality == *locality
+                    && (Arc::ptr_eq(&same.settings, settings) || same.settings == *settings) =>
+            {
+                return same;
+            }
+            Some(changed) => {
+                let cluster = changed.cluster.clone();
+                cluster.update(settings.clone(), locality.clone(), now);
+                cluster
+            }
+            None => self.returning(settings, locality, now),
+        };
+        // Known at once: a request that comes first must not find the cluster empty.
+        if settings.dns.is_none() && settings.file.is_none() {
+            cluster.set_endpoints(&settings.endpoints, settings.health_check.is_some(), now);
+        }
+        let task = changes_by_itself(settings).then(|| {
+            let (files, seed) = (self.files.clone(), self.rng.next());
+            let keep = keep(cluster.clone(), settings.clone(), files, seed);
+            tokio::task::spawn_local(keep).abort_handle()
+        });
         Running {
             settings: settings.clone(),
             locality: locality.clone(),
             cluster,
-            task: tokio::task::spawn_local(task).abort_handle(),
+            task,
+        }
+    }
+
+    /// The same cluster as before, if it has not been gone for long.
+    fn returning(
+        &self,
+        settings: &Arc<Settings>,
+        locality: &Locality,
+        now: Instant,
+    ) -> Arc<Cluster> {
+        let gone = self.leaving.iter().find(|c| *c.name == *settings.name);
+        // One for original destinations is built in another way.
+        let is_alike = |c: &&Arc<Cluster>| {
+            c.settings().original_destination.is_some() == settings.original_destination.is_some()
+        };
+        match gone.filter(is_alike) {
+            Some(cluster) => {
+                cluster.update(settings.clone(), locality.clone(), now);
+                cluster.clone()
+            }
+            None => Cluster::new(settings.clone(), locality.clone(), self.rng.next(), now),
+        }
+    }
+
+    fn publish(&self) {
+        let by_name = |c: &Arc<Cluster>| (c.name.clone(), c.clone());
+        let present = self.running.values().map(|r| by_name(&r.cluster));
+        self.clusters.0.store(Arc::new(Published {
+            present: present.collect(),
+            leaving: self.leaving.iter().map(by_name).collect(),
+            defaults: self.defaults.as_ref().map(|r| r.cluster.clone()),
+        }));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
         }
     }
 }
 
-impl Drop for Manager {
-    fn drop(&mut self) {
-        for running in self.running.values() {
-            running.task.abort();
-        }
-    }
+fn changes_by_itself(settings: &Settings) -> bool {
+    settings.dns.is_some()
+        || settings.file.is_some()
+        || settings.health_check.is_some()
+        || settings.outlier_detection.is_some()
+        || settings.slow_start.is_some()
 }
 
 /// Keeps one cluster up to date for as long as it is there.
-async fn keep(cluster: Arc<Cluster>, settings: Settings, seed: u64) {
+async fn keep(cluster: Arc<Cluster>, settings: Arc<Settings>, files: Rc<Files>, seed: u64) {
     // A future of its own within this task: what else happens must not begin a lookup anew.
     let (found, mut lists) = mpsc::channel(1);
-    let mut discovering = pin!(discover(&cluster, &settings, found));
-    let mut checker = settings
-        .health_check
-        .clone()
-        .map(|check| Checker::new(cluster.clone(), check, seed));
+    let mut discovering = pin!(discover(&cluster, &settings, &files, found));
+    let mut checker = settings.health_check.clone().map(|check| {
+        let mut checker = Box::new(Checker::new(cluster.clone(), check, seed));
+        checker.follow(Instant::now());
+        checker
+    });
     let interval = settings.outlier_detection.as_ref().map(|o| o.interval.0);
     let mut next_sweep = interval.map(|i| Instant::now() + i);
     loop {
@@ -151,12 +250,19 @@ async fn keep(cluster: Arc<Cluster>, settings: Settings, seed: u64) {
     }
 }
 
-/// Sends each new list for as long as there is somebody to take it.
-async fn discover(cluster: &Cluster, settings: &Settings, found: mpsc::Sender<Vec<Endpoint>>) {
+/// Sends each new list for as long as there is somebody to take it; without a source there is none.
+async fn discover(
+    cluster: &Cluster,
+    settings: &Settings,
+    files: &Rc<Files>,
+    found: mpsc::Sender<Vec<Endpoint>>,
+) {
     let mut discovery = loop {
-        match Discovery::of(settings) {
-            Ok(discovery) => break discovery,
+        match Discovery::of(settings, files, &cluster.discovery) {
+            Ok(Some(discovery)) => break discovery,
+            Ok(None) => return std::future::pending().await,
             Err(error) => {
+                cluster.discovery.failed(&error);
                 tracing::error!(cluster = &*cluster.name, %error, "no endpoints can be discovered; trying again");
                 tokio::time::sleep(RETRY).await;
             }
@@ -165,7 +271,7 @@ async fn discover(cluster: &Cluster, settings: &Settings, found: mpsc::Sender<Ve
     while found.send(discovery.next().await).await.is_ok() {}
 }
 
-async fn changed(checker: &mut Option<Checker>) {
+async fn changed(checker: &mut Option<Box<Checker>>) {
     match checker {
         Some(checker) => checker.changed().await,
         None => std::future::pending().await,

@@ -14,8 +14,11 @@
 //! reporting or dropping gives all of it back. A retry first takes `cluster.thresholds().retry()` and
 //! names what it tried in `PickContext::tried`.
 //!
+//! Where the endpoints are the original destinations (`original_destination`, `defaults`), a request
+//! asks [`Cluster::at`] first: each destination has a cluster of its own.
+//!
 //! Picking takes no lock. It reads a host set, which is immutable: priorities, zones, panic,
-//! health, ejections and weights are worked out when one is made (on the control thread), not when
+//! health, ejections and weights are worked out when one is made (on the thread of [`Keeper`]), not when
 //! one is picked from. What changes with every request hangs on the `Endpoint`s, which outlive host
 //! sets. Time and chance are arguments.
 
@@ -26,20 +29,26 @@ mod discovery;
 mod endpoint;
 mod health;
 mod host_set;
+mod keeper;
 mod manager;
 mod outcome;
 mod outlier;
+mod per_destination;
 mod pick;
 mod registry;
+mod report;
 mod rng;
 mod thresholds;
 
 pub use breaker::State as BreakerState;
+pub use discovery::{DiscoveryState, DiscoveryStatus};
 pub use endpoint::{Counts, Endpoint};
+pub use keeper::Keeper;
 pub use manager::{Clusters, Manager};
 pub use outcome::Outcome;
 pub use pick::{Cluster, ClusterCounts, PickContext, PickError, Picked, Subset};
 pub use registry::{Destination, Registry};
+pub(crate) use report::{ClusterReport, EndpointReport};
 pub use rng::Rng;
 pub use thresholds::{Overflow, Permit, Thresholds, Usage};
 

@@ -19,12 +19,15 @@ use tokio::sync::Notify;
 use super::{
     adaptive_concurrency::AdaptiveConcurrency,
     breaker::Admission,
+    discovery::DiscoveryStatus,
     endpoint::Endpoint,
+    hash_of,
     host_set::{HostSet, Known, Member, Policy},
     outcome::Outcome,
     outlier::{Company, Outlier},
+    per_destination::PerDestination,
     rng::Rng,
-    thresholds::{Overflow, Permit, Thresholds},
+    thresholds::{Overflow, Permit, Thresholds, Usage},
 };
 
 /// How long an endpoint that left is remembered, for DNS answers that come and go.
@@ -50,6 +53,9 @@ pub struct Subset(usize);
 pub enum PickError {
     /// The cluster, or the subset, has no endpoint.
     NoEndpoint,
+    /// Every endpoint is ejected or unhealthy, and `panic_threshold` does not have them used
+    /// nevertheless.
+    Unhealthy,
     /// The breakers of all endpoints are tripped.
     Tripped,
     Overflow(Overflow),
@@ -61,6 +67,7 @@ impl fmt::Display for PickError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoEndpoint => "the cluster has no endpoint for this request",
+            Self::Unhealthy => "every endpoint is ejected or unhealthy",
             Self::Tripped => "the breakers of all endpoints are tripped",
             Self::Overflow(Overflow::Pending) => "max_pending_requests is reached",
             Self::Overflow(Overflow::Requests) => "max_requests is reached",
@@ -78,6 +85,7 @@ pub struct ClusterCounts {
     pub overflows: AtomicU64,
     pub shed: AtomicU64,
     pub no_endpoint: AtomicU64,
+    pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
     pub host_sets: AtomicU64,
 }
@@ -85,7 +93,9 @@ pub struct ClusterCounts {
 #[derive(Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
-    pub counts: ClusterCounts,
+    /// Of a destination's cluster: those of the cluster that it belongs to.
+    pub counts: Arc<ClusterCounts>,
+    pub discovery: Arc<DiscoveryStatus>,
     thresholds: Arc<Thresholds>,
     hosts: ArcSwap<HostSet>,
     adaptive: ArcSwapOption<AdaptiveConcurrency>,
@@ -93,6 +103,8 @@ pub struct Cluster {
     /// A worker ejected an endpoint: the host set is out of date.
     outdated: Notify,
     control: Mutex<Control>,
+    /// Of `original_destination`: one cluster for each.
+    destinations: Option<PerDestination>,
 }
 
 /// What host sets are made from; the control thread's, but for subsets.
@@ -104,11 +116,26 @@ struct Control {
 }
 
 impl Cluster {
-    pub fn new(settings: Settings, locality: Locality, seed: u64, now: Instant) -> Arc<Self> {
+    pub fn new(settings: Arc<Settings>, locality: Locality, seed: u64, now: Instant) -> Arc<Self> {
+        let name = settings.name.as_str().into();
+        let is_per_destination = settings.original_destination.is_some();
         let policy = Arc::new(Policy { settings, locality });
+        let mut cluster = Self::with(name, policy, Arc::default(), seed, now);
+        cluster.destinations = is_per_destination.then(PerDestination::new);
+        Arc::new(cluster)
+    }
+
+    fn with(
+        name: Arc<str>,
+        policy: Arc<Policy>,
+        counts: Arc<ClusterCounts>,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
         let cluster = Self {
-            name: policy.settings.name.as_str().into(),
-            counts: ClusterCounts::default(),
+            name,
+            counts,
+            discovery: Arc::default(),
             thresholds: Thresholds::new(&policy.settings.circuit_breaker),
             adaptive: ArcSwapOption::empty(),
             hosts: ArcSwap::from_pointee(HostSet::new(policy.clone(), [].into(), &[], seed, now)),
@@ -119,9 +146,39 @@ impl Cluster {
                 subsets: Vec::new(),
                 rng: Rng::new(seed),
             }),
+            destinations: None,
         };
         cluster.set_adaptive(&policy.settings, seed, now);
-        Arc::new(cluster)
+        cluster
+    }
+
+    /// Where the cluster's endpoints are the original destinations: the cluster of this one, which
+    /// has its own limits and state. Else the cluster itself.
+    pub fn at(self: &Arc<Self>, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        let Some(destinations) = &self.destinations else {
+            return self.clone();
+        };
+        let hosts = self.hosts.load();
+        let settings = &hosts.policy.settings;
+        let max = settings
+            .original_destination
+            .as_ref()
+            .map_or(1, |o| o.max_destinations.get());
+        destinations.at(destination, max, now, || {
+            // Read under the lock, so that `update` does not miss it.
+            let policy = self.hosts.load().policy.clone();
+            let seed = hash_of(destination.to_string().as_bytes());
+            let counts = self.counts.clone();
+            let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
+            cluster.set_endpoints(&[Described::at(destination)], false, now);
+            Arc::new(cluster)
+        })
+    }
+
+    /// The clusters of the original destinations in use.
+    pub fn destinations(&self) -> Vec<Arc<Self>> {
+        let destinations = self.destinations.as_ref();
+        destinations.map(PerDestination::all).unwrap_or_default()
     }
 
     /// An endpoint for a request, with all that the cluster grants it. Lock-free and without an
@@ -138,6 +195,7 @@ impl Cluster {
         self.try_pick(context, rng, now).inspect_err(|error| {
             let count = match error {
                 PickError::NoEndpoint => &self.counts.no_endpoint,
+                PickError::Unhealthy => &self.counts.unhealthy,
                 PickError::Tripped => &self.counts.tripped,
                 PickError::Overflow(_) => &self.counts.overflows,
                 PickError::Shed => &self.counts.shed,
@@ -164,7 +222,10 @@ impl Cluster {
             },
         };
         if view.is_empty() {
-            return Err(PickError::NoEndpoint);
+            return Err(match hosts.members.is_empty() {
+                true => PickError::NoEndpoint,
+                false => PickError::Unhealthy,
+            });
         }
         let adaptive = match &*self.adaptive.load() {
             Some(limit) if !limit.admit() => return Err(PickError::Shed),
@@ -184,7 +245,7 @@ impl Cluster {
             admission,
             adaptive,
             started: now,
-            is_reported: false,
+            outcome: None,
             _permit: permit,
         })
     }
@@ -194,12 +255,29 @@ impl Cluster {
         &self.thresholds
     }
 
+    /// What is under way, at all original destinations if these are the endpoints.
+    pub fn usage(&self) -> Usage {
+        let destinations = self.destinations();
+        let usages = destinations.iter().map(|d| d.thresholds.usage());
+        usages.fold(self.thresholds.usage(), |a, b| Usage {
+            connections: a.connections + b.connections,
+            pending: a.pending + b.pending,
+            requests: a.requests + b.requests,
+            retries: a.retries + b.retries,
+        })
+    }
+
     pub fn adaptive_limit(&self) -> Option<u32> {
         self.adaptive.load().as_ref().map(|a| a.limit())
     }
 
-    pub fn settings<R>(&self, read: impl FnOnce(&Settings) -> R) -> R {
-        read(&self.hosts.load().policy.settings)
+    pub fn settings(&self) -> Arc<Settings> {
+        self.hosts.load().policy.settings.clone()
+    }
+
+    /// What the cluster says of each endpoint of the present host set.
+    pub(super) fn members(&self) -> Arc<[Member]> {
+        self.hosts.load().members.clone()
     }
 
     /// Every endpoint of the present host set.
@@ -221,11 +299,19 @@ impl Cluster {
     }
 
     /// New settings for the same endpoints and everything that is under way.
-    pub fn update(&self, settings: Settings, locality: Locality, now: Instant) {
+    pub fn update(&self, settings: Arc<Settings>, locality: Locality, now: Instant) {
+        self.follow(Arc::new(Policy { settings, locality }), now);
+        for destination in self.destinations() {
+            destination.follow(self.hosts.load().policy.clone(), now);
+        }
+    }
+
+    fn follow(&self, policy: Arc<Policy>, now: Instant) {
         let control = self.lock();
         let members = self.hosts.load().members.clone();
+        let settings = &policy.settings;
         self.thresholds.set_limits(&settings.circuit_breaker);
-        self.set_adaptive(&settings, control.rng.next(), now);
+        self.set_adaptive(settings, control.rng.next(), now);
         if settings.outlier_detection.is_none() {
             self.outlier.end_all(members.iter().map(|m| &*m.endpoint));
         }
@@ -234,12 +320,7 @@ impl Cluster {
                 member.endpoint.set_unhealthy(false, now);
             }
         }
-        self.publish(
-            &control,
-            Arc::new(Policy { settings, locality }),
-            members,
-            now,
-        );
+        self.publish(&control, policy, members, now);
     }
 
     /// The endpoints that the cluster has from now on. Of one named twice the first counts. Those
@@ -288,6 +369,9 @@ impl Cluster {
 
     /// Ends and begins ejections; to be called every `outlier_detection.interval`.
     pub fn sweep(&self, now: Instant) {
+        for destination in self.destinations() {
+            destination.sweep(now);
+        }
         let hosts = self.hosts.load();
         let Some(settings) = &hosts.policy.settings.outlier_detection else {
             return;
@@ -339,6 +423,7 @@ impl Cluster {
     ) {
         let seed = control.rng.next();
         let hosts = HostSet::new(policy, members, &control.subsets, seed, now);
+        hosts.prepare_as(&self.hosts.load());
         self.hosts.store(Arc::new(hosts));
         self.counts.host_sets.fetch_add(1, Ordering::Relaxed);
     }
@@ -357,16 +442,24 @@ pub struct Picked {
     admission: Admission,
     adaptive: Option<Arc<AdaptiveConcurrency>>,
     started: Instant,
-    is_reported: bool,
+    outcome: Option<Outcome>,
     _permit: Permit,
 }
 
 impl Picked {
     /// The request has ended, or at least its answer's head is there.
     pub fn report(mut self, outcome: Outcome, now: Instant) {
-        self.is_reported = true;
+        self.answered(outcome, now);
+    }
+
+    /// The same for what goes on beyond its answer, as a tunnel does: it counts as under way until
+    /// it is dropped. Only the first outcome counts.
+    pub fn answered(&mut self, outcome: Outcome, now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        self.outcome = Some(outcome);
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
-        endpoint.end(Some(outcome));
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
@@ -402,7 +495,11 @@ impl Picked {
                 .outlier
                 .observe(detection, endpoint, outcome, company, all, now)
             {
-                cluster.outdated.notify_one();
+                match company {
+                    Company::Cluster => cluster.outdated.notify_one(),
+                    // Of one endpoint, at once: nobody else keeps it up to date.
+                    Company::Alone => cluster.rebuild(now),
+                }
             }
         }
     }
@@ -410,10 +507,10 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        if self.is_reported {
+        self.endpoint.end(self.outcome);
+        if self.outcome.is_some() {
             return;
         }
-        self.endpoint.end(None);
         self.endpoint.breaker.withdrawn(self.admission);
         if let Some(limit) = &self.adaptive {
             limit.withdraw();

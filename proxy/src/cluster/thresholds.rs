@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use outrigger_config::CircuitBreaker;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 /// Which limit was met.
@@ -32,9 +33,10 @@ pub struct Thresholds {
 }
 
 /// How much is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     pub connections: u32,
+    #[serde(rename = "pending_requests")]
     pub pending: u32,
     pub requests: u32,
     pub retries: u32,
@@ -127,6 +129,18 @@ impl Thresholds {
 pub struct Permit {
     of: Arc<Thresholds>,
     kind: Kind,
+}
+
+impl Permit {
+    /// Whether these thresholds gave it.
+    pub fn is_of(&self, thresholds: &Thresholds) -> bool {
+        std::ptr::eq(&*self.of, thresholds)
+    }
+
+    /// Whether somebody waits for a connection of the same cluster.
+    pub fn is_wanted(&self) -> bool {
+        self.of.pending.live() > 0
+    }
 }
 
 impl Drop for Permit {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Lease, probe_address};
+use outrigger_config::control::{Lease, RulesTrouble, probe_address};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -72,6 +72,7 @@ pub(super) enum Obstacle {
     Probe {
         target: SocketAddr,
         seen: String,
+        trouble: RulesTrouble,
     },
     NotDropped(SocketAddr),
     ForeignDrop(SocketAddr),
@@ -82,11 +83,17 @@ pub(super) enum Obstacle {
 }
 
 impl Obstacle {
-    /// Whether it speaks against the rules, rather than against this process.
-    pub(super) fn is_of_rules(&self) -> bool {
+    /// What it says of the rules; `None`: it speaks against this process. Rules that are `owned` by this
+    /// process are not gone while they are held, so that another's must have come first.
+    pub(super) fn trouble(&self, owned: bool) -> Option<RulesTrouble> {
         match self {
-            Self::Probe { .. } | Self::NotDropped(_) | Self::ForeignDrop(_) => true,
-            Self::SilentWorker(_) | Self::Io { .. } => false,
+            Self::Probe { trouble, .. } if owned && *trouble == RulesTrouble::Gone => {
+                Some(RulesTrouble::Overruled)
+            }
+            Self::Probe { trouble, .. } => Some(*trouble),
+            Self::NotDropped(_) => Some(RulesTrouble::Gone),
+            Self::ForeignDrop(_) => Some(RulesTrouble::Dropped),
+            Self::SilentWorker(_) | Self::Io { .. } => None,
         }
     }
 }
@@ -127,19 +134,30 @@ impl Heartbeat {
     }
 
     async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
-        let seen = match time::timeout(limit, self.dial(target)).await {
+        let (seen, trouble) = match time::timeout(limit, self.dial(target)).await {
             Ok(Ok(answer)) if answer == self.instance.as_bytes() => return Ok(()),
-            Ok(Ok(_)) => "was answered by something else than this proxy".into(),
+            Ok(Ok(_)) => (
+                "was answered by something else than this proxy".into(),
+                RulesTrouble::Gone,
+            ),
             Ok(Err(error)) => match error.kind() {
-                ErrorKind::ConnectionRefused => "was refused instead of redirected here".into(),
-                ErrorKind::ConnectionReset => {
-                    "was reset: it did not come with its original destination".into()
-                }
-                _ => format!("failed: {error}"),
+                ErrorKind::ConnectionRefused => (
+                    "was refused instead of redirected here".into(),
+                    RulesTrouble::Gone,
+                ),
+                ErrorKind::ConnectionReset => (
+                    "was reset: it did not come with its original destination".into(),
+                    RulesTrouble::NoOriginalDestination,
+                ),
+                _ => (format!("failed: {error}"), RulesTrouble::Dropped),
             },
-            Err(_) => "got no answer in time".into(),
+            Err(_) => ("got no answer in time".into(), RulesTrouble::Dropped),
         };
-        Err(Obstacle::Probe { target, seen })
+        Err(Obstacle::Probe {
+            target,
+            seen,
+            trouble,
+        })
     }
 
     async fn dial(&self, target: SocketAddr) -> io::Result<Vec<u8>> {
@@ -200,7 +218,7 @@ impl fmt::Display for Obstacle {
             Self::SilentWorker(worker) => {
                 write!(f, "worker {worker} hangs, or no longer accepts")
             }
-            Self::Probe { target, seen } => write!(f, "a probe connection to {target} {seen}"),
+            Self::Probe { target, seen, .. } => write!(f, "a probe connection to {target} {seen}"),
             Self::NotDropped(beat) => write!(
                 f,
                 "no rule took the beat to {beat}: the rules are not there, or another's comes first"

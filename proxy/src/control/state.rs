@@ -27,6 +27,9 @@ use crate::pulse::Pulse;
 /// For each step of the first round, on a host that is short of CPU; the installer waits 3 s for all.
 const FIRST_ROUND: Duration = Duration::from_millis(800);
 
+/// Its rules ask connection tracking, and keep it at work here.
+const STAYS_CLOSED: &str = "; destinations in capture.fail_closed are refused meanwhile, and their table keeps connections tracked here: once none fits in, every new connection fails, until remove-rules ends that table too";
+
 #[derive(Debug)]
 pub struct ControlState {
     /// Asked by every worker for every connection.
@@ -148,8 +151,7 @@ impl ControlState {
         let mut tethers = self.tethers();
         let lasting = tethers.outliving();
         tethers.release(None);
-        drop(tethers);
-        self.watches.keep(|_| false);
+        self.keep_watches_of(&tethers);
         lasting
     }
 
@@ -217,8 +219,7 @@ impl ControlState {
         self.canary.end(session);
         let mut tethers = self.tethers();
         tethers.end_session(session);
-        self.watches
-            .keep(|generation| tethers.holds_capture(generation));
+        self.keep_watches_of(&tethers);
     }
 
     pub(super) fn hold(
@@ -272,14 +273,20 @@ impl ControlState {
         let Some(room) = look() else { return };
         let level = room.level();
         if level >= Level::NearlyFull && tethers.has_capture() {
+            let is_closed = tethers.has_closed();
             tethers.release(None);
+            self.keep_watches_of(&tethers);
             self.times_given_up.fetch_add(1, Ordering::Relaxed);
-            *self.given_up() = Some(room.to_string());
+            let mut reason = room.to_string();
+            if is_closed {
+                reason += STAYS_CLOSED;
+            }
             tracing::error!(
                 entries = room.entries,
                 most = room.most,
-                "capture is given up, new connections go direct until install-rules is run again: {room}"
+                "capture is given up, new connections go direct until install-rules is run again: {reason}"
             );
+            *self.given_up() = Some(reason);
         }
         if level == Level::Full && tethers.has_anchor() {
             tethers.release_all();
@@ -328,11 +335,14 @@ impl ControlState {
                 _ => None,
             },
         });
-        if self.tethers().captured_since().is_some() {
-            let of_rules = round.as_ref().is_err_and(Obstacle::is_of_rules);
-            let missing = told.as_ref().filter(|_| of_rules);
-            self.watches
-                .note_rules(missing.map(|told| told.text.as_str()));
+        let (is_captured, owned) = {
+            let tethers = self.tethers();
+            (tethers.captured_since().is_some(), tethers.own_the_rules())
+        };
+        if is_captured {
+            let trouble = round.as_ref().err().and_then(|of| of.trouble(owned));
+            let text = told.as_ref().map(|told| told.text.as_str());
+            self.watches.note_rules(trouble.zip(text));
         }
         *self.obstacle() = told;
         let mut lapses = self.lapses();
@@ -360,8 +370,15 @@ impl ControlState {
     pub(super) fn release(&self, generation: Option<u64>) {
         let mut tethers = self.tethers();
         tethers.release(generation);
+        self.keep_watches_of(&tethers);
+    }
+
+    fn keep_watches_of(&self, tethers: &Tethers) {
         self.watches
             .keep(|generation| tethers.holds_capture(generation));
+        if !tethers.has_capture() {
+            self.watches.forget_rules();
+        }
     }
 
     pub(super) fn drop_idle_anchors(&self, live_connections: usize) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use outrigger_config::control::{
-    CanaryAnswer, Identity, LoopOutcome, MAX_LINE, Request, Tether, TetherKind,
+    CanaryAnswer, Identity, LoopOutcome, MAX_LINE, Request, Tether, TetherKind, Watch,
 };
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -214,6 +214,13 @@ async fn an_anchor_lies_below_the_listeners_and_a_capture_above() {
     drop(client);
 }
 
+fn is_open(inode: u64) -> bool {
+    let name = format!("socket:[{inode}]");
+    let own = std::fs::read_dir("/proc/self/fd").unwrap();
+    own.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .any(|target| target.to_string_lossy() == name)
+}
+
 fn netlink_descriptors() -> Vec<RawFd> {
     let own = std::fs::read_dir("/proc/self/fd").unwrap();
     own.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
@@ -262,6 +269,54 @@ async fn a_capture_in_force_outlives_its_install() {
     fixture.state.release_capture();
     assert!(fixture.state.identity().tethers.is_empty());
     assert!(fixture.state.figures().since.is_none());
+}
+
+/// Regression: the watches of a capture that was given up stayed open, and read on.
+#[tokio::test]
+async fn a_capture_given_up_ends_its_watches_and_says_what_stays_closed() {
+    let fixture = fixture(refusing);
+    let port = fixture.port;
+    let inodes = beside(move || {
+        let mut client = Client::connect(port);
+        for kind in [TetherKind::Anchor, TetherKind::Capture, TetherKind::Closed] {
+            assert_eq!(client.hold(kind, 1), Reply::Done);
+        }
+        let watch = |watch| Request::Watch {
+            generation: 1,
+            watch,
+        };
+        let inodes = [
+            watch(Watch::Bypasses { live_before: 0 }),
+            watch(Watch::Changes { ahead: Vec::new() }),
+        ]
+        .map(|request| {
+            let socket = netlink_socket();
+            assert_eq!(client.ask_with(&request, &[socket.as_fd()]), Reply::Done);
+            rustix::fs::fstat(&socket).unwrap().st_ino
+        });
+        assert_eq!(
+            client.ask(&Request::Captured { generation: 1 }),
+            Reply::Done
+        );
+        inodes
+    })
+    .await;
+    let state = fixture.state;
+    let room = |entries| move || Some(Room { entries, most: 100 });
+    state.leave_room(room(89));
+    assert!(state.status().bypasses.is_watched && state.status().drift.is_watched);
+    state.leave_room(room(90));
+    let status = state.status();
+    assert!(!status.bypasses.is_watched && !status.drift.is_watched);
+    assert_eq!(names(&status.proxy.tethers), ["Anchor_1"]);
+    let reason = status.given_up.expect("a reason");
+    assert!(
+        reason.contains("90 of 100") && reason.contains("fail_closed"),
+        "{reason}"
+    );
+    state.leave_room(room(98));
+    assert!(state.identity().tethers.is_empty());
+    until("the sockets' end", || !inodes.into_iter().any(is_open)).await;
 }
 
 #[tokio::test]

@@ -205,6 +205,16 @@ impl Tethers {
             .any(|held| held.tether.kind == TetherKind::Capture)
     }
 
+    pub(super) fn has_closed(&self) -> bool {
+        let mut held = self.held.iter();
+        held.any(|held| held.tether.kind == TetherKind::Closed)
+    }
+
+    /// Whether nobody else can have taken rules of the captures away.
+    pub(super) fn own_the_rules(&self) -> bool {
+        self.held.iter().all(|held| !held.tether.outlives)
+    }
+
     fn anchors(&self) -> impl Iterator<Item = u64> {
         self.held
             .iter()

@@ -11,7 +11,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::control::{self as told, BypassReason, Watch};
+use outrigger_config::control::{self as told, BypassReason, RulesTrouble, Watch};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::AbortHandle,
@@ -106,8 +106,12 @@ impl Watches {
         lock(&self.readers).retain(|reader| is_held(reader.generation));
     }
 
-    pub(super) fn note_rules(&self, missing: Option<&str>) {
-        lock(&self.seen).drift.note_rules(missing, unix_now());
+    pub(super) fn note_rules(&self, found: Option<(RulesTrouble, &str)>) {
+        lock(&self.seen).drift.note_rules(found, unix_now());
+    }
+
+    pub(super) fn forget_rules(&self) {
+        lock(&self.seen).drift.forget_rules();
     }
 
     pub(super) fn bypasses(&self) -> told::Bypasses {

@@ -31,14 +31,14 @@ use tokio::{
 
 use self::{
     classify::{Verdict, classify},
-    client_hello::server_name,
+    client_hello::{ServerName, server_name},
 };
 use crate::{
     buffer::{Buffer, BufferPool},
     connection::Connection,
     deadline::after,
+    dispatch::{Dialled, Way},
     failure::Failure,
-    upstream::{self, Upstream},
 };
 
 /// How long a request line may stop half way before it counts as none. A process out of its CPU
@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub enum Detected {
     Http1,
     Http2,
-    /// A ClientHello, whose server name is known if all of it came at once.
+    /// A ClientHello, whose server name is known if all of it came at once, or a route asks for it.
     Tls {
         server_name: Option<Box<str>>,
     },
@@ -67,7 +67,7 @@ pub struct First {
     /// before anything else.
     pub upstream_bytes: Buffer,
     /// The upstream connection, if it had to be dialled to find out who speaks first.
-    pub upstream: Option<Upstream>,
+    pub dialled: Option<Dialled>,
 }
 
 /// Waits for the first bytes and tells what they are.
@@ -78,7 +78,6 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
     let Connection {
         worker,
         destination,
-        original,
         accepted,
         ..
     } = connection;
@@ -87,15 +86,16 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         quiet, tunnel_idle, ..
     } = settings.timeouts;
     let max_bytes = settings.limits.max_header_bytes;
-    let dial = || Box::pin(upstream::dial(worker, original.0, client));
+    let dial = || Box::pin(dial(connection, client));
 
     let begun = Instant::now();
     let mut client_bytes = Buffer::default();
     let mut upstream_bytes = Buffer::default();
     let mut dialling = destination.speaks_first(*accepted).then(dial);
-    let mut upstream: Option<Upstream> = None;
+    let mut upstream: Option<Dialled> = None;
     let mut refusal: Option<Failure> = None;
     let mut half_said: Option<bool> = None;
+    let mut is_hello_under_way = false;
     // When it ends, the next thing is tried.
     let mut silence = pin!(sleep_until(after(
         begun,
@@ -117,7 +117,23 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
                 match classify(bytes) {
                     Verdict::Http1 => break Detected::Http1,
                     Verdict::Http2 => break Detected::Http2,
-                    Verdict::Tls => break Detected::Tls { server_name: server_name(bytes) },
+                    Verdict::Tls => {
+                        let name = server_name(bytes);
+                        let is_awaited = name == ServerName::Incomplete
+                            && bytes.len() < max_bytes
+                            && worker.asks_sni();
+                        if !is_awaited {
+                            break Detected::Tls { server_name: name.known() };
+                        }
+                        if !is_hello_under_way {
+                            is_hello_under_way = true;
+                            let limit = settings.timeouts.request_head.0;
+                            silence.as_mut().reset(after(Instant::now(), limit));
+                        }
+                        if client_bytes.space().is_empty() {
+                            client_bytes.grow(max_bytes);
+                        }
+                    }
                     Verdict::Opaque => break Detected::Opaque,
                     Verdict::Undecided { .. } if bytes.len() >= max_bytes => break Detected::Opaque,
                     Verdict::Undecided { looks_like_http } => {
@@ -152,6 +168,9 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
                 }
             }
             () = silence.as_mut() => {
+                if is_hello_under_way {
+                    break Detected::Tls { server_name: None };
+                }
                 if half_said.is_some() {
                     break Detected::Opaque;
                 }
@@ -179,8 +198,21 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         detected,
         client_bytes,
         upstream_bytes,
-        upstream,
+        dialled: upstream,
     })
+}
+
+/// Dials where a connection goes of which nothing is known but its destination.
+async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Failure> {
+    let target = connection.target(None, None);
+    let key = target.key_of_source(connection.client.0.ip());
+    let way = Way {
+        worker: &connection.worker,
+        original: connection.original,
+        target: &target,
+        key: &key,
+    };
+    way.connect(way.choose()?, client).await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.
@@ -203,12 +235,12 @@ async fn read(stream: &TcpStream, buffers: &BufferPool, buffer: &mut Buffer) -> 
 
 /// [`read`] from the upstream; never, while there is none.
 async fn heard_from(
-    upstream: &mut Option<Upstream>,
+    upstream: &mut Option<Dialled>,
     buffers: &BufferPool,
     buffer: &mut Buffer,
 ) -> io::Result<usize> {
     match upstream {
-        Some(upstream) => read(&upstream.stream, buffers, buffer).await,
+        Some(dialled) => read(&dialled.upstream.stream, buffers, buffer).await,
         None => pending().await,
     }
 }

@@ -57,7 +57,7 @@ fn a_request_is_told_at_once_and_nothing_is_dialled() {
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Http1);
         assert_eq!(first.client_bytes.filled(), REQUEST);
-        assert!(first.upstream.is_none());
+        assert!(first.dialled.is_none());
     });
 }
 
@@ -178,7 +178,7 @@ fn a_server_that_speaks_first_is_heard_and_remembered() {
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Opaque);
         assert_eq!(first.upstream_bytes.filled(), b"220 ready\r\n");
-        assert!(first.upstream.is_some());
+        assert!(first.dialled.is_some());
         assert!(speaks_first(&worker, destination));
     });
 }
@@ -224,7 +224,10 @@ fn a_late_request_takes_the_connection_that_was_dialled_meanwhile() {
         app.write_all(REQUEST).await.unwrap();
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Http1);
-        assert_eq!(first.upstream.unwrap().stream.local_addr().unwrap(), local);
+        assert_eq!(
+            first.dialled.unwrap().upstream.stream.local_addr().unwrap(),
+            local
+        );
     });
 }
 
@@ -237,7 +240,7 @@ fn a_server_that_closes_without_a_word_is_heard_too_and_not_remembered() {
         drop(listener.accept().await.unwrap());
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Opaque);
-        assert!(first.upstream.is_some());
+        assert!(first.dialled.is_some());
         assert!(!speaks_first(&worker, destination));
     });
 }
@@ -263,7 +266,7 @@ fn a_request_to_a_destination_that_has_just_refused_is_left_to_the_http_relay_to
         app.write_all(REQUEST).await.unwrap();
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Http1);
-        assert!(first.upstream.is_none());
+        assert!(first.dialled.is_none());
     });
 }
 
@@ -349,7 +352,7 @@ fn a_request_does_not_wait_for_a_dial_that_hangs() {
         app.write_all(REQUEST).await.unwrap();
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Http1);
-        assert!(first.upstream.is_none());
+        assert!(first.dialled.is_none());
     });
 }
 

@@ -80,6 +80,9 @@ fn format_line(
     line.word("protocol", record.protocol.label());
     line.word("client", record.client);
     line.word("destination", record.original);
+    if let Some(cluster) = record.cluster {
+        line.text("cluster", &[cluster.as_bytes()]);
+    }
     if let Some(upstream) = record.upstream {
         line.word("upstream", upstream);
         line.bare("upstream_reused", record.upstream_reused);

@@ -42,6 +42,8 @@ pub struct Record<'a> {
     pub protocol: Protocol,
     pub client: ClientAddr,
     pub original: OriginalDst,
+    /// The cluster that a route led to.
+    pub cluster: Option<&'a str>,
     /// Where the bytes went; none if no upstream was reached.
     pub upstream: Option<SocketAddr>,
     /// Whether that was a connection used before.
@@ -69,6 +71,7 @@ pub(crate) mod tests {
             protocol: Protocol::Http1,
             client: ClientAddr(SocketAddr::from(([127, 0, 0, 1], 40000))),
             original: OriginalDst(SocketAddr::from(([203, 0, 113, 7], 80))),
+            cluster: None,
             upstream: Some(SocketAddr::from(([203, 0, 113, 7], 80))),
             upstream_reused: false,
             request: Some(RequestLine {

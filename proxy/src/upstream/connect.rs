@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{io::Interest, net::TcpStream};
 
-use crate::{failure::Failure, shared::Shared};
+use crate::{cluster::Permit, failure::Failure, shared::Shared};
 
 /// Keepalive probes start after this idle time: early enough that no firewall on the way has
 /// forgotten the connection (the shortest common limit is 5 minutes).
@@ -16,6 +16,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub struct Upstream {
     pub stream: TcpStream,
     pub peer: SocketAddr,
+    /// Its place among the connections of the cluster that it was made for.
+    pub permit: Option<Permit>,
     _registration: Registration,
 }
 
@@ -25,28 +27,48 @@ pub struct Upstream {
 /// # Errors
 /// The kind of failure; the system's own error is logged.
 pub async fn connect(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream, Failure> {
-    let dial = dial(shared, peer);
-    match shared.configuration.settings().timeouts.connect {
-        Some(limit) => tokio::time::timeout(limit.0, dial)
-            .await
-            .unwrap_or(Err(Failure::ConnectTimeout)),
-        None => dial.await,
-    }
+    let limit = shared.configuration.settings().timeouts.connect;
+    connect_within(shared, peer, limit.map(|l| l.0)).await
 }
 
-/// [`connect`] on behalf of `client`, given up when the client is reset meanwhile.
+/// [`connect`] with a limit of its own, or the settings', on behalf of `client` if there is one:
+/// given up when that is reset meanwhile.
 ///
 /// # Errors
 /// As [`connect`]; `ClientClosed` when given up.
-pub async fn connect_for(
+pub(super) async fn connect_for(
     shared: &Arc<Shared>,
     peer: SocketAddr,
-    client: &TcpStream,
+    limit: Option<Duration>,
+    client: Option<&TcpStream>,
 ) -> Result<Upstream, Failure> {
+    let connecting = async {
+        match limit {
+            Some(_) => connect_within(shared, peer, limit).await,
+            None => connect(shared, peer).await,
+        }
+    };
+    let Some(client) = client else {
+        return connecting.await;
+    };
     tokio::select! {
         biased;
-        connected = connect(shared, peer) => connected,
+        connected = connecting => connected,
         _ = client.ready(Interest::ERROR) => Err(Failure::ClientClosed),
+    }
+}
+
+async fn connect_within(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    limit: Option<Duration>,
+) -> Result<Upstream, Failure> {
+    let dial = dial(shared, peer);
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, dial)
+            .await
+            .unwrap_or(Err(Failure::ConnectTimeout)),
+        None => dial.await,
     }
 }
 
@@ -75,6 +97,7 @@ async fn dial(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream, Failur
         Ok(None) => Ok(Upstream {
             stream,
             peer,
+            permit: None,
             _registration: registration,
         }),
         Ok(Some(error)) | Err(error) => Err(failed(error)),
@@ -179,7 +202,7 @@ mod tests {
             let (address, _held) = black_hole().await;
             let (client, app) = pair().await;
             crate::accept::reset(app);
-            let given_up = connect_for(&shared, address, &client).await;
+            let given_up = connect_for(&shared, address, None, Some(&client)).await;
             assert_eq!(given_up.unwrap_err(), Failure::ClientClosed);
         });
     }

@@ -3,5 +3,5 @@
 mod connect;
 mod pool;
 
-pub use connect::{Upstream, connect, connect_for};
-pub use pool::{IdleConnections, Lease, Pool, dial, dial_for_many, poll_disturbed};
+pub use connect::{Upstream, connect};
+pub use pool::{IdleConnections, Lease, Pool, dial, poll_disturbed};

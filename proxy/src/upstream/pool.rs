@@ -22,8 +22,14 @@ use tokio::{
     task::{self, coop, yield_now},
 };
 
-use super::{Upstream, connect, connect_for};
-use crate::{failure::Failure, observe::IdleUpstream, sys, worker::Worker};
+use super::{Upstream, connect::connect_for};
+use crate::{
+    cluster::{Permit, Thresholds},
+    failure::Failure,
+    observe::IdleUpstream,
+    sys,
+    worker::Worker,
+};
 
 /// How often idle connections are looked through. A server that closed one holds its end half-open
 /// for as long.
@@ -126,43 +132,43 @@ impl Pool {
         count
     }
 
+    /// Closes what is idle of the connections that a cluster counts.
+    pub(crate) fn close_counted(&self, of: &Thresholds) {
+        for destination in self.destinations.borrow().values() {
+            destination.retain(|idle| {
+                let permit = idle.lease.upstream.permit.as_ref();
+                !permit.is_some_and(|p| p.is_of(of))
+            });
+        }
+    }
+
     fn sweep(&self, now: Instant) {
         self.destinations.borrow_mut().retain(|_, destination| {
-            destination.retain(|idle| idle.until > now && idle.lease.is_quiet());
+            destination.retain(|idle| {
+                idle.until > now && idle.lease.is_quiet() && !idle.lease.is_wanted()
+            });
             Rc::strong_count(destination) > 1 || !destination.connections.borrow().is_empty()
         });
     }
 }
 
-/// [`connect_for`]; when descriptors run out, idle connections make room.
+/// Dials `peer` within `limit`, or what the settings say, for `client` if somebody in particular waits
+/// for it; when descriptors run out, idle connections make room.
 ///
 /// # Errors
-/// As [`connect_for`].
+/// Why there is no connection; `ClientClosed` when the client is reset meanwhile.
 pub async fn dial(
     worker: &Worker,
     peer: SocketAddr,
-    client: &TcpStream,
+    limit: Option<Duration>,
+    client: Option<&TcpStream>,
 ) -> Result<Upstream, Failure> {
     let shared = &worker.shared;
-    match connect_for(shared, peer, client).await {
-        Err(Failure::OutOfResources) if worker.make_room() => {
-            yield_now().await;
-            connect_for(shared, peer, client).await
-        }
-        dialled => dialled,
-    }
-}
-
-/// [`connect`]; when descriptors run out, idle connections make room.
-///
-/// # Errors
-/// As [`connect`].
-pub async fn dial_for_many(worker: &Worker, peer: SocketAddr) -> Result<Upstream, Failure> {
-    match connect(&worker.shared, peer).await {
+    match connect_for(shared, peer, limit, client).await {
         Err(Failure::OutOfResources) if worker.make_room() => {
             // What is behind an HTTP/2 session closes on a turn of its own.
             yield_now().await;
-            connect(&worker.shared, peer).await
+            connect_for(shared, peer, limit, client).await
         }
         dialled => dialled,
     }
@@ -201,7 +207,7 @@ impl IdleConnections {
             None => settings.idle.0,
         };
         let has_room = self.connections.borrow().len() < settings.max_idle_per_destination;
-        if keeps_for.is_zero() || !has_room || worker.drain.has_started() {
+        if keeps_for.is_zero() || !has_room || worker.drain.has_started() || lease.is_wanted() {
             return;
         }
         let until = now + keeps_for;
@@ -241,6 +247,13 @@ impl Lease {
         self.written += written;
         self.is_reused = true;
         self.keeps_for = keeps_for.or(self.keeps_for);
+    }
+
+    /// Whether somebody, perhaps of another worker, waits for its place among the connections of its
+    /// cluster.
+    fn is_wanted(&self) -> bool {
+        let permit = self.upstream.permit.as_ref();
+        permit.is_some_and(Permit::is_wanted)
     }
 
     /// Whether nothing, not even an end, has arrived since the last answer. Costs no system call:

@@ -20,6 +20,7 @@ pub use health::{GrpcCheck, HealthCheck, HttpCheck, TcpCheck};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 pub use protection::{AdaptiveConcurrency, CircuitBreaker, EndpointBreaker, MinRtt};
 
+use super::ORIGINAL_DESTINATION;
 use crate::{Percent, Span};
 
 /// Endpoints that do the same job, and the policy for the traffic sent to them. Exactly one of
@@ -109,6 +110,45 @@ pub struct Defaults {
     /// For how many destinations the state is kept; that of the one least recently used goes.
     pub destinations: OriginalDestination,
 }
+
+impl Defaults {
+    /// The policy as a cluster whose endpoints are the original destinations; none if there is none.
+    /// `connect` is the time for dialling where nothing else is asked for.
+    pub fn as_cluster(&self, connect: Option<Span>) -> Option<Cluster> {
+        let is_empty = Self {
+            destinations: self.destinations.clone(),
+            ..Self::default()
+        } == *self;
+        (!is_empty).then(|| Cluster {
+            name: ORIGINAL_DESTINATION.into(),
+            endpoints: Vec::new(),
+            dns: None,
+            file: None,
+            original_destination: Some(self.destinations.clone()),
+            load_balancer: LoadBalancer::default(),
+            slow_start: None,
+            panic_threshold: Percent(0),
+            overprovisioning_factor: overprovisioning(),
+            zone_aware: None,
+            subset_fallback: SubsetFallback::default(),
+            health_check: None,
+            outlier_detection: self.outlier_detection.clone(),
+            // What was not asked for is not limited.
+            circuit_breaker: self.circuit_breaker.clone().unwrap_or(CircuitBreaker {
+                max_connections: u32::MAX,
+                max_pending_requests: u32::MAX,
+                max_requests: u32::MAX,
+                max_retries: u32::MAX,
+            }),
+            endpoint_breaker: self.endpoint_breaker.clone(),
+            adaptive_concurrency: self.adaptive_concurrency.clone(),
+            connect_timeout: self.connect_timeout.or(connect).unwrap_or(NO_LIMIT),
+        })
+    }
+}
+
+/// Of dialling: the kernel gives up after some two minutes by itself.
+const NO_LIMIT: Span = Span::from_secs(3600);
 
 fn half() -> Percent {
     Percent(50)

@@ -101,6 +101,18 @@ pub(super) fn rule(table: &Table, rule: &Rule) -> String {
                     )),
                 }
             }
+            E::SetPayload { base, offset, from } => words.push(format!(
+                "@{},{},{} set {}",
+                match base {
+                    Base::Link => "ll",
+                    Base::Network => "nh",
+                    Base::Transport => "th",
+                    Base::Inner => "ih",
+                },
+                offset * 8,
+                from.length * 8,
+                as_number(&held, from.start)
+            )),
             E::SetMeta { key, from } => words.push(format!(
                 "{} set {}",
                 meta_words(*key),

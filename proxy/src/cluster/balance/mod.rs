@@ -54,7 +54,19 @@ impl Picker {
             LoadBalancer::PeakEwma(s) => Self::PeakEwma(LeastRequest::new(&shares, 2), s.clone()),
             LoadBalancer::Random => Self::Random(Random::new(&shares)),
             LoadBalancer::RingHash(s) => Self::RingHash(Ring::new(s, hosts)),
-            LoadBalancer::Maglev(s) => Self::Maglev(Table::new(s.table_size.get(), hosts)),
+            LoadBalancer::Maglev(s) => Self::Maglev(Table::new(s.table_size.get())),
+        }
+    }
+
+    /// Whether it holds what only its first draw makes.
+    pub(super) fn is_prepared(&self) -> bool {
+        matches!(self, Self::Maglev(table) if table.is_filled())
+    }
+
+    /// Makes what the first draw would, so that no request waits for it.
+    pub(super) fn prepare(&self, hosts: &[Host]) {
+        if let Self::Maglev(table) = self {
+            table.draw(hosts, 0, 0);
         }
     }
 
@@ -87,7 +99,7 @@ impl Picker {
             }
             Self::Random(policy) => policy.draw(rng),
             Self::RingHash(ring) => ring.draw(key, nth),
-            Self::Maglev(table) => table.draw(mix(key), nth),
+            Self::Maglev(table) => table.draw(hosts, mix(key), nth),
         }
     }
 }

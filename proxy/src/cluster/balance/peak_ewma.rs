@@ -28,6 +28,14 @@ impl Latency {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
     }
 
+    /// The average as it was last moved, in microseconds; none if nothing was measured.
+    pub(in crate::cluster) fn micros(&self) -> Option<f64> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            word => Some(f32::from_bits((word >> 32) as u32).into()),
+        }
+    }
+
     /// What the next request is expected to wait, `active` being under way.
     pub(in crate::cluster) fn cost(&self, settings: &PeakEwma, active: u32, now: u64) -> f64 {
         let (average, weight) = self.decayed(settings, self.0.load(Ordering::Relaxed), now);

@@ -57,7 +57,7 @@ impl View {
         let shares = shares(
             &levels,
             settings.overprovisioning_factor,
-            settings.panic_threshold.0,
+            policy.panic_threshold(),
         );
         let mut view = Builder {
             policy,
@@ -78,6 +78,17 @@ impl View {
 
     pub(in crate::cluster) fn is_empty(&self) -> bool {
         self.pools.is_empty()
+    }
+
+    /// Whether a pick has made what is made for the first one.
+    pub(in crate::cluster) fn is_prepared(&self) -> bool {
+        self.pools.iter().any(|p| p.picker.is_prepared())
+    }
+
+    pub(in crate::cluster) fn prepare(&self) {
+        for pool in &self.pools {
+            pool.picker.prepare(&pool.hosts);
+        }
     }
 
     /// A host, and how its breaker let the request through. An untried, usable one if there is one;

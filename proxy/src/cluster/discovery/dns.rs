@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,8 @@ use hickory_resolver::{
 };
 use outrigger_config::{Dns as Settings, DnsFamily, Endpoint};
 
+use super::DiscoveryStatus;
+
 /// The longest that an answer is believed, whatever its TTL: what moves is noticed within it.
 const MAX_REFRESH: Duration = Duration::from_secs(3600);
 
@@ -24,26 +27,26 @@ pub(in crate::cluster) struct Dns {
     resolver: TokioResolver,
     /// When to ask; `None`: not asked yet.
     next: Option<Instant>,
-    answered_at: Option<Instant>,
+    status: Arc<DiscoveryStatus>,
     last: Option<Vec<Endpoint>>,
 }
 
 impl Dns {
     /// With the servers, search domains and options of `resolv.conf`, and the hosts file.
-    pub(super) fn new(settings: Settings) -> io::Result<Self> {
+    pub(super) fn new(settings: Settings, status: Arc<DiscoveryStatus>) -> io::Result<Self> {
         let mut builder = TokioResolver::builder_tokio().map_err(io::Error::other)?;
         // The TTL is minded here; a cache of the resolver's would only make answers older.
         builder.options_mut().cache_size = 0;
         let resolver = builder.build().map_err(io::Error::other)?;
-        Ok(Self::with(settings, resolver))
+        Ok(Self::with(settings, resolver, status))
     }
 
-    fn with(settings: Settings, resolver: TokioResolver) -> Self {
+    fn with(settings: Settings, resolver: TokioResolver, status: Arc<DiscoveryStatus>) -> Self {
         Self {
             settings,
             resolver,
             next: None,
-            answered_at: None,
+            status,
             last: None,
         }
     }
@@ -63,7 +66,7 @@ impl Dns {
             match answer {
                 Ok((mut endpoints, until)) => {
                     self.next = Some(until.clamp(earliest, earliest.max(now + MAX_REFRESH)));
-                    self.answered_at = Some(now);
+                    self.status.succeeded(now);
                     // Servers rotate their answers; an order is no change.
                     endpoints.sort_by_key(|e| (e.priority, e.address));
                     if self.last.as_ref() != Some(&endpoints) {
@@ -73,7 +76,9 @@ impl Dns {
                 }
                 Err(error) => {
                     self.next = Some(earliest);
-                    let age = self.answered_at.map(|at| now.duration_since(at).as_secs());
+                    let answered_at = self.status.state().answered_at;
+                    let age = answered_at.map(|at| now.duration_since(at).as_secs());
+                    self.status.failed(&error);
                     tracing::warn!(name = self.settings.name, age, %error, "DNS lookup failed; the last answer stays");
                 }
             }

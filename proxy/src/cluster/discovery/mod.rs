@@ -2,37 +2,45 @@
 
 mod dns;
 mod file;
+mod files;
+mod status;
 
-use std::io;
+use std::{io, rc::Rc, sync::Arc};
 
 use outrigger_config::{Cluster as Settings, Endpoint};
 
 use self::{dns::Dns, file::File};
 
+pub(super) use files::Files;
+pub use status::{DiscoveryStatus, State as DiscoveryState};
+
 /// A source of endpoints, asked again and again for the next list.
 #[derive(Debug)]
 pub(super) enum Discovery {
-    Static(Option<Vec<Endpoint>>),
     Dns(Box<Dns>),
-    File(File),
+    File(Box<File>),
 }
 
 impl Discovery {
-    pub(super) fn of(settings: &Settings) -> io::Result<Self> {
+    /// None where the settings themselves say what the endpoints are.
+    pub(super) fn of(
+        settings: &Settings,
+        files: &Rc<Files>,
+        status: &Arc<DiscoveryStatus>,
+    ) -> io::Result<Option<Self>> {
         Ok(match (&settings.dns, &settings.file) {
-            (Some(dns), _) => Self::Dns(Box::new(Dns::new(dns.clone())?)),
-            (None, Some(file)) => Self::File(File::watch(&file.path)?),
-            (None, None) => Self::Static(Some(settings.endpoints.clone())),
+            (Some(dns), _) => Some(Self::Dns(Box::new(Dns::new(dns.clone(), status.clone())?))),
+            (None, Some(file)) => {
+                let file = File::watch(&file.path, files, status.clone())?;
+                Some(Self::File(Box::new(file)))
+            }
+            (None, None) => None,
         })
     }
 
     /// The next list that differs from the one before. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Vec<Endpoint> {
         match self {
-            Self::Static(endpoints) => match endpoints.take() {
-                Some(endpoints) => endpoints,
-                None => std::future::pending().await,
-            },
             Self::Dns(dns) => dns.next().await,
             Self::File(file) => file.next().await,
         }

@@ -18,7 +18,7 @@ use self::{
     probe::{Kept, probe},
     progress::Progress,
 };
-use super::{Cluster, Rng};
+use super::{Cluster, Endpoint, Rng};
 
 /// Checks of one cluster under way at once; those beyond come later than their interval.
 const AT_ONCE: usize = 256;
@@ -34,8 +34,9 @@ pub(super) struct Checker {
     under_way: JoinSet<(SocketAddr, Option<Kept>, bool)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Checked {
+    endpoint: Arc<Endpoint>,
     progress: Progress,
     kept: Option<Kept>,
 }
@@ -57,11 +58,23 @@ impl Checker {
         let mut left = std::mem::take(&mut self.known);
         for endpoint in self.cluster.endpoints() {
             let address = endpoint.address;
-            let checked = left.remove(&address).unwrap_or_else(|| {
-                self.due.push(Reverse((now, address)));
-                Checked::default()
-            });
-            self.known.insert(address, checked);
+            match left.remove(&address) {
+                Some(checked) if Arc::ptr_eq(&checked.endpoint, &endpoint) => {
+                    self.known.insert(address, checked);
+                }
+                same_address => {
+                    // Of one that left so long ago that it is another now, the check is due already.
+                    if same_address.is_none() {
+                        self.due.push(Reverse((now, address)));
+                    }
+                    let checked = Checked {
+                        endpoint,
+                        progress: Progress::default(),
+                        kept: None,
+                    };
+                    self.known.insert(address, checked);
+                }
+            }
         }
     }
 
@@ -137,11 +150,7 @@ impl Checker {
         let Some(verdict) = checked.progress.note(&self.settings, is_well) else {
             return false;
         };
-        let endpoints = self.cluster.endpoints();
-        let Some(endpoint) = endpoints.iter().find(|e| e.address == address) else {
-            return false;
-        };
-        let changed = self.cluster.set_health(endpoint, verdict, now);
+        let changed = self.cluster.set_health(&checked.endpoint, verdict, now);
         if changed {
             tracing::info!(cluster = &*self.cluster.name, %address, healthy = verdict, "endpoint health changed");
         }

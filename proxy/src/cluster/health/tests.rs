@@ -16,7 +16,7 @@ fn cluster(check: HealthCheck, address: SocketAddr) -> (Arc<Cluster>, Checker) {
         serde_json::from_str(r#"{"name": "c", "endpoints": []}"#).expect("a cluster");
     settings.health_check = Some(check.clone());
     let now = Instant::now();
-    let cluster = Cluster::new(settings, Locality::default(), 1, now);
+    let cluster = Cluster::new(settings.into(), Locality::default(), 1, now);
     cluster.set_endpoints(&[outrigger_config::Endpoint::at(address)], true, now);
     let mut checker = Checker::new(cluster.clone(), check, 1);
     checker.follow(now);

@@ -33,8 +33,8 @@ async fn a_reload_keeps_what_did_not_change_and_ends_what_is_gone() {
             let clusters = Arc::new(Clusters::default());
             let mut manager = Manager::new(clusters.clone(), 1);
             let apply = |manager: &mut Manager, yaml: &[&str]| {
-                let wanted: Vec<_> = yaml.iter().map(|y| settings(y)).collect();
-                manager.apply(&wanted, &Locality::default(), Instant::now());
+                let wanted: Vec<_> = yaml.iter().map(|y| settings(y).into()).collect();
+                manager.apply(&wanted, None, &Locality::default(), Instant::now());
             };
             let a = "  - name: a\n    endpoints: [{ address: '192.0.2.1:80' }]\n";
             let b = "  - name: b\n    endpoints: [{ address: '192.0.2.2:80' }]\n";
@@ -48,6 +48,9 @@ async fn a_reload_keeps_what_did_not_change_and_ends_what_is_gone() {
             let same = clusters.find("a").expect("a");
             assert!(Arc::ptr_eq(&first, &same));
             assert!(Arc::ptr_eq(&endpoint, &same.endpoints()[0]));
+            assert!(clusters.all().iter().all(|c| *c.name != *"b"));
+            assert!(clusters.find("b").is_some(), "a request of before may ask");
+            manager.forget_gone();
             assert!(clusters.find("b").is_none());
             apply(
                 &mut manager,
@@ -77,7 +80,7 @@ async fn a_change_of_the_endpoint_file_takes_effect() {
                 "  - name: f\n    file: {{ path: {} }}\n",
                 path.display()
             ));
-            manager.apply(&[wanted], &Locality::default(), Instant::now());
+            manager.apply(&[wanted.into()], None, &Locality::default(), Instant::now());
             let cluster = clusters.find("f").expect("f");
             eventually("the first", || addresses(&cluster) == ["192.0.2.1:80"]).await;
             replace("- address: 192.0.2.2:80\n");

@@ -23,7 +23,7 @@ fn described(weights: &[u32]) -> Vec<Described> {
 }
 
 fn cluster(settings: Settings, endpoints: &[Described], now: Instant) -> Arc<Cluster> {
-    let cluster = Cluster::new(settings, Locality::default(), 1, now);
+    let cluster = Cluster::new(settings.into(), Locality::default(), 1, now);
     cluster.set_endpoints(endpoints, false, now);
     cluster
 }
@@ -176,7 +176,7 @@ fn the_own_zone_is_preferred_as_far_as_it_is_well() {
     for (index, endpoint) in endpoints.iter_mut().enumerate() {
         endpoint.locality = zone(["a", "b", "b"][index / 2]);
     }
-    let cluster = Cluster::new(settings, zone("a"), 1, now);
+    let cluster = Cluster::new(settings.into(), zone("a"), 1, now);
     cluster.set_endpoints(&endpoints, false, now);
     let own = |cluster: &Arc<Cluster>| {
         (0..10_000)
@@ -256,7 +256,7 @@ fn new_limits_count_what_is_under_way() {
     let _held = cluster.pick(&any, &rng, now).expect("one");
     let mut lower = settings(LoadBalancer::Random);
     lower.circuit_breaker.max_requests = 1;
-    cluster.update(lower, Locality::default(), now);
+    cluster.update(lower.into(), Locality::default(), now);
     let error = cluster.pick(&any, &rng, now).unwrap_err();
     assert_eq!(error, PickError::Overflow(Overflow::Requests));
 }
@@ -287,4 +287,85 @@ fn workers_pick_while_host_sets_change() {
         }
     });
     assert!(cluster.endpoints().iter().all(|e| e.active() == 0));
+}
+
+fn per_destination(max: usize) -> Settings {
+    let mut settings = settings(LoadBalancer::RoundRobin);
+    settings.original_destination = Some(outrigger_config::OriginalDestination {
+        max_destinations: max.try_into().expect("not zero"),
+    });
+    settings.outlier_detection = Some(OutlierDetection::default());
+    settings.circuit_breaker.max_requests = 1;
+    settings
+}
+
+fn destination(port: u16) -> SocketAddr {
+    ([203, 0, 113, 7], port).into()
+}
+
+#[test]
+fn a_destination_that_fails_is_refused_until_its_ejection_is_over_and_others_are_not() {
+    let (rng, mut now) = (Rng::new(1), Instant::now());
+    let cluster = Cluster::new(per_destination(100).into(), Locality::default(), 1, now);
+    let (bad, good) = (
+        cluster.at(destination(1), now),
+        cluster.at(destination(2), now),
+    );
+    let context = PickContext::default();
+    for _ in 0..5 {
+        let picked = bad.pick(&context, &rng, now).expect("not ejected yet");
+        assert_eq!(picked.endpoint.address, destination(1));
+        picked.report(Outcome::Error, now);
+    }
+    let refused = bad.pick(&context, &rng, now).expect_err("ejected");
+    assert_eq!(refused, PickError::Unhealthy);
+    assert!(good.pick(&context, &rng, now).is_ok());
+    assert_eq!(cluster.counts.unhealthy.load(Ordering::Relaxed), 1);
+    now += Duration::from_secs(30);
+    cluster.sweep(now);
+    assert!(bad.pick(&context, &rng, now).is_ok());
+}
+
+#[test]
+fn each_destination_has_limits_of_its_own_and_a_reload_reaches_all_of_them() {
+    let (rng, now) = (Rng::new(1), Instant::now());
+    let cluster = Cluster::new(per_destination(100).into(), Locality::default(), 1, now);
+    let (first, second) = (
+        cluster.at(destination(1), now),
+        cluster.at(destination(2), now),
+    );
+    let context = PickContext::default();
+    let _one = first.pick(&context, &rng, now).expect("the first");
+    let _other = second.pick(&context, &rng, now).expect("of its own");
+    let overflow = PickError::Overflow(Overflow::Requests);
+    assert_eq!(
+        first.pick(&context, &rng, now).expect_err("a second"),
+        overflow
+    );
+    assert_eq!(cluster.usage().requests, 2);
+    let mut more = per_destination(100);
+    more.circuit_breaker.max_requests = 2;
+    cluster.update(more.into(), Locality::default(), now);
+    assert!(first.pick(&context, &rng, now).is_ok());
+    assert!(Arc::ptr_eq(&first, &cluster.at(destination(1), now)));
+}
+
+#[test]
+fn destinations_in_use_keep_their_state_and_the_rest_is_bounded() {
+    let now = Instant::now();
+    let cluster = Cluster::new(per_destination(160).into(), Locality::default(), 1, now);
+    let held = cluster.at(destination(1), now);
+    for port in 2..5_000 {
+        cluster.at(destination(port), now + Duration::from_millis(port.into()));
+    }
+    assert!(cluster.destinations().len() <= 160);
+    let later = now + Duration::from_secs(9);
+    assert!(Arc::ptr_eq(&held, &cluster.at(destination(1), later)));
+}
+
+#[test]
+fn a_cluster_of_named_endpoints_is_the_same_for_every_destination() {
+    let now = Instant::now();
+    let cluster = cluster(settings(LoadBalancer::RoundRobin), &described(&[1]), now);
+    assert!(Arc::ptr_eq(&cluster, &cluster.at(destination(1), now)));
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outrigger_config::control::{Drift as Told, DriftEvent, ForeignChain};
+use outrigger_config::control::{Drift as Told, DriftEvent, ForeignChain, RulesTrouble};
 
 use super::netlink::{Message, attribute, attributes, messages, number, text};
 
@@ -36,7 +36,7 @@ pub(super) struct Drift {
     /// handle that was told, and stand until their chain goes.
     translating: BTreeMap<TableKey, BTreeSet<(String, Vec<u8>)>>,
     shadowed: BTreeSet<(TableKey, String)>,
-    rules_missing: bool,
+    trouble: Option<RulesTrouble>,
     count: u64,
     recent: VecDeque<DriftEvent>,
     pub(super) overruns: u64,
@@ -181,20 +181,29 @@ impl Drift {
         }
     }
 
-    /// The latest beat's evidence on our own rules; `missing`: what it was that spoke against them.
-    pub(super) fn note_rules(&mut self, missing: Option<&str>, at: u64) {
-        let was_missing = std::mem::replace(&mut self.rules_missing, missing.is_some());
-        match missing {
-            Some(why) if !was_missing => {
-                tracing::warn!(
-                    "rules of the capture are gone, or another's come first: {why}; run install-rules again"
-                );
+    /// The latest beat's evidence on our own rules, and what it was that spoke against them.
+    pub(super) fn note_rules(&mut self, found: Option<(RulesTrouble, &str)>, at: u64) {
+        let found = found.map(|(trouble, why)| match trouble {
+            // To install again does not put ours before a chain that is asked earlier.
+            RulesTrouble::Gone if !self.shadowed.is_empty() => (RulesTrouble::Overruled, why),
+            trouble => (trouble, why),
+        });
+        let before = std::mem::replace(&mut self.trouble, found.map(|(trouble, _)| trouble));
+        match found {
+            Some((trouble, why)) if before != Some(trouble) => {
+                let explanation = trouble.explanation();
+                tracing::warn!("{explanation}: {why}");
                 self.count += 1;
-                self.remember(format!("rules gone or overruled: {why}"), at);
+                self.remember(format!("{explanation}: {why}"), at);
             }
-            None if was_missing => self.remember("the rules work again".into(), at),
+            None if before.is_some() => self.remember("the rules work again".into(), at),
             _ => {}
         }
+    }
+
+    /// No rules are held any more that anything could speak against.
+    pub(super) fn forget_rules(&mut self) {
+        self.trouble = None;
     }
 
     fn remember(&mut self, what: String, at: u64) {
@@ -223,7 +232,8 @@ impl Drift {
                     translates: true,
                 })
                 .collect(),
-            needs_repair: self.rules_missing,
+            trouble: self.trouble,
+            needs_repair: self.trouble.is_some_and(RulesTrouble::is_repairable),
             count: self.count,
             recent: self.recent.iter().cloned().collect(),
             overruns: self.overruns,

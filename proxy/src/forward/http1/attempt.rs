@@ -30,6 +30,7 @@ pub(super) struct Attempt<'a> {
     pub(super) input: &'a mut Buffer,
     pub(super) overflow: &'a mut Buffer,
     pub(super) output: &'a mut Buffer,
+    pub(super) set_cookie: Option<&'a str>,
     pub(super) progress: &'a Progress,
 }
 
@@ -69,6 +70,7 @@ impl Attempt<'_> {
             upstream,
             output: self.output,
             request: self.request,
+            set_cookie: self.set_cookie,
             progress,
         };
         let mut uploading = Uploading {

@@ -29,6 +29,8 @@ pub(super) struct Download<'a> {
     /// Taken from the pool when an answer arrives, and left with what follows it.
     pub(super) output: &'a mut Buffer,
     pub(super) request: &'a RequestHead,
+    /// To be added to the answer.
+    pub(super) set_cookie: Option<&'a str>,
     pub(super) progress: &'a Progress,
 }
 
@@ -75,6 +77,9 @@ impl Download<'_> {
         };
         let keeps_client =
             self.request.keeps_alive && head.keeps_alive && !self.worker.drain.has_started();
+        if let Some(cookie) = self.set_cookie {
+            head.add_line("Set-Cookie", cookie);
+        }
         head.apply_edits(head.keeps_alive && !keeps_client, self.output);
         self.progress.status.set(Some(head.status));
         self.send(head.len + taken).await?;

@@ -4,7 +4,7 @@
 use std::{io, mem, time::Instant};
 
 use super::{
-    Next, Session,
+    Next, OwnedLease, Session,
     attempt::{Attempt, AttemptEnd},
     body::Body,
     download::Answer,
@@ -15,9 +15,11 @@ use super::{
 use crate::{
     accept::reset_when_dropped,
     buffer::Buffer,
+    cluster,
+    dispatch::{Dialled, Hop, Key, Target, Way},
     failure::Failure,
     forward::opaque,
-    upstream::{self, Lease},
+    upstream::Lease,
 };
 
 /// The buffers of one request beside the input; without capacity until they are needed.
@@ -48,29 +50,40 @@ impl Session {
         };
         head.apply_edits(&mut self.input);
         let is_whole = arrived.body.is_done();
-        let mut lease = match self.upstream_for(&head, is_whole, outcome.started).await {
-            Ok(lease) => lease,
+        let key;
+        (outcome.target, key) = self.route(&head);
+        let reached = self
+            .upstream_for(&head, &outcome.target, &key, is_whole, outcome.started)
+            .await;
+        let (mut lease, mut hop) = match reached {
+            Ok(reached) => reached,
             Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
         };
         let mut buffers = Buffers::default();
         loop {
             let progress = Progress::new(head.len + arrived.count);
             let end = self
-                .attempt(&head, arrived.body, &lease, &mut buffers, &progress)
+                .attempt(&head, arrived.body, &lease, &key, &mut buffers, &progress)
                 .await;
             outcome.add(&lease, &progress);
+            hop.report_end(&end, &lease, &progress);
             let ended = match end {
                 AttemptEnd::Answered(answer) => {
                     // Read once for both: the clock costs more than the pool.
                     let now = *outcome.ended.insert(Instant::now());
-                    Ok(self.answered(&head, lease, &answer, &buffers, &progress, now))
+                    let target = &outcome.target;
+                    Ok(self.answered(&head, lease, target, &answer, &buffers, &progress, now))
                 }
                 AttemptEnd::Tunnel => {
-                    return Box::pin(self.tunnel(head, lease, buffers, &progress, outcome)).await;
+                    let tunnel = self.tunnel(head, lease, buffers, &progress, outcome);
+                    let next = Box::pin(tunnel).await;
+                    // Under way at its endpoint until here.
+                    drop(hop);
+                    return next;
                 }
                 AttemptEnd::NoAnswer(kind) if may_repeat(kind, &head, &lease, &progress) => {
-                    lease = match self.dial().await {
-                        Ok(lease) => lease,
+                    (lease, hop) = match self.dial(&outcome.target, &key, hop).await {
+                        Ok(reached) => reached,
                         Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
                     };
                     arrived = match self.arrived(&head) {
@@ -109,39 +122,79 @@ impl Session {
         }
     }
 
+    /// Where the routes send the request.
+    fn route(&self, head: &RequestHead) -> (Target, Key) {
+        let worker = &self.connection.worker;
+        if !worker.has_routes() {
+            return Default::default();
+        }
+        let bytes = self.input.filled();
+        let target = self.connection.target(head.host_name(bytes), None);
+        let key = target.key(worker, self.connection.client.0.ip(), |name, visit| {
+            head.each_value(bytes, name, visit);
+        });
+        (target, key)
+    }
+
     /// An upstream connection that may carry the request.
     async fn upstream_for(
         &mut self,
         head: &RequestHead,
+        target: &Target,
+        key: &Key,
         is_whole: bool,
         now: Instant,
-    ) -> Result<Lease, Failure> {
-        if let Some(pinned) = self.pinned.take() {
-            return Ok(pinned);
+    ) -> Result<(Lease, Hop), Failure> {
+        if let Some(pinned) = self.pinned.take_if(|p| p.target.is_same(target)) {
+            let hop = Hop::to(pinned.lease.upstream.peer);
+            return Ok((pinned.lease, hop));
         }
-        if let Some(dialled) = self.dialled.take() {
-            return Ok(self.connection.worker.http1_pool.lease(dialled));
+        let worker = self.connection.worker.clone();
+        let pool = &worker.http1_pool;
+        if let Some(Dialled { upstream, hop }) = self.dialled.take() {
+            let lease = pool.lease(upstream);
+            if hop.is_towards(target) {
+                self.peers.turn_to(pool, hop.peer);
+                return Ok((lease, hop));
+            }
+            // The host that the request names leads elsewhere.
+            pool.destination(hop.peer).check_in(&worker, lease, now);
         }
+        let way = self.way(target, key);
+        let hop = way.choose()?;
+        self.peers.turn_to(pool, hop.peer);
         // A request that can be sent again may go over any idle connection, which might die under
         // it. Every other goes over the one that this client used last, whose death it would have
         // met without us too, or over a fresh one.
-        let idle = if head.is_idempotent() && is_whole && !head.authenticates_connection {
-            self.idle_upstreams.check_out(now)
-        } else {
-            (self.last_upstream).and_then(|id| self.idle_upstreams.check_out_id(id, now))
-        };
-        match idle {
-            Some(lease) => Ok(lease),
-            None => self.dial().await,
+        let is_any_good = head.is_idempotent() && is_whole && !head.authenticates_connection;
+        match self.peers.check_out(is_any_good, now) {
+            Some(lease) => Ok((lease, hop)),
+            None => self.dial(target, key, hop).await,
         }
     }
 
-    async fn dial(&self) -> Result<Lease, Failure> {
-        let worker = &self.connection.worker;
-        let original = self.connection.original.0;
+    /// A fresh connection to where `hop` leads, or to another endpoint.
+    async fn dial(
+        &mut self,
+        target: &Target,
+        key: &Key,
+        hop: Hop,
+    ) -> Result<(Lease, Hop), Failure> {
         // Large while under way, and rare.
-        let dialled = Box::pin(upstream::dial(worker, original, &self.client)).await;
-        dialled.map(|upstream| worker.http1_pool.lease(upstream))
+        let dialled = Box::pin(self.way(target, key).connect(hop, &self.client)).await;
+        let Dialled { upstream, hop } = dialled?;
+        let pool = &self.connection.worker.http1_pool;
+        self.peers.turn_to(pool, hop.peer);
+        Ok((pool.lease(upstream), hop))
+    }
+
+    fn way<'a>(&'a self, target: &'a Target, key: &'a Key) -> Way<'a> {
+        Way {
+            worker: &self.connection.worker,
+            original: self.connection.original,
+            target,
+            key,
+        }
     }
 
     fn arrived(&self, head: &RequestHead) -> Result<Arrived, &'static str> {
@@ -156,6 +209,7 @@ impl Session {
         head: &RequestHead,
         body: Body,
         lease: &Lease,
+        key: &Key,
         buffers: &mut Buffers,
         progress: &Progress,
     ) -> AttemptEnd {
@@ -169,6 +223,7 @@ impl Session {
             input: &mut self.input,
             overflow: &mut buffers.overflow,
             output: &mut buffers.output,
+            set_cookie: key.set_cookie.as_deref(),
             progress,
         };
         attempt.run().await
@@ -179,6 +234,7 @@ impl Session {
         &mut self,
         head: &RequestHead,
         mut lease: Lease,
+        target: &Target,
         answer: &Answer,
         buffers: &Buffers,
         progress: &Progress,
@@ -195,15 +251,18 @@ impl Session {
             || answer.head.authenticates_connection;
         let keeps_client = answer.keeps_client && is_complete && (is_reusable || !pins);
 
-        self.last_upstream = Some(lease.id);
+        self.peers.note_used(lease.id);
         if is_reusable {
             lease.note_answered(progress.written.get(), answer.head.keeps_for);
             lease.is_pinned = pins;
             if !pins {
                 let worker = &self.connection.worker;
-                self.idle_upstreams.check_in(worker, lease, now);
+                self.peers.idle().check_in(worker, lease, now);
             } else if keeps_client {
-                self.pinned = Some(lease);
+                self.pinned = Some(OwnedLease {
+                    lease,
+                    target: target.clone(),
+                });
             }
         }
 
@@ -269,6 +328,27 @@ impl Session {
             self.input.consume(in_input);
         }
         pool.give(buffers.output);
+    }
+}
+
+impl Hop {
+    /// Tells the endpoint's cluster how an attempt went. A connection that died idle tells nothing:
+    /// whatever is wrong shows when another one is dialled.
+    fn report_end(&mut self, end: &AttemptEnd, lease: &Lease, progress: &Progress) {
+        let outcome = match (end, progress.status.get()) {
+            (AttemptEnd::Incomplete, _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::NoAnswer(_), _)
+                if lease.is_reused && !progress.has_answer_begun.get()
+                    || progress.has_client_closed.get() =>
+            {
+                return;
+            }
+            (AttemptEnd::NoAnswer(_), _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::Answered(_) | AttemptEnd::Tunnel, None) => cluster::Outcome::Success,
+            (AttemptEnd::ClientLost | AttemptEnd::Malformed(_), None) => return,
+            (_, Some(status)) => cluster::Outcome::of_status(status),
+        };
+        self.report(outcome, Instant::now());
     }
 }
 

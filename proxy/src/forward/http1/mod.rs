@@ -2,7 +2,7 @@
 //! was said. A head is its bytes, where they lie, and a list of edits; a body is relayed by its
 //! framing.
 //!
-//! A client's connection is a loop: the next [`request`] → an upstream connection → an [`attempt`]
+//! A client's connection is a loop: the next [`request`] → its route and endpoint → an upstream connection → an [`attempt`]
 //! ([`upload`] and [`download`] together) → the record → what follows. Only `Connection: close`,
 //! `keep-alive` and `Keep-Alive` belong to each side; all else is forwarded verbatim.
 //!
@@ -18,6 +18,7 @@ mod download;
 mod exchange;
 pub mod head;
 mod io;
+mod peers;
 mod progress;
 mod record;
 pub mod request;
@@ -28,21 +29,21 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::{Pin, pin},
-    rc::Rc,
     task::Poll,
 };
 
 use tokio::net::TcpStream;
 
-use self::{record::Outcome, request::RequestHead};
+use self::{peers::Peers, record::Outcome, request::RequestHead};
 use crate::{
     accept::reset_when_dropped,
     buffer::Buffer,
     configuration::Pinned,
     connection::Connection,
     detect::First,
+    dispatch::{Dialled, Target},
     failure::Failure,
-    upstream::{IdleConnections, Lease, Upstream, poll_disturbed},
+    upstream::{Lease, poll_disturbed},
 };
 
 /// A client's connection, and what it has to do with upstream ones.
@@ -54,15 +55,20 @@ struct Session {
     /// What has arrived from the client, from the current request on. Empty and without capacity
     /// while the client is idle.
     input: Buffer,
-    idle_upstreams: Rc<IdleConnections>,
+    peers: Peers,
     /// Dialled while it was not known who would speak first.
-    dialled: Option<Upstream>,
+    dialled: Option<Dialled>,
     /// Authenticated by this client's NTLM or Negotiate, and for nobody else.
-    pinned: Option<Lease>,
-    /// The upstream connection that this client used last, wherever it is now.
-    last_upstream: Option<u64>,
+    pinned: Option<OwnedLease>,
     /// A request begins the input and has not been recorded yet.
     is_under_way: bool,
+}
+
+/// It stays with the client for as long as its requests have the same target, whatever a balancer
+/// would choose.
+struct OwnedLease {
+    lease: Lease,
+    target: Target,
 }
 
 /// What follows a request on the client's connection.
@@ -82,14 +88,13 @@ enum Next {
 pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let worker = connection.worker.clone();
     let mut session = Session {
-        idle_upstreams: worker.http1_pool.destination(connection.original.0),
+        peers: Peers::new(&worker.http1_pool, connection.original.0),
         settings: worker.settings(),
         connection,
         client,
         input: first.client_bytes,
-        dialled: first.upstream,
+        dialled: first.dialled,
         pinned: None,
-        last_upstream: None,
         is_under_way: false,
     };
     let mut drain = pin!(worker.drain.started());
@@ -127,8 +132,7 @@ impl Drop for Session {
             reset_when_dropped(&self.client);
             self.record_cut();
         }
-        let pool = &self.connection.worker.http1_pool;
-        pool.forget(self.connection.original.0, &self.idle_upstreams);
+        self.peers.forget(&self.connection.worker.http1_pool);
     }
 }
 
@@ -172,7 +176,7 @@ impl Session {
             let is_over = drain.as_mut().poll(cx).is_ready()
                 || pinned
                     .as_ref()
-                    .is_some_and(|lease| poll_disturbed(cx, &lease.upstream.stream).is_ready());
+                    .is_some_and(|p| poll_disturbed(cx, &p.lease.upstream.stream).is_ready());
             if is_over {
                 Poll::Ready(false)
             } else {

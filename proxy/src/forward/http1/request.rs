@@ -11,7 +11,7 @@ use super::{
     body::Framing,
     head::{self, Edits, HeadError, Line, Version},
 };
-use crate::{buffer::Buffer, failure::Failure, observe::RequestLine};
+use crate::{buffer::Buffer, dispatch, failure::Failure, observe::RequestLine};
 
 /// What the method means for framing, pooling and repeating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,37 @@ impl RequestHead {
             target: &head[self.target.clone()],
             host: self.host.clone().map(|host| &head[host]),
         }
+    }
+
+    /// The host that it names, as routes know it: an absolute target's before the `Host` line's
+    /// (RFC 9112, section 3.2.2).
+    pub(super) fn host_name<'a>(&self, head: &'a [u8]) -> Option<&'a str> {
+        let target = &head[self.target.clone()];
+        let named = match memchr::memmem::find(target, b"://") {
+            Some(at) if !target.starts_with(b"/") => {
+                let rest = &target[at + 3..];
+                let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
+                let authority = &rest[..end];
+                let user = memchr::memrchr(b'@', authority).map_or(0, |at| at + 1);
+                &authority[user..]
+            }
+            _ => &head[self.host.clone()?],
+        };
+        dispatch::without_port(named)
+    }
+
+    /// Shows each value of the header `name`; for what is seldom asked.
+    pub(super) fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let head = &head[..self.len];
+        let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
+        // It was parsed before, so that nothing fails.
+        let lines = memchr::memchr_iter(b'\n', head).count();
+        let _ = head::visit_lines(head, start, lines, |line| {
+            if line.name.eq_ignore_ascii_case(name) {
+                visit(line.value);
+            }
+            Ok(())
+        });
     }
 
     /// Whether sending it twice does no more than sending it once.

@@ -88,6 +88,13 @@ impl ResponseHead {
         self.status < 200 && self.status != 101
     }
 
+    /// Adds a line, with the edits that are yet to be applied.
+    pub(super) fn add_line(&mut self, name: &str, value: &str) {
+        let end = self.len - b"\r\n".len();
+        self.edits
+            .replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+    }
+
     /// Says on the head that begins `buffer` what the client's own connection will do:
     /// `tell_close` if it ends with this response though the server's would not.
     pub fn apply_edits(&mut self, tell_close: bool, buffer: &mut Buffer) {

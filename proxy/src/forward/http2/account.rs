@@ -4,8 +4,10 @@ use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 
-use super::sessions::{Place, Sessions};
+use super::{peers::Peers, sessions::Place};
 use crate::{
+    cluster::Outcome,
+    dispatch::{Hop, Target},
     failure::Failure,
     observe::{Protocol, Record, RequestLine},
 };
@@ -13,7 +15,10 @@ use crate::{
 /// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
 #[derive(Debug)]
 pub(super) struct Account {
-    pub(super) sessions: Rc<Sessions>,
+    pub(super) peers: Rc<Peers>,
+    pub(super) target: Target,
+    /// Where it is being tried.
+    pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
     started: Instant,
     upstream: Option<SocketAddr>,
@@ -25,9 +30,11 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open(sessions: Rc<Sessions>, head: request::Parts) -> Self {
+    pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
         Self {
-            sessions,
+            peers,
+            target: Target::Original,
+            hop: None,
             started: Instant::now(),
             upstream: None,
             is_reused: false,
@@ -62,6 +69,13 @@ impl Account {
         self.sent += size(&head.headers);
     }
 
+    /// Tells the endpoint's cluster; what comes after the first telling changes nothing.
+    pub(super) fn report(&mut self, outcome: Outcome) {
+        if let Some(hop) = &mut self.hop {
+            hop.report(outcome, Instant::now());
+        }
+    }
+
     pub(super) fn add_received(&mut self, bytes: u64) {
         self.received += bytes;
     }
@@ -77,7 +91,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let connection = &self.sessions.connection;
+        let connection = &self.peers.client.connection;
         let uri = &self.head.uri;
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
@@ -89,6 +103,7 @@ impl Drop for Account {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
+            cluster: self.target.cluster(),
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {

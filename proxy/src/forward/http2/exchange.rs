@@ -9,17 +9,27 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, Response, Version, request::Parts};
+use http::{
+    HeaderValue, Method, Request, Response, Version,
+    header::{HOST, SET_COOKIE},
+    request::Parts,
+};
 
 use super::{
     account::Account,
     body::Body,
+    peers::RunningExchange,
     relay::{Relay, Relayed, UpstreamStream, failure_of, reason_to_tell},
     session::Unsent,
-    sessions::{Place, RunningExchange, Sessions},
+    sessions::{Place, Sessions},
     upload::Upload,
 };
-use crate::{failure::Failure, forward::respond};
+use crate::{
+    cluster::Outcome,
+    dispatch::{Key, Tried, Way, without_port},
+    failure::Failure,
+    forward::respond,
+};
 
 /// How often a request that was not processed is sent again; then its client is told, and may try
 /// again itself. Against an nginx that ends each connection after 100 requests, with 128 streams
@@ -34,12 +44,12 @@ pub(super) fn run(
     mut client: SendResponse<Bytes>,
 ) -> impl Future<Output = ()> + use<> {
     let (head, body) = request.into_parts();
-    let sessions = running.sessions();
+    let peers = running.peers();
     let mut upload = Upload::new(
         (!body.is_end_stream())
-            .then(|| Box::new(Body::new(body, sessions.window.clone()).replayable())),
+            .then(|| Box::new(Body::new(body, peers.client.window.clone()).replayable())),
     );
-    let mut account = Account::open(sessions.clone(), head);
+    let mut account = Account::open(peers.clone(), head);
     async move {
         let failure = forward(&mut upload, &mut client, &mut account).await.err();
         account.close(failure);
@@ -52,7 +62,7 @@ async fn forward(
     client: &mut SendResponse<Bytes>,
     account: &mut Account,
 ) -> Result<(), Failure> {
-    let limits = account.sessions.connection.worker.settings().limits;
+    let limits = account.peers.client.connection.worker.settings().limits;
     if account.head.headers.len() > limits.max_headers {
         return Err(refuse(client, account, Failure::HeadTooLarge));
     }
@@ -82,17 +92,32 @@ async fn begin(
 ) -> Result<Option<Relay>, Failure> {
     let mut replays = 0;
     let mut refused: Option<Place> = None;
+    let mut tried = Tried::default();
+    let key = match route(account) {
+        Ok(key) => key,
+        Err(failure) => return Err(refuse(client, account, failure)),
+    };
     loop {
-        let place = match place(refused.as_ref(), client, &account.sessions).await {
+        let sessions = match &account.hop {
+            Some(hop) => account.peers.sessions(hop),
+            None => return Err(refuse(client, account, Failure::Internal)),
+        };
+        let place = match place(refused.as_ref(), client, &sessions).await {
             Ok(place) => place,
             Err(Failure::ClientClosed) => return Err(Failure::ClientClosed),
-            Err(failure) => return Err(refuse(client, account, failure)),
+            Err(failure) => match try_another(account, &key, failure, &mut tried) {
+                Ok(()) => {
+                    refused = None;
+                    continue;
+                }
+                Err(failure) => return Err(refuse(client, account, failure)),
+            },
         };
         let is_end = !upload.has_body();
         let (response, sink) = match place.session.send(outgoing(&account.head), is_end) {
             Ok(stream) => stream,
             Err(Unsent::SessionOver) => {
-                account.sessions.retire(&place.session);
+                sessions.retire(&place.session);
                 continue;
             }
             Err(Unsent::Invalid(error)) => {
@@ -111,7 +136,12 @@ async fn begin(
         let answer =
             poll_fn(|cx| poll_answer(cx, &mut stream, client, upload, account, &mut is_informed));
         let error = match answer.await {
-            Answer::Response(response) => {
+            Answer::Response(mut response) => {
+                account.report(Outcome::of_status(response.status().as_u16()));
+                let cookie = key.set_cookie.as_deref().map(HeaderValue::try_from);
+                if let Some(Ok(cookie)) = cookie {
+                    response.headers_mut().append(SET_COOKIE, cookie);
+                }
                 return Relay::start(stream, response, client, upload, account);
             }
             Answer::ClientReset(reason) => {
@@ -121,7 +151,7 @@ async fn begin(
             Answer::Failed(error) => error,
         };
         if error.is_go_away() {
-            account.sessions.retire(&stream.place.session);
+            sessions.retire(&stream.place.session);
         }
         let is_unprocessed = is_unprocessed(&error);
         let may_replay = is_unprocessed
@@ -133,6 +163,7 @@ async fn begin(
             refused = Some(stream.place);
             continue;
         }
+        account.report(Outcome::LocalOriginFailure);
         if is_unprocessed {
             // The client may do what we could not.
             client.send_reset(Reason::REFUSED_STREAM);
@@ -143,6 +174,56 @@ async fn begin(
             return Err(Failure::UpstreamClosed);
         }
         return Err(refuse(client, account, failure_of(&error)));
+    }
+}
+
+/// Where the routes send the request, and the first endpoint to try there.
+fn route(account: &mut Account) -> Result<Key, Failure> {
+    let connection = &account.peers.client.connection;
+    let (target, key) = if connection.worker.has_routes() {
+        let head = &account.head;
+        let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
+        let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = authority.or(host).and_then(without_port);
+        let target = connection.target(host, None);
+        let key = target.key(
+            &connection.worker,
+            connection.client.0.ip(),
+            |name, visit| {
+                for value in head.headers.get_all(name) {
+                    visit(value.as_bytes());
+                }
+            },
+        );
+        (target, key)
+    } else {
+        Default::default()
+    };
+    account.target = target;
+    account.hop = Some(way(account, &key).choose()?);
+    Ok(key)
+}
+
+/// The endpoint took no connection.
+fn try_another(
+    account: &mut Account,
+    key: &Key,
+    failure: Failure,
+    tried: &mut Tried,
+) -> Result<(), Failure> {
+    let hop = account.hop.take().ok_or(failure)?;
+    hop.failed(failure, tried)?;
+    account.hop = way(account, key).choose_after(tried)?;
+    account.hop.is_some().then_some(()).ok_or(failure)
+}
+
+fn way<'a>(account: &'a Account, key: &'a Key) -> Way<'a> {
+    let connection = &account.peers.client.connection;
+    Way {
+        worker: &connection.worker,
+        original: connection.original,
+        target: &account.target,
+        key,
     }
 }
 

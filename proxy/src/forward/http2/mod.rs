@@ -5,8 +5,9 @@
 //!                 (this file)  └─ exchange ─┘   (session)
 //! ```
 //!
-//! A task per client connection, one per stream, and one per connection to a destination. Streams get
-//! a place on one of their client's sessions ([`sessions`]), which come from the worker's [`pool`].
+//! A task per client connection, one per stream, and one per connection to a destination. Each stream
+//! goes where its route leads, and gets a place on one of its client's sessions with that peer
+//! ([`sessions`]), which come from the worker's [`pool`].
 //!
 //! h2 keeps connection matters (SETTINGS, PING, PRIORITY, header compression, server push) to each
 //! side; requests, responses, interim responses, trailers and resets go through.
@@ -15,6 +16,7 @@ mod account;
 mod body;
 mod exchange;
 mod held;
+mod peers;
 mod pool;
 mod relay;
 mod session;
@@ -37,7 +39,7 @@ use bytes::Bytes;
 use h2::server;
 use tokio::{net::TcpStream, task};
 
-use self::{sessions::Sessions, wire::Wire};
+use self::{peers::Peers, wire::Wire};
 use crate::{connection::Connection, detect::First, worker::Worker};
 
 pub use pool::Pool;
@@ -46,14 +48,14 @@ pub use pool::Pool;
 pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let worker = connection.worker.clone();
     let wire = Wire::client(client, first.client_bytes, &worker);
-    let sessions = Sessions::new(connection);
-    if first.upstream.is_some() {
-        sessions.connect(first.upstream);
+    let peers = Peers::new(connection);
+    if let Some(dialled) = first.dialled {
+        peers.sessions(&dialled.hop).connect(Some(dialled.upstream));
     }
-    if let Some(client) = handshake(&worker, &wire, sessions.offers_connect()).await {
-        serve_streams(&worker, client, wire, &sessions).await;
+    if let Some(client) = handshake(&worker, &wire, peers.client.offers_connect()).await {
+        serve_streams(&worker, client, wire, &peers).await;
     }
-    sessions.end().await;
+    peers.client.end().await;
 }
 
 /// Waits for the rest of the preface, as long as for a request head.
@@ -80,28 +82,28 @@ async fn serve_streams(
     worker: &Worker,
     mut client: server::Connection<Wire, Bytes>,
     wire: Wire,
-    sessions: &Rc<Sessions>,
+    peers: &Rc<Peers>,
 ) {
     let mut drain = pin!(worker.drain.started());
     let mut is_draining = false;
-    let mut offers_connect = sessions.offers_connect();
+    let mut offers_connect = peers.client.offers_connect();
     let ended = poll_fn(|cx| {
         wire.begin_turn();
         if !is_draining && drain.as_mut().poll(cx).is_ready() {
             is_draining = true;
             client.graceful_shutdown();
         }
-        if !offers_connect && sessions.offers_connect() {
+        if !offers_connect && peers.client.offers_connect() {
             // Refused only while other settings of ours are not acknowledged; then the next turn.
             offers_connect = client.enable_connect_protocol().is_ok();
         }
-        if let Some(size) = sessions.window.adjust(cx) {
+        if let Some(size) = peers.client.window.adjust(cx) {
             client.set_target_window_size(size);
         }
         loop {
             match client.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, response)))) => {
-                    let running = sessions.begin_exchange();
+                    let running = peers.begin_exchange();
                     task::spawn_local(exchange::run(running, request, response));
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
@@ -114,7 +116,7 @@ async fn serve_streams(
         }
     });
     if let Err(error) = ended.await {
-        let client = sessions.connection.client;
+        let client = peers.client.connection.client;
         tracing::debug!(%client, %error, "HTTP/2 client connection failed");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::Notify, task};
 
 use super::{session::Session, window::Budget};
-use crate::{observe::IdleUpstream, worker::Worker};
+use crate::{cluster::Thresholds, observe::IdleUpstream, worker::Worker};
 
 /// Idle sessions of one worker, by destination.
 #[derive(Debug, Default)]
@@ -69,7 +69,9 @@ impl Pool {
     fn sweep(&self, limit: Duration, now: Instant) {
         self.destinations.borrow_mut().retain(|_, idle| {
             idle.sessions.borrow_mut().retain(|kept| {
-                !kept.session.is_over() && now.saturating_duration_since(kept.since) < limit
+                !kept.session.is_over()
+                    && !kept.session.is_wanted()
+                    && now.saturating_duration_since(kept.since) < limit
             });
             !idle.is_empty() || Rc::strong_count(idle) > 1
         });
@@ -85,6 +87,14 @@ impl Pool {
         // What ends may look for its destination here.
         drop(destinations);
         kept.iter().map(Vec::len).sum()
+    }
+
+    /// Closes what is idle of the sessions that a cluster counts.
+    pub(crate) fn close_counted(&self, of: &Thresholds) {
+        for idle in self.destinations.borrow().values() {
+            let mut sessions = idle.sessions.borrow_mut();
+            sessions.retain(|kept| !kept.session.is_counted_by(of));
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -111,6 +121,7 @@ impl Idle {
         let settings = worker.settings().pool;
         if session.is_over()
             || worker.drain.has_started()
+            || session.is_wanted()
             || sessions.len() >= settings.max_idle_per_destination
         {
             return;

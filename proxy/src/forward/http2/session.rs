@@ -19,7 +19,12 @@ use http::Request;
 use tokio::{sync::Notify, task};
 
 use super::{settings, window::ReceiveWindow, wire::Wire};
-use crate::{failure::Failure, upstream::Upstream, worker::Worker};
+use crate::{
+    cluster::{Permit, Thresholds},
+    failure::Failure,
+    upstream::Upstream,
+    worker::Worker,
+};
 
 /// A session as those see it who open streams on it. It ends when the last of them has let go of it
 /// and its streams are over.
@@ -30,6 +35,8 @@ pub(super) struct Session {
     streams: Cell<usize>,
     has_served: Cell<bool>,
     was_asked_for_connect: Cell<bool>,
+    /// Its place among the connections of the cluster that it was made for.
+    permit: Option<Permit>,
 }
 
 /// What the task that polls the connection tells. It cannot hold the [`Session`] itself: h2 ends a
@@ -59,11 +66,12 @@ impl Session {
     /// # Errors
     /// When the connection breaks at once.
     pub(super) async fn start(
-        upstream: Upstream,
+        mut upstream: Upstream,
         worker: &Rc<Worker>,
         watcher: Rc<Notify>,
     ) -> Result<Rc<Self>, Failure> {
         let peer = upstream.peer;
+        let permit = upstream.permit.take();
         let wire = Wire::upstream(upstream, worker);
         let (requests, connection) = settings::client(&worker.settings().limits)
             .handshake(wire.clone())
@@ -84,12 +92,23 @@ impl Session {
             streams: Cell::new(0),
             has_served: Cell::new(false),
             was_asked_for_connect: Cell::new(false),
+            permit,
         }))
     }
 
     /// Whom to tell of changes from now on.
     pub(super) fn set_watcher(&self, watcher: Rc<Notify>) {
         *self.state.watcher.borrow_mut() = watcher;
+    }
+
+    /// Whether these thresholds count it.
+    pub(super) fn is_counted_by(&self, thresholds: &Thresholds) -> bool {
+        self.permit.as_ref().is_some_and(|p| p.is_of(thresholds))
+    }
+
+    /// Whether somebody waits for its place among the connections of its cluster.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.permit.as_ref().is_some_and(Permit::is_wanted)
     }
 
     pub(super) fn is_over(&self) -> bool {

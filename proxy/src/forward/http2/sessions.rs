@@ -1,4 +1,4 @@
-//! The sessions that carry one client connection's streams.
+//! The sessions that carry one client connection's streams to one peer.
 //!
 //! A session carries the streams of one client at a time, and goes back to the worker's pool when the
 //! last of them is over. HTTP/2 could carry the streams of many clients, but then they would share
@@ -14,19 +14,15 @@ use std::{
 
 use tokio::{sync::Notify, task};
 
-use super::{pool::Idle, session::Session, window::ReceiveWindow};
-use crate::{
-    connection::Connection,
-    failure::Failure,
-    upstream::{self, Upstream},
-};
+use super::{peers::Client, pool::Idle, session::Session};
+use crate::{dispatch::Hop, failure::Failure, upstream::Upstream};
 
-/// What the streams of one client connection share.
+/// What the streams to one peer share.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    pub(super) connection: Connection,
-    /// The account for what the client sends.
-    pub(super) window: Rc<ReceiveWindow>,
+    client: Rc<Client>,
+    /// How to get there.
+    hop: Hop,
     idle: Rc<Idle>,
     sessions: RefCell<Vec<Rc<Session>>>,
     /// Sessions being made.
@@ -37,12 +33,6 @@ pub(super) struct Sessions {
     changed: Rc<Notify>,
     failures: Cell<usize>,
     last_failure: Cell<Failure>,
-    offers_connect: Cell<bool>,
-    exchanges: Cell<usize>,
-    exchange_ended: Notify,
-    /// Whether the client is gone.
-    is_over: Cell<bool>,
-    over: Notify,
 }
 
 /// A place for a stream on a session, until dropped.
@@ -55,24 +45,23 @@ pub(super) struct Place {
 }
 
 impl Sessions {
-    pub(super) fn new(connection: Connection) -> Rc<Self> {
-        let pool = &connection.worker.http2_pool;
+    pub(super) fn new(client: Rc<Client>, hop: Hop) -> Rc<Self> {
+        let pool = &client.connection.worker.http2_pool;
         Rc::new(Self {
-            window: Rc::new(ReceiveWindow::new(pool.budget())),
-            idle: pool.destination(connection.original.0),
+            idle: pool.destination(hop.peer),
             sessions: RefCell::default(),
             dialling: Cell::new(0),
             waiting: Cell::new(0),
             changed: Rc::default(),
             failures: Cell::new(0),
             last_failure: Cell::new(Failure::Internal),
-            offers_connect: Cell::new(connection.destination.offers_extended_connect()),
-            exchanges: Cell::new(0),
-            exchange_ended: Notify::new(),
-            is_over: Cell::new(false),
-            over: Notify::new(),
-            connection,
+            hop,
+            client,
         })
+    }
+
+    pub(super) fn are_for(&self, hop: &Hop) -> bool {
+        self.hop.leads_as(hop)
     }
 
     /// A place on a session that has room now, other than `avoid`.
@@ -132,12 +121,12 @@ impl Sessions {
             let made = tokio::select! {
                 made = this.make(upstream) => made,
                 // Nobody is left to use it.
-                () = this.client_gone() => return,
+                () = this.client.gone() => return,
             };
             this.dialling.set(this.dialling.get() - 1);
             match made {
                 Ok(session) if this.waiting.get() == 0 => {
-                    this.idle.put(&this.connection.worker, session);
+                    this.idle.put(&this.client.connection.worker, session);
                 }
                 Ok(session) => this.sessions.borrow_mut().push(session),
                 Err(failure) => {
@@ -149,44 +138,17 @@ impl Sessions {
         });
     }
 
-    /// Counts a stream of the client until dropped.
-    pub(super) fn begin_exchange(self: &Rc<Self>) -> RunningExchange {
-        self.exchanges.set(self.exchanges.get() + 1);
-        RunningExchange(self.clone())
-    }
-
-    /// The client is gone: waits until its streams have noticed.
-    pub(super) async fn end(&self) {
-        self.is_over.set(true);
-        self.over.notify_waiters();
-        while self.exchanges.get() > 0 {
-            self.exchange_ended.notified().await;
-        }
-    }
-
-    /// Whether the destination is known to offer extended CONNECT.
-    pub(super) fn offers_connect(&self) -> bool {
-        self.offers_connect.get()
-    }
-
     /// Stops using a session for new streams.
     pub(super) fn retire(&self, session: &Rc<Session>) {
         let mut sessions = self.sessions.borrow_mut();
         sessions.retain(|s| !Rc::ptr_eq(s, session));
     }
 
-    async fn client_gone(&self) {
-        let told = self.over.notified();
-        if !self.is_over.get() {
-            told.await;
-        }
-    }
-
     async fn make(&self, upstream: Option<Upstream>) -> Result<Rc<Session>, Failure> {
-        let worker = &self.connection.worker;
+        let worker = &self.client.connection.worker;
         let upstream = match upstream {
             Some(upstream) => upstream,
-            None => upstream::dial_for_many(worker, self.connection.original.0).await?,
+            None => self.hop.dial(worker, None).await?,
         };
         Session::start(upstream, worker, self.changed.clone()).await
     }
@@ -212,7 +174,7 @@ impl Sessions {
             // One that was retired is not found, and ends here.
             if let Some(index) = sessions.iter().position(|s| Rc::ptr_eq(s, session)) {
                 let session = sessions.swap_remove(index);
-                self.idle.put(&self.connection.worker, session);
+                self.idle.put(&self.client.connection.worker, session);
             }
         }
         if self.waiting.get() > 0 {
@@ -226,43 +188,21 @@ impl Sessions {
             self.idle.note_streams(session.max_streams());
         }
         if session.newly_offers_connect() {
-            self.connection.destination.note_extended_connect();
-            self.offers_connect.set(true);
-            self.window.wake();
+            self.client.note_connect_offered();
         }
     }
 }
 
 impl Drop for Sessions {
     fn drop(&mut self) {
-        let pool = &self.connection.worker.http2_pool;
-        pool.forget(self.connection.original.0, &self.idle);
+        let pool = &self.client.connection.worker.http2_pool;
+        pool.forget(self.hop.peer, &self.idle);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.sessions.stream_ended(&self.session);
-    }
-}
-
-/// A stream of the client, until dropped.
-#[derive(Debug)]
-pub(super) struct RunningExchange(Rc<Sessions>);
-
-impl RunningExchange {
-    pub(super) fn sessions(&self) -> &Rc<Sessions> {
-        &self.0
-    }
-}
-
-impl Drop for RunningExchange {
-    fn drop(&mut self) {
-        let left = self.0.exchanges.get() - 1;
-        self.0.exchanges.set(left);
-        if left == 0 {
-            self.0.exchange_ended.notify_one();
-        }
     }
 }
 

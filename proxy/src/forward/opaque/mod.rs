@@ -6,6 +6,8 @@ mod relay;
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use tokio::net::TcpStream;
 
 pub use relay::{Relayed, relay};
@@ -14,19 +16,21 @@ use relay::{Traffic, relay_counted};
 use crate::{
     accept::reset_when_dropped,
     buffer::Buffer,
+    cluster::Outcome,
     connection::Connection,
     detect::{Detected, First},
+    dispatch::{Dialled, Target, Way},
     failure::Failure,
     observe::{Protocol, Record},
-    upstream::{self, Upstream},
 };
 
-/// Relays a connection to its original destination until it ends.
+/// Relays a connection until it ends.
 pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let mut tunnel = Tunnel {
         connection,
         client,
-        upstream: first.upstream,
+        target: Target::Original,
+        dialled: first.dialled,
         detected: first.detected,
         traffic: Traffic::default(),
         // What cuts it short is the end of the worker.
@@ -41,7 +45,8 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
     drop(Tunnel {
         connection,
         client,
-        upstream: None,
+        target: Target::Original,
+        dialled: None,
         detected: Detected::Opaque,
         traffic: Traffic::default(),
         failure: Some(failure),
@@ -54,7 +59,8 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
 struct Tunnel {
     connection: Connection,
     client: TcpStream,
-    upstream: Option<Upstream>,
+    target: Target,
+    dialled: Option<Dialled>,
     detected: Detected,
     traffic: Traffic,
     failure: Option<Failure>,
@@ -63,19 +69,25 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, to_upstream: Buffer, to_client: Buffer) -> Result<(), Failure> {
         let connection = &self.connection;
-        let upstream = match self.upstream.take() {
-            Some(upstream) => upstream,
+        self.target = connection.target(None, self.sni());
+        let at_hand = self.dialled.take();
+        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(&self.target)) {
+            Some(dialled) => dialled,
             None => {
+                let key = self.target.key_of_source(connection.client.0.ip());
+                let way = Way {
+                    worker: &connection.worker,
+                    original: connection.original,
+                    target: &self.target,
+                    key: &key,
+                };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(upstream::dial(
-                    &connection.worker,
-                    connection.original.0,
-                    &self.client,
-                ))
-                .await?
+                Box::pin(way.connect(way.choose()?, &self.client)).await?
             }
         };
-        let upstream = &self.upstream.insert(upstream).stream;
+        // Of bytes that nobody understands, only that tells of the endpoint.
+        dialled.hop.report(Outcome::Success, Instant::now());
+        let upstream = &self.dialled.insert(dialled).upstream.stream;
         relay_counted(
             connection,
             &self.client,
@@ -88,26 +100,36 @@ impl Tunnel {
     }
 }
 
+impl Tunnel {
+    fn sni(&self) -> Option<&str> {
+        match &self.detected {
+            Detected::Tls { server_name } => server_name.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 impl Drop for Tunnel {
     fn drop(&mut self) {
         if self.failure.is_some() {
             reset_when_dropped(&self.client);
-            if let Some(upstream) = &self.upstream {
-                reset_when_dropped(&upstream.stream);
+            if let Some(dialled) = &self.dialled {
+                reset_when_dropped(&dialled.upstream.stream);
             }
         }
-        let (protocol, sni) = match &self.detected {
-            Detected::Tls { server_name } => (Protocol::Tls, server_name.as_deref()),
-            _ => (Protocol::Opaque, None),
+        let protocol = match &self.detected {
+            Detected::Tls { .. } => Protocol::Tls,
+            _ => Protocol::Opaque,
         };
         self.connection.record(&Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
-            upstream: self.upstream.as_ref().map(|u| u.peer),
+            cluster: self.target.cluster(),
+            upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
             upstream_reused: false,
             request: None,
-            sni,
+            sni: self.sni(),
             status: None,
             failure: self.failure,
             bytes_received: self.traffic.received.get(),

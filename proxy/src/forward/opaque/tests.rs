@@ -400,7 +400,7 @@ fn opaque_first(worker: &Worker) -> First {
         detected: Detected::Opaque,
         client_bytes: worker.buffers.take(),
         upstream_bytes: Buffer::default(),
-        upstream: None,
+        dialled: None,
     }
 }
 

@@ -159,7 +159,7 @@ mod tests {
         let outcome = Outcome::packed(1, 503, reason::COUNT as u32);
         assert_eq!(outcome.protocol(), "http2");
         assert_eq!(outcome.code(), "503");
-        assert_eq!(outcome.reason(), "internal");
+        assert_eq!(outcome.reason(), "shed");
         let plain = Outcome::packed(3, 0, 0);
         assert_eq!(
             (plain.protocol(), plain.code().as_str(), plain.reason()),

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 18] = [
+const ALL: [Failure; 22] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -25,6 +25,10 @@ const ALL: [Failure; 18] = [
     Failure::HalfCloseTimeout,
     Failure::Drained,
     Failure::Internal,
+    Failure::NoEndpoint,
+    Failure::BreakerTripped,
+    Failure::Overflow,
+    Failure::Shed,
 ];
 
 pub(super) fn number(failure: Failure) -> usize {
@@ -47,6 +51,10 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::HalfCloseTimeout => 15,
         Failure::Drained => 16,
         Failure::Internal => 17,
+        Failure::NoEndpoint => 18,
+        Failure::BreakerTripped => 19,
+        Failure::Overflow => 20,
+        Failure::Shed => 21,
     }
 }
 

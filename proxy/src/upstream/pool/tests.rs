@@ -4,7 +4,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::*;
+use super::{super::connect, *};
 use crate::testing::{self, run};
 
 /// A leased connection and its server's end, with `written` bytes of an answered request behind.

@@ -61,7 +61,8 @@ fn source(port: u16, settings: Settings) -> Dns {
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     builder.options_mut().cache_size = 0;
     builder.options_mut().timeout = Duration::from_millis(300);
-    Dns::with(settings, builder.build().expect("a resolver"))
+    let resolver = builder.build().expect("a resolver");
+    Dns::with(settings, resolver, Arc::default())
 }
 
 fn settings(name: &str) -> Settings {
@@ -94,10 +95,25 @@ async fn both_families_a_change_and_a_server_that_dies() {
     assert_eq!(addresses(&found), ["192.0.2.1:8080", "[2001:db8::1]:8080"]);
     drop(server);
     // Nothing comes while nobody answers, and so the last answer stays.
-    let silence = tokio::time::timeout(Duration::from_secs(2), dns.next());
-    assert!(silence.await.is_err());
+    let status = dns.status.clone();
+    let failed = async {
+        while status.state().failures == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = dns.next() => panic!("an answer from nobody"),
+        failed = tokio::time::timeout(Duration::from_secs(30), failed) => failed.expect("a failure is told"),
+    }
+    let status = dns.status.state();
+    assert!(status.failure.is_some());
+    assert!(
+        status.answered_at.is_some(),
+        "what it answered before counts"
+    );
     let _server = dnsmasq(port, &["--host-record=web.internal,192.0.2.2"]);
     assert_eq!(addresses(&next(&mut dns).await), ["192.0.2.2:8080"]);
+    assert_eq!(dns.status.state().failure, None);
 }
 
 #[tokio::test]

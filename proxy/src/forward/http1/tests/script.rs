@@ -13,6 +13,7 @@ use crate::{
     accept,
     buffer::Buffer,
     detect::{Detected, First},
+    dispatch::{Dialled, Hop},
     forward::http1,
     testing,
     upstream::Upstream,
@@ -68,7 +69,10 @@ impl World {
                 detected: Detected::Http1,
                 client_bytes,
                 upstream_bytes: Buffer::default(),
-                upstream,
+                dialled: upstream.map(|upstream| Dialled {
+                    hop: Hop::to(upstream.peer),
+                    upstream,
+                }),
             };
             http1::serve(connection, captured, first).await;
         });

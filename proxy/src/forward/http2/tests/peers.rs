@@ -43,7 +43,7 @@ pub(super) async fn connect_after(worker: &Rc<Worker>, to: SocketAddr, bytes: &[
         detected: Detected::Http2,
         client_bytes,
         upstream_bytes: Buffer::default(),
-        upstream: None,
+        dialled: None,
     };
     task::spawn_local(serve(testing::connection(worker, to), accepted, first));
     connected

@@ -177,7 +177,10 @@ fn an_upstream_dialled_by_detection_is_used() {
             detected: crate::detect::Detected::Http2,
             client_bytes: crate::buffer::Buffer::default(),
             upstream_bytes: crate::buffer::Buffer::default(),
-            upstream: Some(upstream),
+            dialled: Some(crate::dispatch::Dialled {
+                upstream,
+                hop: crate::dispatch::Hop::to(to.address),
+            }),
         };
         let connection = testing::connection(&worker, to.address);
         task::spawn_local(crate::forward::http2::serve(connection, accepted, first));

@@ -1,0 +1,438 @@
+//! Where a request or tunnel goes: its route, the cluster that leads to, and one endpoint of that.
+//!
+//! A route decides on a [`Target`]; a [`Way`] chooses a [`Hop`] there, and connects. A hop holds what
+//! the cluster granted (a place among its requests, the consent of the endpoint's breaker) until it is
+//! dropped, and is told how it went; unreported, it tells nothing of the endpoint.
+//!
+//! Failure edges: no endpoint, a limit, a tripped breaker are told to the client as 503. An endpoint
+//! that takes no connection is reported and another one tried: nothing was sent, so that is always
+//! safe. Traffic without a route knows none of this: it goes where it was dialled.
+
+use std::{
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use outrigger_config::{Cluster as Settings, Cookie, HashOn, LoadBalancer};
+use tokio::{io::Interest, net::TcpStream, time::timeout};
+
+use crate::{
+    address::OriginalDst,
+    cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
+    failure::Failure,
+    upstream::{self, Upstream},
+    worker::Worker,
+};
+
+/// Endpoints that one request dials at most. Three that refuse in a row are no chance any more, and
+/// the client waits for each that times out.
+const MAX_DIALS: usize = 3;
+
+/// What a route leads to, made when its configuration was published.
+#[derive(Debug)]
+pub struct Onward {
+    pub cluster: Arc<Cluster>,
+    subset: Option<Subset>,
+    hash_on: Option<HashOn>,
+    connect_timeout: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+pub enum Target {
+    /// Where it was dialled, under no policy of ours.
+    #[default]
+    Original,
+    Cluster(Arc<Onward>),
+}
+
+/// What chooses the endpoint, of those clusters that go by a key.
+#[derive(Debug, Default)]
+pub struct Key {
+    hash: Option<u64>,
+    /// A `Set-Cookie` line for the answer, so that the client's next request has the key.
+    pub set_cookie: Option<String>,
+}
+
+/// From one request or tunnel to its target.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    pub worker: &'a Worker,
+    pub original: OriginalDst,
+    pub target: &'a Target,
+    pub key: &'a Key,
+}
+
+/// One try of one request or tunnel at one peer.
+#[derive(Debug)]
+pub struct Hop {
+    pub peer: SocketAddr,
+    onward: Option<Arc<Onward>>,
+    picked: Option<Picked>,
+}
+
+/// Endpoints that took no connection.
+#[derive(Debug, Default)]
+pub struct Tried(Vec<SocketAddr>);
+
+/// A connection, and the try that it was made for.
+#[derive(Debug)]
+pub struct Dialled {
+    pub upstream: Upstream,
+    pub hop: Hop,
+}
+
+impl Onward {
+    pub(crate) fn new(cluster: Arc<Cluster>, settings: &Settings, subset: Option<Subset>) -> Self {
+        let hash_on = match &settings.load_balancer {
+            LoadBalancer::RingHash(ring) => Some(ring.hash_on.clone()),
+            LoadBalancer::Maglev(maglev) => Some(maglev.hash_on.clone()),
+            LoadBalancer::RoundRobin
+            | LoadBalancer::LeastRequest(_)
+            | LoadBalancer::PeakEwma(_)
+            | LoadBalancer::Random => None,
+        };
+        Self {
+            cluster,
+            subset,
+            hash_on,
+            connect_timeout: settings.connect_timeout.0,
+        }
+    }
+
+    /// The same for traffic to `destination`: where the endpoints are the original destinations, each
+    /// has state of its own.
+    pub(crate) fn at(self: &Arc<Self>, destination: SocketAddr) -> Arc<Self> {
+        let cluster = self.cluster.at(destination, Instant::now());
+        if Arc::ptr_eq(&cluster, &self.cluster) {
+            return self.clone();
+        }
+        Arc::new(Self {
+            cluster,
+            subset: None,
+            hash_on: None,
+            connect_timeout: self.connect_timeout,
+        })
+    }
+
+    /// A connection's permit, waited for as long as for a connection.
+    async fn permit(&self, worker: &Worker) -> Result<Permit, Failure> {
+        let thresholds = self.cluster.thresholds();
+        if let Some(permit) = thresholds.try_connection() {
+            return Ok(permit);
+        }
+        // What lies idle here would be waited for in vain.
+        worker.http1_pool.close_counted(thresholds);
+        worker.http2_pool.close_counted(thresholds);
+        match timeout(self.connect_timeout, thresholds.connection()).await {
+            Ok(permit) => permit.map_err(|_| Failure::Overflow),
+            Err(_) => Err(Failure::Overflow),
+        }
+    }
+}
+
+impl Target {
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Self::Original => None,
+            Self::Cluster(onward) => Some(&onward.cluster.name),
+        }
+    }
+
+    /// Whether both lead to the same cluster, or to none.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Original, Self::Original) => true,
+            (Self::Cluster(one), Self::Cluster(other)) => Arc::ptr_eq(&one.cluster, &other.cluster),
+            _ => false,
+        }
+    }
+
+    /// The key of a request from `client`; `headers` shows each value of the header that it is asked
+    /// for.
+    pub fn key(
+        &self,
+        worker: &Worker,
+        client: IpAddr,
+        headers: impl Fn(&str, &mut dyn FnMut(&[u8])),
+    ) -> Key {
+        let Self::Cluster(onward) = self else {
+            return Key::default();
+        };
+        match &onward.hash_on {
+            None => Key::default(),
+            Some(HashOn::Source) => Key::of_source(client),
+            Some(HashOn::Header(name)) => {
+                let mut hash = None;
+                headers(name, &mut |value| hash = hash.or(Some(hash_of(value))));
+                Key::of(hash)
+            }
+            Some(HashOn::Cookie(cookie)) => {
+                let mut hash = None;
+                headers("cookie", &mut |value| {
+                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
+                });
+                match cookie.ttl {
+                    Some(ttl) if hash.is_none() => Key::new_cookie(worker, cookie, ttl.0),
+                    _ => Key::of(hash),
+                }
+            }
+        }
+    }
+
+    /// The key where there is no request to look at.
+    pub fn key_of_source(&self, client: IpAddr) -> Key {
+        match self {
+            Self::Cluster(onward) if onward.hash_on == Some(HashOn::Source) => {
+                Key::of_source(client)
+            }
+            _ => Key::default(),
+        }
+    }
+}
+
+impl Key {
+    fn of(hash: Option<u64>) -> Self {
+        Self {
+            hash,
+            set_cookie: None,
+        }
+    }
+
+    /// Of the address as text, as Envoy hashes it.
+    fn of_source(client: IpAddr) -> Self {
+        let mut text = [0; 48];
+        let mut rest = &mut text[..];
+        // The longest address has 45 characters.
+        let _ = write!(rest, "{}", client.to_canonical());
+        let len = 48 - rest.len();
+        Self::of(Some(hash_of(&text[..len])))
+    }
+
+    fn new_cookie(worker: &Worker, cookie: &Cookie, ttl: Duration) -> Self {
+        let value = format!("{:016x}", worker.rng.next());
+        let Cookie { name, path, .. } = cookie;
+        let lasts = match ttl.as_secs() {
+            0 => String::new(),
+            seconds => format!("; Max-Age={seconds}"),
+        };
+        Self {
+            hash: Some(hash_of(value.as_bytes())),
+            set_cookie: Some(format!("{name}={value}; Path={path}{lasts}; HttpOnly")),
+        }
+    }
+}
+
+impl Way<'_> {
+    /// Where to try first.
+    ///
+    /// # Errors
+    /// When the cluster has no endpoint for it, or no room.
+    pub fn choose(&self) -> Result<Hop, Failure> {
+        self.choose_after(&Tried::default())?
+            .ok_or(Failure::NoEndpoint)
+    }
+
+    /// An endpoint that was not tried; none if there is no other.
+    ///
+    /// # Errors
+    /// As [`Way::choose`].
+    pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
+        let Target::Cluster(onward) = self.target else {
+            return Ok(tried.0.is_empty().then(|| Hop::to(self.original.0)));
+        };
+        if tried.0.len() >= MAX_DIALS {
+            return Ok(None);
+        }
+        let context = PickContext {
+            hash: self.key.hash,
+            tried: &tried.0,
+            subset: onward.subset,
+        };
+        let picked = onward
+            .cluster
+            .pick(&context, &self.worker.rng, Instant::now());
+        let picked = picked.map_err(failure_of)?;
+        let peer = picked.endpoint.address;
+        Ok((!tried.0.contains(&peer)).then(|| Hop {
+            peer,
+            onward: Some(onward.clone()),
+            picked: Some(picked),
+        }))
+    }
+
+    /// Dials `hop`, and in its place another one if it takes no connection.
+    ///
+    /// # Errors
+    /// As the last dial; `ClientClosed` when `client` is reset meanwhile.
+    pub async fn connect(&self, mut hop: Hop, client: &TcpStream) -> Result<Dialled, Failure> {
+        let mut tried = Tried::default();
+        loop {
+            match hop.dial(self.worker, Some(client)).await {
+                Ok(upstream) => return Ok(Dialled { upstream, hop }),
+                Err(failure) => {
+                    hop.failed(failure, &mut tried)?;
+                    hop = self.choose_after(&tried)?.ok_or(failure)?;
+                }
+            }
+        }
+    }
+}
+
+impl Hop {
+    /// A peer that no cluster knows of.
+    pub fn to(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            onward: None,
+            picked: None,
+        }
+    }
+
+    /// The same peer, without anything granted.
+    pub fn again(&self) -> Self {
+        Self {
+            peer: self.peer,
+            onward: self.onward.clone(),
+            picked: None,
+        }
+    }
+
+    /// Whether a connection for one will do for the other.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        let is_same_cluster = match (&self.onward, &other.onward) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.cluster, &other.cluster),
+            _ => false,
+        };
+        self.peer == other.peer && is_same_cluster
+    }
+
+    pub fn is_towards(&self, target: &Target) -> bool {
+        match (&self.onward, target) {
+            (None, Target::Original) => true,
+            (Some(onward), Target::Cluster(other)) => {
+                Arc::ptr_eq(&onward.cluster, &other.cluster) && onward.subset == other.subset
+            }
+            _ => false,
+        }
+    }
+
+    /// Dials the peer, for `client` if somebody in particular waits for it.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn dial(
+        &self,
+        worker: &Worker,
+        client: Option<&TcpStream>,
+    ) -> Result<Upstream, Failure> {
+        let Some(onward) = &self.onward else {
+            return upstream::dial(worker, self.peer, None, client).await;
+        };
+        if worker.shared.is_own_listener(self.peer) {
+            return Err(Failure::Loop);
+        }
+        let permit = match client {
+            None => onward.permit(worker).await?,
+            Some(client) => tokio::select! {
+                biased;
+                permit = onward.permit(worker) => permit?,
+                _ = client.ready(Interest::ERROR) => return Err(Failure::ClientClosed),
+            },
+        };
+        let limit = Some(onward.connect_timeout);
+        let mut upstream = upstream::dial(worker, self.peer, limit, client).await?;
+        upstream.permit = Some(permit);
+        Ok(upstream)
+    }
+
+    /// The request went to this peer, and this came of it.
+    pub fn report(&mut self, outcome: Outcome, now: Instant) {
+        if let Some(picked) = &mut self.picked {
+            picked.answered(outcome, now);
+        }
+    }
+
+    /// There was no connection.
+    ///
+    /// # Errors
+    /// The failure, if no other endpoint may be tried: it is not this endpoint's.
+    pub fn failed(mut self, failure: Failure, tried: &mut Tried) -> Result<(), Failure> {
+        let is_endpoints = matches!(
+            failure,
+            Failure::ConnectRefused
+                | Failure::ConnectUnreachable
+                | Failure::ConnectTimeout
+                | Failure::UpstreamClosed
+        );
+        if !is_endpoints || self.picked.is_none() {
+            return Err(failure);
+        }
+        self.report(Outcome::LocalOriginFailure, Instant::now());
+        tried.0.push(self.peer);
+        Ok(())
+    }
+}
+
+fn failure_of(error: PickError) -> Failure {
+    match error {
+        PickError::NoEndpoint | PickError::Unhealthy => Failure::NoEndpoint,
+        PickError::Tripped => Failure::BreakerTripped,
+        PickError::Overflow(_) => Failure::Overflow,
+        PickError::Shed => Failure::Shed,
+    }
+}
+
+/// The value of the cookie `name` in a `Cookie` header.
+fn cookie_of<'a>(header: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    header.split(|b| *b == b';').find_map(|pair| {
+        let rest = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+        rest.strip_prefix(b"=").filter(|value| !value.is_empty())
+    })
+}
+
+/// A host as routes know it: without its port and, of IPv6, brackets.
+pub fn without_port(host: &[u8]) -> Option<&str> {
+    let host = std::str::from_utf8(host).ok()?;
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').map(|(address, _)| address);
+    }
+    Some(host.split_once(':').map_or(host, |(name, _)| name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_known_without_its_port() {
+        for (host, name) in [
+            ("api.internal:8080", "api.internal"),
+            ("api.internal", "api.internal"),
+            ("[2001:db8::1]:80", "2001:db8::1"),
+            ("192.0.2.1:1", "192.0.2.1"),
+        ] {
+            assert_eq!(without_port(host.as_bytes()), Some(name), "{host}");
+        }
+        assert_eq!(without_port(b"[broken"), None);
+        assert_eq!(without_port(b"\xff"), None);
+    }
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let header = b"xid=1; id=two ;ids=3; empty=";
+        assert_eq!(cookie_of(header, "id"), Some(&b"two"[..]));
+        assert_eq!(cookie_of(header, "d"), None);
+        assert_eq!(cookie_of(header, "empty"), None);
+    }
+
+    #[test]
+    fn a_source_is_hashed_as_its_text_in_whichever_clothes_it_comes() {
+        let plain = Key::of_source("192.0.2.1".parse().expect("an address"));
+        let mapped = Key::of_source("::ffff:192.0.2.1".parse().expect("an address"));
+        assert_eq!(plain.hash, Some(hash_of(b"192.0.2.1")));
+        assert_eq!(plain.hash, mapped.hash);
+    }
+}

@@ -1,0 +1,12 @@
+//! Clusters as an application meets them: real servers in a namespace, a captured client, and what
+//! happens to its requests when an endpoint does not do its part.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backend;
+mod balancing;
+mod client;
+mod failing;
+mod http2;
+mod routing;
