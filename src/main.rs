@@ -19,6 +19,7 @@ mod serve;
 mod settings;
 mod status;
 mod sys;
+mod upgrade;
 mod validate;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Run(run::Args),
+    Upgrade(upgrade::Args),
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Run(args) => run::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use outrigger_config::Settings;
+use outrigger_config::{Settings, control::Tether};
 
 use crate::{
     error::Refusal,
@@ -47,7 +47,7 @@ pub fn install_and_anchor(
     backend: Backend,
 ) -> Result<(Installed, Option<Anchor>), Refusal> {
     let ((mut installed, anchor), why) = match choose(settings, backend)? {
-        Choice::Nft(why) => (tether::install(settings)?, why),
+        Choice::Nft(why) => (tether::install(settings, &[])?, why),
         Choice::Iptables(variant, why) => ((legacy::install(settings, variant)?, None), why),
     };
     installed.notes.splice(0..0, why);
@@ -67,6 +67,18 @@ pub fn dry_run(settings: &Settings, backend: Backend) -> Result<String, Refusal>
             Ok(why + &legacy::dry_run(&plan, variant)?)
         }
     }
+}
+
+/// Captures by nft for a proxy that takes over the sockets of another one, which holds `predecessor`'s
+/// tables until it is told to let go.
+///
+/// # Errors
+/// The first check that failed; the rules are then as they were before.
+pub fn install_after(
+    settings: &Settings,
+    predecessor: &[Tether],
+) -> Result<Option<Anchor>, Refusal> {
+    Ok(tether::install(settings, predecessor)?.1)
 }
 
 fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {

@@ -75,7 +75,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         .transpose()?
         && tether::is_kept_closed(&mut reader, &identity, &plan)?
     {
-        tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
+        tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[])?;
         return Ok(report(&plan, &identity, variant, false));
     }
     let first = tether::next_generation(port, &tables, &identity.tethers);
@@ -91,7 +91,7 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         })
         .map(|counter| counter.count(&mut plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
-        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan));
+        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[]));
     if let Err(refusal) = done {
         change.roll_back();
         let _ = proxy.tell(

@@ -25,7 +25,7 @@ mod sys;
 mod tether;
 pub mod verdict;
 
-pub use backend::{Backend, dry_run, install, install_and_anchor};
+pub use backend::{Backend, dry_run, install, install_after, install_and_anchor};
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};

@@ -75,7 +75,12 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
-pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>), Refusal> {
+///
+/// `predecessor`: what a proxy holds that this one is about to replace on the same sockets.
+pub(crate) fn install(
+    settings: &Settings,
+    predecessor: &[Tether],
+) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
     let host = look(settings)?;
     let mut reader = NetlinkSocket::open()?;
@@ -86,11 +91,13 @@ pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>)
 
     let draft = Plan::new(settings, &host, 0)?;
     let (mut proxy, identity) = gate::identify(&draft)?;
-    refuse_strangers(port, &tables, &identity)?;
+    let mut known = identity.clone();
+    known.tethers.extend_from_slice(predecessor);
+    refuse_strangers(port, &tables, &known)?;
     if let Some(generation) = in_force(&mut reader, settings, &host, &identity)? {
         let plan = Plan::new(settings, &host, generation)?;
         // An install that was killed just before its end leaves an older anchor behind.
-        let_go_of_others(&mut reader, &mut proxy, &identity, &plan)?;
+        let_go_of_others(&mut reader, &mut proxy, &identity, &plan, predecessor)?;
         return Ok((legacy::sweep(port, report(&plan, &identity, false)), None));
     }
     let first = next_generation(port, &tables, &identity.tethers);
@@ -101,7 +108,13 @@ pub(crate) fn install(settings: &Settings) -> Result<(Installed, Option<Anchor>)
         gate::redirect(&plan, targets)
     })?;
     forget_redirected(&mut reader, &plan, &identity);
-    let anchor = capture(&mut reader, &mut proxy, &identity, &plan, log)?;
+    let anchor = capture(
+        &mut reader,
+        &mut proxy,
+        (&identity, predecessor),
+        &plan,
+        log,
+    )?;
     let installed = report(&plan, &identity, true);
     let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
     Ok((installed, Some(anchor)))
@@ -308,7 +321,7 @@ pub(crate) fn next_generation(port: u16, tables: &[TableInfo], tethers: &[Tether
 fn capture(
     reader: &mut NetlinkSocket,
     proxy: &mut Proxy,
-    identity: &Identity,
+    (identity, predecessor): (&Identity, &[Tether]),
     plan: &Plan,
     log: Option<NetlinkSocket>,
 ) -> Result<Anchor, Refusal> {
@@ -325,7 +338,7 @@ fn capture(
         .map(|()| watch(reader, proxy, plan, log.as_ref()))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
-        .and_then(|()| let_go_of_others(reader, proxy, identity, plan));
+        .and_then(|()| let_go_of_others(reader, proxy, identity, plan, predecessor));
     if done.is_err() {
         withdraw(proxy, &mut capture, plan);
         reopen(closed, plan);
@@ -526,6 +539,7 @@ pub(crate) fn let_go_of_others(
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
+    predecessor: &[Tether],
 ) -> Result<(), Refusal> {
     let mut others: BTreeSet<_> = identity.tethers.iter().map(|t| t.generation).collect();
     others.remove(&plan.generation);
@@ -543,6 +557,7 @@ pub(crate) fn let_go_of_others(
         .unwrap_or_default()
         .iter()
         .filter(|table| table.name != plan.capture.name)
+        .filter(|table| !predecessor.iter().any(|held| held.table == table.name))
         .map(leftover)
         .collect();
     if !left.is_empty() {

@@ -28,17 +28,17 @@ use tokio::{
 use crate::{
     accept::{self, BindError, Listeners},
     address::ListenerAddr,
-    admin,
     cluster::{Keeper, Registry},
     configuration::Configuration,
-    control::{Control, Hooks, Listening},
+    control::{Control, Listening},
+    front::Front,
     observe::{AccessLog, Metrics, RefusalLog},
     readiness::Readiness,
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
     signals::{Order, Signals},
-    supervised::{Inherited, Parting, Supervisor},
-    sys, upstream, watchdog,
+    supervised::{Inherited, Parting, Supervisor, Word},
+    sys, watchdog,
     worker::{self, Phase, Worker},
 };
 
@@ -76,6 +76,9 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
     let workers = settings.workers.map_or_else(default_workers, usize::from);
     check_descriptor_limit(workers)?;
     sys::limit_malloc_arenas(workers + 1);
+    if let Some(supervisor) = &inherited.supervisor {
+        supervisor.await_turn().map_err(StartError::Supervisor)?;
+    }
     let (mut control, listeners) = bind_as_one_instance(&settings, inherited.listeners, workers)?;
     let admin = match inherited.admin {
         Some(socket) => Some(take_admin(socket)?),
@@ -166,20 +169,16 @@ impl Bound {
             reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
-            if let Some(admin) = self.admin {
-                let admin = TcpListener::from_std(admin)?;
-                tokio::task::spawn_local(admin::serve(admin, self.shared.clone()));
-            }
+            let front = Front::open(self.shared.clone(), self.admin, self.control)?;
             tokio::task::spawn_local(reload::run(
                 self.source,
                 self.shared.clone(),
                 self.requests,
                 clusters,
             ));
-            tokio::task::spawn_local(serve_control(self.control, self.shared.clone()));
             tell_started(&self.shared, &addresses.0, addresses.1);
             tokio::task::spawn_local(watchdog::feed(self.shared.clone()));
-            let ended = obey(&self.shared, phase, signals, self.supervisor).await;
+            let ended = obey(&self.shared, phase, signals, self.supervisor, front).await;
             for worker in workers {
                 let _ = worker.join();
             }
@@ -203,10 +202,11 @@ async fn obey(
     phase: watch::Sender<Phase>,
     mut signals: Signals,
     supervisor: Option<Supervisor>,
+    mut front: Front,
 ) -> io::Result<()> {
     tokio::select! {
         () = stop_ordered(&mut signals, shared) => {}
-        gone = supervisor_gone(supervisor) => {
+        gone = supervisor_gone(supervisor, &mut front, &phase) => {
             match gone? {
                 Parting::Gone => tracing::warn!("the supervisor is gone; capture ends, and so does this proxy"),
                 Parting::Deserted => shared.is_deserted.store(true, Ordering::Relaxed),
@@ -239,11 +239,24 @@ async fn obey(
     Ok(())
 }
 
-/// Never, where there is none.
-async fn supervisor_gone(supervisor: Option<Supervisor>) -> io::Result<Parting> {
-    match supervisor {
-        Some(supervisor) => supervisor.serve_until_parting().await,
-        None => std::future::pending().await,
+/// Does what the supervisor says, until it needs this proxy no more; never returns where there is none.
+async fn supervisor_gone(
+    supervisor: Option<Supervisor>,
+    front: &mut Front,
+    phase: &watch::Sender<Phase>,
+) -> io::Result<Parting> {
+    let Some(supervisor) = supervisor else {
+        return std::future::pending().await;
+    };
+    let mut link = supervisor.serve().await?;
+    loop {
+        match link.next().await {
+            None => return Ok(Parting::Gone),
+            Some(Word::Desert) => return Ok(Parting::Deserted),
+            Some(Word::Yield) => front.give_way(phase).await,
+            Some(Word::Resume) => front.resume(phase).await?,
+        }
+        link.done().await;
     }
 }
 
@@ -360,21 +373,6 @@ fn bind_as_one_instance(
     Ok((lock(port)?, listeners))
 }
 
-async fn serve_control(control: Control, shared: Arc<Shared>) {
-    let state = shared.control.clone();
-    let counted = shared.clone();
-    let hooks = Hooks {
-        dial: Box::new(move |peer| {
-            let shared = shared.clone();
-            Box::pin(async move { upstream::connect(&shared, peer).await.map(drop) })
-        }),
-        live_connections: Box::new(move || counted.connections.live()),
-    };
-    if let Err(error) = control.run(state, hooks).await {
-        tracing::error!(%error, "the control socket cannot be served; nothing can be captured");
-    }
-}
-
 fn bind_admin(address: SocketAddr) -> Result<StdListener, StartError> {
     let bind = || {
         let listener = StdListener::bind(address)?;
@@ -461,6 +459,8 @@ pub enum StartError {
         source: io::Error,
     },
     Control(io::Error),
+    /// The supervisor has gone, or has no use for this proxy.
+    Supervisor(io::Error),
 }
 
 impl fmt::Display for StartError {
@@ -503,6 +503,9 @@ impl fmt::Display for StartError {
                 )
             }
             Self::Control(source) => write!(f, "cannot prepare the control socket: {source}"),
+            Self::Supervisor(source) => {
+                write!(f, "the supervisor does not want this proxy: {source}")
+            }
             Self::Random(source) => write!(f, "no random numbers from the kernel: {source}"),
         }
     }

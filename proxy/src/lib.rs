@@ -21,6 +21,7 @@ pub mod drain;
 pub mod failure;
 mod file_watch;
 pub mod forward;
+mod front;
 pub mod observe;
 pub mod pulse;
 pub mod readiness;

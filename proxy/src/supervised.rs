@@ -26,8 +26,23 @@ use tokio::{
 pub const MAX_DESCRIPTORS: usize = 253;
 /// In bytes, of a configuration in JSON: far above 100,000 endpoints.
 const MAX_OFFER: usize = 64 << 20;
+/// The proxy has all that it needs and would bind next.
+const PREPARED: &[u8] = b"prepared\n";
 const READY: &[u8] = b"ready\n";
-const DESERTED: &[u8] = b"deserted\n";
+const DONE: &[u8] = b"done\n";
+/// The answer to [`PREPARED`].
+const GO: u8 = b'g';
+
+/// What a supervisor asks of a proxy that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Leave the listeners, the control socket and the admin listener to another proxy.
+    Yield,
+    /// Take them back.
+    Resume,
+    /// End, since all that was captured for have ended. It is not answered.
+    Desert,
+}
 
 /// What a proxy is started with instead of what it would find or bind by itself.
 #[derive(Debug, Default)]
@@ -104,13 +119,58 @@ pub fn offer(
 ///
 /// # Errors
 /// When it ends before, or past the link's timeout.
-pub fn await_ready(mut link: &StdUnixStream) -> io::Result<()> {
-    let mut word = [0; READY.len()];
+pub fn await_ready(link: &StdUnixStream) -> io::Result<()> {
+    await_word(link, READY)
+}
+
+/// The supervisor's side: waits for a proxy that only the sockets are missing to.
+///
+/// # Errors
+/// As [`await_ready`].
+pub fn await_prepared(link: &StdUnixStream) -> io::Result<()> {
+    await_word(link, PREPARED)
+}
+
+/// The supervisor's side: lets a prepared proxy serve.
+///
+/// # Errors
+/// When it is gone.
+pub fn go(mut link: &StdUnixStream) -> io::Result<()> {
+    link.write_all(&[GO])
+}
+
+/// The supervisor's side: has a serving proxy do something.
+///
+/// # Errors
+/// When it is gone, or does not do it within the link's timeout.
+pub fn say(mut link: &StdUnixStream, word: Word) -> io::Result<()> {
+    link.write_all(&[word.letter()])?;
+    await_word(link, DONE)
+}
+
+fn await_word(mut link: &StdUnixStream, expected: &[u8]) -> io::Result<()> {
+    let mut word = vec![0; expected.len()];
     link.read_exact(&mut word)?;
-    if word == READY {
+    if word == expected {
         Ok(())
     } else {
         Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl Word {
+    fn letter(self) -> u8 {
+        match self {
+            Self::Yield => b'y',
+            Self::Resume => b'r',
+            Self::Desert => b'd',
+        }
+    }
+
+    fn of(letter: u8) -> Option<Self> {
+        [Self::Yield, Self::Resume, Self::Desert]
+            .into_iter()
+            .find(|word| word.letter() == letter)
     }
 }
 
@@ -119,7 +179,7 @@ pub fn await_ready(mut link: &StdUnixStream) -> io::Result<()> {
 /// # Errors
 /// When it is gone, or does not take it within the link's timeout.
 pub fn desert(mut link: &StdUnixStream) -> io::Result<()> {
-    link.write_all(DESERTED)
+    link.write_all(&[Word::Desert.letter()])
 }
 
 /// The proxy's side: takes over what the supervisor offers, and the text of the configuration.
@@ -152,21 +212,48 @@ pub fn take(link: OwnedFd) -> io::Result<(String, Inherited)> {
 }
 
 impl Supervisor {
-    /// Says that this proxy serves, and returns when the supervisor needs it no more.
+    /// Says that this proxy is prepared, and waits until it may bind: another one may serve still.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, or has no use for this proxy.
+    pub(crate) fn await_turn(&self) -> io::Result<()> {
+        (&self.0).write_all(PREPARED)?;
+        let mut go = [0];
+        (&self.0).read_exact(&mut go)?;
+        if go == [GO] {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    /// Says that this proxy serves.
     ///
     /// # Errors
     /// When the runtime cannot watch the link.
-    pub(crate) async fn serve_until_parting(self) -> io::Result<Parting> {
+    pub(crate) async fn serve(self) -> io::Result<Link> {
         self.0.set_nonblocking(true)?;
         let mut link = UnixStream::from_std(self.0)?;
         // A supervisor that is gone already is told from the next read.
         let _ = link.write_all(READY).await;
-        let mut word = [0; DESERTED.len()];
-        match link.read_exact(&mut word).await {
-            Ok(_) if word == DESERTED => Ok(Parting::Deserted),
-            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-            Err(_) => Ok(Parting::Gone),
-        }
+        Ok(Link(link))
+    }
+}
+
+/// The link of a proxy that serves.
+#[derive(Debug)]
+pub(crate) struct Link(UnixStream);
+
+impl Link {
+    /// What the supervisor asks for next; none once it is gone.
+    pub(crate) async fn next(&mut self) -> Option<Word> {
+        let mut letter = [0];
+        self.0.read_exact(&mut letter).await.ok()?;
+        Word::of(letter[0])
+    }
+
+    pub(crate) async fn done(&mut self) {
+        let _ = self.0.write_all(DONE).await;
     }
 }
 
@@ -228,23 +315,24 @@ mod tests {
 
     #[test]
     fn readiness_goes_up_and_the_end_comes_down() {
-        for (part, parting) in [
-            (drop as fn(StdUnixStream), Parting::Gone),
-            (|link| desert(&link).expect("taken"), Parting::Deserted),
+        for (part, last) in [
+            (drop as fn(StdUnixStream), None),
+            (|link| desert(&link).expect("taken"), Some(Word::Desert)),
         ] {
             let (ours, theirs) = StdUnixStream::pair().expect("a pair");
-            let (told, parted) = std::sync::mpsc::channel();
             let proxy = thread::spawn(move || {
                 run(async {
-                    let parting = Supervisor(theirs).serve_until_parting().await;
-                    told.send(parting.expect("served")).expect("awaited");
+                    let mut link = Supervisor(theirs).serve().await.expect("served");
+                    assert_eq!(link.next().await, Some(Word::Yield));
+                    link.done().await;
+                    assert_eq!(link.next().await, last);
                 });
             });
             await_ready(&ours).expect("ready");
+            say(&ours, Word::Yield).expect("done");
             assert!(!proxy.is_finished());
             part(ours);
-            assert_eq!(parted.recv().expect("it noticed"), parting);
-            proxy.join().expect("no panic");
+            proxy.join().expect("it noticed");
         }
     }
 

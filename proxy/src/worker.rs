@@ -48,6 +48,8 @@ pub struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Serving,
+    /// Leave new connections to another proxy on the same sockets, until one of the others is told.
+    Yielding,
     /// Take what has already been redirected, then no more; finish what is under way.
     Draining,
     /// Cut what is left.
@@ -103,15 +105,36 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let is_accepting = Accepting::begin(&worker.shared);
-    let accepting: Vec<_> = listeners
-        .into_iter()
-        .map(|listener| task::spawn_local(accept_all(worker.clone(), listener)))
-        .collect();
-    task::spawn_local(answer_pulse(worker.clone(), &accepting));
-    // An error means that the control thread is gone, and with it the reason to serve.
-    let _ = phase.wait_for(|p| *p != Phase::Serving).await;
-    drop(is_accepting);
+    let listeners: Vec<_> = listeners.into_iter().map(Rc::new).collect();
+    let mut accepting = Vec::new();
+    loop {
+        // An error means that the control thread is gone, and with it the reason to serve.
+        let now = *phase.borrow_and_update();
+        match now {
+            Phase::Serving => {
+                let is_accepting = Accepting::begin(&worker.shared);
+                let accept =
+                    |listener: &Rc<TcpListener>| accept_all(worker.clone(), listener.clone());
+                accepting.extend(listeners.iter().map(|l| task::spawn_local(accept(l))));
+                task::spawn_local(answer_pulse(worker.clone(), &accepting));
+                let next = phase.wait_for(|p| *p != Phase::Serving).await;
+                if next.is_ok_and(|next| *next == Phase::Yielding) {
+                    // Between two connections: what has been accepted has a task of its own.
+                    for task in accepting.drain(..) {
+                        task.abort();
+                        let _ = task.await;
+                    }
+                }
+                drop(is_accepting);
+            }
+            Phase::Yielding if phase.changed().await.is_ok() => {}
+            Phase::Yielding | Phase::Draining | Phase::Stopping => break,
+        }
+        if phase.has_changed().is_err() {
+            break;
+        }
+    }
+    drop(listeners);
     worker.drain.start();
     let drained = async {
         for listener in accepting {
@@ -144,7 +167,7 @@ fn answer_pulse(
 }
 
 /// Accepts until draining has begun and the queue is empty.
-async fn accept_all(worker: Rc<Worker>, listener: TcpListener) {
+async fn accept_all(worker: Rc<Worker>, listener: Rc<TcpListener>) {
     let mut queue = accept::Queue::new(listener, worker.shared.clone(), {
         let worker = worker.clone();
         move || worker.make_room()

@@ -3,14 +3,18 @@
 
 use std::{
     io::{PipeReader, PipeWriter, Read, Write, pipe},
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use outrigger_config::Settings;
+use outrigger_config::{Settings, control::Tether};
 use outrigger_iptables::{Anchor, Backend, Installed, Refusal};
+use outrigger_proxy::supervised::Word;
 use rustix::{
     event::{PollFd, PollFlags},
     process::Signal,
@@ -22,6 +26,7 @@ use super::{
     proxy::{Program, Proxy, Seen, poll_within},
     report::{Capture, Report},
     sockets::Sockets,
+    upgrade::{self, Outcome, Upgrade},
 };
 
 /// Between attempts to capture for a healthy proxy, and doubled with each.
@@ -32,8 +37,13 @@ const GRACE: Duration = Duration::from_secs(5);
 
 const STOP: u8 = b's';
 const CUT: u8 = b'c';
+const UPGRADE: u8 = b'u';
+
 /// To stop, where nobody is left who could dial.
 const DESERT: u8 = b'd';
+
+/// A proxy that dies sooner after an upgrade has its predecessor's program put back in its place.
+const ON_TRIAL: Duration = Duration::from_secs(10);
 
 /// The main thread's hold on the keeper.
 #[derive(Debug)]
@@ -41,7 +51,11 @@ pub(super) struct Keeper {
     orders: PipeWriter,
     news: PipeReader,
     report: Arc<Mutex<Report>>,
+    asked: Asked,
 }
+
+/// The latest upgrade that was asked for and not begun.
+type Asked = Arc<Mutex<Option<Upgrade>>>;
 
 /// What the keeper works with.
 pub(super) struct Job {
@@ -61,6 +75,13 @@ struct Keeping {
     orders: PipeReader,
     news: PipeWriter,
     report: Arc<Mutex<Report>>,
+    asked: Asked,
+    /// Proxies that drain, and when they must have ended.
+    leaving: Vec<(Proxy, Instant)>,
+    /// What the proxy before this one held, which it lets go of when it drains.
+    held_before: Vec<Tether>,
+    /// What served before the latest upgrade, and when that was.
+    before: Option<(Instant, Program, Settings)>,
 }
 
 /// The latest repair of a capture.
@@ -83,6 +104,7 @@ enum Look {
 enum End {
     Died(String),
     Ordered,
+    Replaced(Proxy),
 }
 
 impl Keeper {
@@ -90,6 +112,7 @@ impl Keeper {
         let (orders_from, orders) = pipe()?;
         let (news, news_to) = pipe()?;
         let report = Arc::new(Mutex::new(Report::new(job.settings.port())));
+        let asked = Asked::default();
         let keeping = Keeping {
             breaker: Breaker::new(job.settings.supervisor.clone()),
             job,
@@ -98,6 +121,10 @@ impl Keeper {
             orders: orders_from,
             news: news_to,
             report: report.clone(),
+            asked: asked.clone(),
+            leaving: Vec::new(),
+            held_before: Vec::new(),
+            before: None,
         };
         thread::Builder::new()
             .name("keeper".into())
@@ -106,6 +133,7 @@ impl Keeper {
             orders,
             news,
             report,
+            asked,
         })
     }
 
@@ -128,6 +156,17 @@ impl Keeper {
         let _ = self.orders.write_all(&[CUT]);
     }
 
+    /// Puts another proxy in the place of the one that serves, if it passes.
+    pub(super) fn upgrade(&mut self, upgrade: Upgrade) {
+        if let Some(earlier) = lock(&self.asked).replace(upgrade) {
+            refuse(
+                earlier.asker,
+                "another upgrade was asked for meanwhile".into(),
+            );
+        }
+        let _ = self.orders.write_all(&[UPGRADE]);
+    }
+
     /// Takes note that something has changed; false: the keeper has ended.
     pub(super) fn take_news(&mut self) -> bool {
         self.news.read(&mut [0; 64]).is_ok_and(|length| length > 0)
@@ -142,9 +181,10 @@ impl Keeping {
     fn keep(mut self) {
         loop {
             let why = match self.one_life() {
-                End::Ordered => return,
+                End::Ordered | End::Replaced(_) => return,
                 End::Died(why) => why,
             };
+            self.go_back();
             let pause = self.breaker.died(Instant::now());
             self.mourn(why, pause);
             // What was redirected before the capture ended does not wait for a proxy that may never come.
@@ -164,7 +204,15 @@ impl Keeping {
             deaths,
             ..
         } = &self.job;
-        let proxy = match Proxy::start(program, sockets, deaths) {
+        let started =
+            Proxy::prepare(program, sockets, deaths).and_then(|proxy| match proxy.begin() {
+                Ok(()) => Ok(proxy),
+                Err(error) => {
+                    proxy.signal(Signal::KILL);
+                    Err((Some(proxy), error))
+                }
+            });
+        let mut proxy = match started {
             Ok(proxy) => proxy,
             Err((None, error)) => return End::Died(format!("cannot be started: {error}")),
             Err((Some(proxy), error)) => {
@@ -187,8 +235,15 @@ impl Keeping {
                         report.has_captured = true;
                     });
                     tracing::info!(pid = installed.proxy_pid, "captured");
-                    let end = self.watch(&proxy, None, Some(Instant::now()));
-                    return end.unwrap_or(End::Ordered);
+                    loop {
+                        match self.watch(&proxy, None, Some(Instant::now())) {
+                            Some(End::Replaced(next)) => {
+                                let old = std::mem::replace(&mut proxy, next);
+                                self.see_off(old);
+                            }
+                            end => return end.unwrap_or(End::Ordered),
+                        }
+                    }
                 }
                 Err(refusal) => {
                     if proxy.watch(&self.orders, Duration::ZERO) == Seen::Nothing
@@ -222,12 +277,20 @@ impl Keeping {
                 left.map_or(lease / 4, |left| left.min(lease / 4)),
             ) {
                 Seen::Death => return Some(End::Died(self.bury(proxy))),
-                Seen::Order => {
-                    self.leave(proxy);
-                    return Some(End::Ordered);
-                }
+                Seen::Order => match self.next_order() {
+                    Some(UPGRADE) => {
+                        if let Some(next) = self.upgrade(proxy, captured.is_some()) {
+                            return Some(End::Replaced(next));
+                        }
+                    }
+                    order => {
+                        self.leave(proxy, order);
+                        return Some(End::Ordered);
+                    }
+                },
                 Seen::Nothing => {}
             }
+            self.tend_leaving();
             if left.is_some_and(|left| left <= lease / 4) {
                 return None;
             }
@@ -301,9 +364,8 @@ impl Keeping {
     }
 
     /// Ends the capture, lets the proxy finish, and sees to it that it does.
-    fn leave(&mut self, proxy: &Proxy) {
+    fn leave(&mut self, proxy: &Proxy, order: Option<u8>) {
         let port = self.job.settings.port();
-        let mut order = self.next_order();
         if self.job.backend != Backend::Nft
             && let Err(refusal) = self
                 .job
@@ -315,15 +377,21 @@ impl Keeping {
         if order != Some(DESERT) || proxy.desert().is_err() {
             proxy.signal(Signal::TERM);
         }
-        let deadline = Instant::now()
-            + self.job.settings.timeouts.drain.0
-            + self.job.settings.capture.lease.0 * 2
-            + GRACE;
+        let deadline = self.drain_deadline();
+        let mut order = self.await_end(proxy, deadline, order);
+        for (proxy, deadline) in std::mem::take(&mut self.leaving) {
+            order = self.await_end(&proxy, deadline, order);
+        }
+    }
+
+    /// Returns the order that hastened it, which holds for the next one too.
+    fn await_end(&mut self, proxy: &Proxy, deadline: Instant, mut order: Option<u8>) -> Option<u8> {
+        let mut is_cut = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if order == Some(CUT) || left.is_zero() {
+            is_cut |= order == Some(CUT);
+            if is_cut || left.is_zero() {
                 proxy.signal(Signal::KILL);
-                order = None;
             }
             match proxy.watch(&self.orders, left.max(Duration::from_millis(100))) {
                 Seen::Death => break,
@@ -332,13 +400,158 @@ impl Keeping {
             }
         }
         self.job.deaths.of(proxy.pid);
+        is_cut.then_some(CUT)
+    }
+
+    fn drain_deadline(&self) -> Instant {
+        let settings = &self.job.settings;
+        Instant::now() + settings.timeouts.drain.0 + settings.capture.lease.0 * 2 + GRACE
+    }
+
+    /// Lets `old` finish what it has.
+    fn see_off(&mut self, old: Proxy) {
+        old.signal(Signal::TERM);
+        let deadline = self.drain_deadline();
+        self.leaving.push((old, deadline));
+    }
+
+    /// Takes note of those that have ended, and ends those that should have.
+    fn tend_leaving(&mut self) {
+        let deaths = &self.job.deaths;
+        self.leaving.retain(|(proxy, deadline)| {
+            if proxy.has_ended() {
+                deaths.of(proxy.pid);
+                return false;
+            }
+            if *deadline < Instant::now() {
+                proxy.signal(Signal::KILL);
+            }
+            true
+        });
+    }
+
+    /// Does the upgrade that was asked for; `None`: refused, and `old` goes on.
+    fn upgrade(&mut self, old: &Proxy, is_captured: bool) -> Option<Proxy> {
+        let Upgrade {
+            program,
+            settings,
+            asker,
+        } = lock(&self.asked).take()?;
+        let replaced = if is_captured {
+            self.replace(old, &program, &settings)
+        } else {
+            Err("nothing is captured just now; try again when `proxyctl status` says so".into())
+        };
+        let next = match replaced {
+            Ok(next) => next,
+            Err(why) => {
+                refuse(asker, why);
+                return None;
+            }
+        };
+        let proxy_pid = next.pid.as_raw_nonzero().get();
+        tracing::info!(pid = proxy_pid, "upgraded; the old proxy drains");
+        let program = std::mem::replace(&mut self.job.program, program);
+        let settings = std::mem::replace(&mut self.job.settings, settings);
+        self.before = Some((Instant::now(), program, settings));
+        self.tell(|report| report.proxy_pid = Some(proxy_pid));
+        if let Some(mut asker) = asker {
+            upgrade::answer(&mut asker, &Outcome::Upgraded { proxy_pid });
+        }
+        Some(next)
+    }
+
+    /// While the new proxy is on trial the old one accepts nothing and keeps its capture: what is
+    /// redirected waits in the queue that they share, so that the gate cannot meet the wrong one.
+    fn replace(
+        &mut self,
+        old: &Proxy,
+        program: &Program,
+        settings: &Settings,
+    ) -> Result<Proxy, String> {
+        let Job {
+            sockets, deaths, ..
+        } = &self.job;
+        let port = settings.port();
+        let held = outrigger_iptables::status(port)
+            .map_err(|refusal| refusal.to_string())?
+            .map_or_else(Vec::new, |status| status.proxy.tethers);
+        let next = match Proxy::prepare(program, sockets, deaths) {
+            Ok(next) => next,
+            Err((None, error)) => return Err(format!("the new proxy cannot be started: {error}")),
+            Err((Some(next), error)) => {
+                let how = self.bury(&next);
+                return Err(format!("the new proxy {how} before it served ({error})"));
+            }
+        };
+        if let Err(error) = old.say(Word::Yield) {
+            next.signal(Signal::KILL);
+            self.bury(&next);
+            old.signal(Signal::KILL);
+            return Err(format!(
+                "the old proxy does not give way, and is replaced: {error}"
+            ));
+        }
+        let captured = next
+            .begin()
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                let predecessors = [&held[..], &self.held_before].concat();
+                deaths
+                    .without_reaping(|| outrigger_iptables::install_after(settings, &predecessors))
+                    .map_err(|refusal| refusal.to_string())
+            });
+        match captured {
+            Ok(anchor) => {
+                self.anchor = anchor.or(self.anchor.take());
+                self.held_before = held;
+                Ok(next)
+            }
+            Err(why) => {
+                // What it has accepted it may finish, if it can.
+                match next.say(Word::Yield) {
+                    Ok(()) => self.see_off(next),
+                    Err(_) => {
+                        next.signal(Signal::KILL);
+                        self.bury(&next);
+                    }
+                }
+                if let Err(error) = old.say(Word::Resume) {
+                    tracing::error!("the old proxy does not go on, and is replaced: {error}");
+                    old.signal(Signal::KILL);
+                }
+                Err(format!("the new proxy did not pass: {why}"))
+            }
+        }
+    }
+
+    /// After a death: to what served before an upgrade that did not last.
+    fn go_back(&mut self) {
+        if let Some((since, program, settings)) = self.before.take()
+            && since.elapsed() < ON_TRIAL
+        {
+            tracing::error!("the proxy died soon after an upgrade; what served before comes back");
+            self.job.program = program;
+            self.job.settings = settings;
+        }
     }
 
     /// Until a death has been dealt with: false when the order to stop came meanwhile.
     fn rest(&mut self, pause: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.orders, PollFlags::IN)];
-        poll_within(&mut fds, pause);
-        fds[0].revents().is_empty()
+        let until = Instant::now() + pause;
+        loop {
+            let mut fds = [PollFd::new(&self.orders, PollFlags::IN)];
+            poll_within(&mut fds, until.saturating_duration_since(Instant::now()));
+            if fds[0].revents().is_empty() {
+                return true;
+            }
+            if self.next_order() != Some(UPGRADE) {
+                return false;
+            }
+            if let Some(upgrade) = lock(&self.asked).take() {
+                refuse(upgrade.asker, "there is no proxy just now".into());
+            }
+        }
     }
 
     /// Programs of iptables, and the process that dials for the gate, are waited for by those who
@@ -410,6 +623,14 @@ impl Keeping {
     }
 }
 
+/// Tells why there will be no upgrade.
+pub(super) fn refuse(asker: Option<UnixStream>, why: String) {
+    tracing::error!("upgrade refused, the proxy goes on as before: {why}");
+    if let Some(mut asker) = asker {
+        upgrade::answer(&mut asker, &Outcome::Refused(why));
+    }
+}
+
 /// Whether it is the proxy that is to blame, and not its surroundings.
 fn is_a_hang(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::ProxySilent { .. })
@@ -420,6 +641,6 @@ fn is_a_hang(refusal: &Refusal) -> bool {
         ))
 }
 
-fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
-    report.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

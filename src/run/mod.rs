@@ -12,9 +12,15 @@ mod proxy;
 mod report;
 mod scope;
 mod sockets;
+pub(crate) mod upgrade;
 
 use std::{
-    ffi::OsString, net::SocketAddr, os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc,
+    ffi::{OsStr, OsString},
+    net::SocketAddr,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -32,6 +38,7 @@ use self::{
     report::Capture,
     scope::{Place, ScopeArgument},
     sockets::Sockets,
+    upgrade::{Request, Upgrades},
 };
 use crate::{
     logging::{self, LogFormat},
@@ -157,6 +164,7 @@ struct Supervisor {
     deaths: Arc<Deaths>,
     keeper: Option<Keeper>,
     sockets: Option<Arc<Sockets>>,
+    upgrades: Option<Upgrades>,
     command: Option<Pid>,
     ended: Option<WaitStatus>,
     /// A signal that ends us where there is no command to tell it.
@@ -170,6 +178,7 @@ impl Supervisor {
             deaths: Arc::default(),
             keeper: None,
             sockets: None,
+            upgrades: None,
             command: None,
             ended: None,
             stopped_by: None,
@@ -222,6 +231,7 @@ impl Supervisor {
         if !privileges::may_load_rules() {
             return Err("this user may not load rules (CAP_NET_ADMIN is missing): run it as root, or with --best-effort to start the command without a sidecar".into());
         }
+        let asked = settings.clone();
         let sockets = Arc::new(Sockets::bind(&mut settings)?);
         let by_default = if args.command.is_empty() {
             ScopeArgument::Netns
@@ -240,6 +250,15 @@ impl Supervisor {
         if let Some(level) = level {
             arguments.extend(["--log-level".into(), level.into()]);
         }
+        self.upgrades = Some(Upgrades {
+            asked,
+            resolved: settings.clone(),
+            listen: args.listen.clone(),
+            config: args.config.clone(),
+            binary: own_program(&args.serve_with),
+            arguments: arguments.clone(),
+            backend: args.backend,
+        });
         let keeper = Keeper::start(Job {
             settings,
             backend: args.backend,
@@ -357,6 +376,11 @@ impl Supervisor {
                 .as_ref()
                 .map(|sockets| PollFd::from_borrowed_fd(sockets.door.as_fd(), PollFlags::IN)),
         );
+        fds.extend(
+            self.sockets
+                .as_ref()
+                .map(|s| PollFd::from_borrowed_fd(s.upgrades.as_fd(), PollFlags::IN)),
+        );
         poll_within(&mut fds, Duration::from_secs(3600));
         let has_news = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
         while let Some(caught) = self.signals.next() {
@@ -365,6 +389,11 @@ impl Supervisor {
         self.reap();
         if let (Some(keeper), Some(sockets)) = (&self.keeper, &self.sockets) {
             keeper.report().answer(&sockets.door);
+        }
+        while let Some(sockets) = &self.sockets
+            && let Some((request, asker)) = upgrade::next_request(&sockets.upgrades)
+        {
+            self.upgrade(request, Some(asker));
         }
         if has_news && self.keeper.as_mut().is_some_and(|k| !k.take_news()) {
             let report = self.keeper.take().map(|keeper| keeper.report());
@@ -387,9 +416,20 @@ impl Supervisor {
         }
     }
 
+    fn upgrade(&mut self, request: Request, asker: Option<UnixStream>) {
+        let (Some(upgrades), Some(keeper)) = (&self.upgrades, &mut self.keeper) else {
+            return;
+        };
+        match upgrades.prepare(request, asker) {
+            Ok(upgrade) => keeper.upgrade(upgrade),
+            Err((asker, why)) => keeper::refuse(asker, why),
+        }
+    }
+
     fn obey(&mut self, caught: Caught) {
         match (caught.signal, self.command) {
             (Signal::CHILD, _) => {}
+            (Signal::USR2, _) => self.upgrade(Request::default(), None),
             (_, Some(command)) => command::forward(caught, command),
             (signal @ (Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT), None) => {
                 self.stopped_by = Some(signal);
@@ -397,6 +437,15 @@ impl Supervisor {
             (_, None) => {}
         }
     }
+}
+
+/// By its path, behind which a new version may have been put, and not as the file that is running.
+fn own_program(serve_with: &OsStr) -> OsString {
+    if serve_with != "/proc/self/exe" {
+        return serve_with.into();
+    }
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    program.map_or_else(|| serve_with.into(), PathBuf::into_os_string)
 }
 
 /// The text of the configuration and what it means, with the command line over it.

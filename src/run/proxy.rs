@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_proxy::supervised;
+use outrigger_proxy::supervised::{self, Word};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, Signal, pidfd_send_signal},
@@ -32,7 +32,7 @@ pub(super) struct Proxy {
 }
 
 /// How every proxy of a supervisor is started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Program {
     pub(super) path: OsString,
     pub(super) arguments: Vec<String>,
@@ -42,26 +42,41 @@ pub(super) struct Program {
 }
 
 impl Proxy {
-    /// Starts one and waits until it serves.
+    /// Starts one and waits until it has all that it needs to serve, and has taken nothing yet.
     ///
     /// # Errors
     /// What went wrong; the process is then on its way out.
-    pub(super) fn start(
+    pub(super) fn prepare(
         program: &Program,
         sockets: &Sockets,
         deaths: &Deaths,
     ) -> Result<Self, (Option<Self>, io::Error)> {
         let proxy = Self::spawn(program, deaths).map_err(|error| (None, error))?;
         let admin = sockets.admin.as_ref().map(AsFd::as_fd);
-        let ready = supervised::offer(&proxy.link, &program.config, &sockets.listeners, admin)
-            .and_then(|()| supervised::await_ready(&proxy.link));
-        match ready {
+        let prepared = supervised::offer(&proxy.link, &program.config, &sockets.listeners, admin)
+            .and_then(|()| supervised::await_prepared(&proxy.link));
+        match prepared {
             Ok(()) => Ok(proxy),
             Err(error) => {
                 proxy.signal(Signal::KILL);
                 Err((Some(proxy), error))
             }
         }
+    }
+
+    /// Lets a prepared one serve, and waits until it does.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        supervised::go(&self.link)?;
+        supervised::await_ready(&self.link)
+    }
+
+    /// # Errors
+    /// When it does not do it; it is then of no more use.
+    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+        supervised::say(&self.link, word)
     }
 
     fn spawn(program: &Program, deaths: &Deaths) -> io::Result<Self> {
@@ -85,6 +100,12 @@ impl Proxy {
         sys::unblock_signals(&mut command);
         let (pid, pidfd) = deaths.spawn(&mut command)?;
         Ok(Self { pid, pidfd, link })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll_within(&mut fds, Duration::ZERO);
+        !fds[0].revents().is_empty()
     }
 
     pub(super) fn signal(&self, signal: Signal) {

@@ -14,6 +14,8 @@ use outrigger_config::Settings;
 use outrigger_iptables::listeners;
 use outrigger_proxy::{accept, direct::Direct, supervised::MAX_DESCRIPTORS};
 
+use super::upgrade;
+
 /// Ports looked at, two apart, where the default ones are taken.
 const ATTEMPTS: u16 = 500;
 
@@ -23,6 +25,8 @@ pub(super) struct Sockets {
     pub(super) admin: Option<TcpListener>,
     /// Keeps other supervisors off the port, and answers `proxyctl status`.
     pub(super) door: UnixListener,
+    /// Where `proxyctl upgrade` knocks.
+    pub(super) upgrades: UnixListener,
 }
 
 impl Sockets {
@@ -65,7 +69,11 @@ impl Sockets {
             .map_err(|error| {
                 format!("another `proxyctl run` has port {port} in this network namespace ({error}); choose another with --listen, or leave it out to have a free one")
             })?;
+        let upgrades = UnixAddr::from_abstract_name(upgrade::door_name(port))
+            .and_then(|name| UnixListener::bind_addr(&name))
+            .map_err(|error| format!("cannot bind the socket for upgrades: {error}"))?;
         let _ = door.set_nonblocking(true);
+        let _ = upgrades.set_nonblocking(true);
         // SO_REUSEPORT would let us join a group of the same user instead of failing.
         let on_port = listeners::on_port(port)
             .map_err(|error| format!("cannot list who listens on port {port}: {error}"))?;
@@ -94,6 +102,7 @@ impl Sockets {
             listeners: group.per_worker.into_iter().flatten().collect(),
             admin,
             door,
+            upgrades,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
@@ -22,7 +23,7 @@ use crate::{address::ClientAddr, drain::Drain, failure::Failure, shared::Shared}
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 
 pub struct Queue {
-    listener: TcpListener,
+    listener: Rc<TcpListener>,
     shared: Arc<Shared>,
     /// Closes what can be spared; whether there was any.
     make_room: Box<dyn Fn() -> bool>,
@@ -36,7 +37,7 @@ pub struct Queue {
 
 impl Queue {
     pub fn new(
-        listener: TcpListener,
+        listener: Rc<TcpListener>,
         shared: Arc<Shared>,
         make_room: impl Fn() -> bool + 'static,
     ) -> Self {
@@ -160,7 +161,7 @@ mod tests {
     fn draining_takes_what_is_queued_and_ends() {
         run(async {
             let (listener, address) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared(Settings::default()), || false);
             let drain = Drain::default();
             let queued = [
                 TcpStream::connect(address).await.expect("connected"),
@@ -179,7 +180,7 @@ mod tests {
     fn draining_reaches_a_queue_that_waits() {
         run(async {
             let (listener, _) = listener().await;
-            let mut queue = Queue::new(listener, shared(Settings::default()), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared(Settings::default()), || false);
             let drain = Rc::new(Drain::default());
             let waiting = spawn_local({
                 let drain = drain.clone();
@@ -203,7 +204,7 @@ mod tests {
         run(async {
             let (listener, address) = listener().await;
             let shared = shared(Settings::default());
-            let mut queue = Queue::new(listener, shared.clone(), || false);
+            let mut queue = Queue::new(Rc::new(listener), shared.clone(), || false);
             let drain = Drain::default();
             let (mut first, mut byte) =
                 (TcpStream::connect(address).await.expect("connected"), [0]);

@@ -93,6 +93,20 @@ impl Control {
         Ok(Self { listener, slots })
     }
 
+    /// Takes the name again after it had been left to a successor.
+    ///
+    /// # Errors
+    /// `AddrInUse` while that one lives.
+    pub fn bind_again(port: u16) -> io::Result<Self> {
+        let name = UnixAddr::from_abstract_name(socket_name(port))?;
+        let listener = StdUnixListener::bind_addr(&name)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            slots: Vec::new(),
+        })
+    }
+
     /// What the workers and the signal handling share with the control socket.
     ///
     /// # Errors

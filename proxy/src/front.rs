@@ -1,0 +1,108 @@
+//! What only one of two proxies on the same sockets may serve, and so is left to the other one and
+//! taken back: the control socket, whose name is a lock, and the admin listener.
+
+use std::{
+    io,
+    net::TcpListener as StdListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{self, JoinHandle},
+    time,
+};
+
+use crate::{
+    admin,
+    control::{Control, Hooks},
+    shared::Shared,
+    upstream,
+    worker::Phase,
+};
+
+/// How long a successor that has been refused may take to give the control socket's name back.
+const NAME_LIMIT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(1);
+
+pub(crate) struct Front {
+    shared: Arc<Shared>,
+    admin: Option<StdListener>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Front {
+    /// # Errors
+    /// When the runtime cannot watch a socket.
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        admin: Option<StdListener>,
+        control: Control,
+    ) -> io::Result<Self> {
+        let mut front = Self {
+            shared,
+            admin,
+            tasks: Vec::new(),
+        };
+        front.serve(control)?;
+        Ok(front)
+    }
+
+    /// What is queued stays queued: the listeners are the supervisor's too. The capture stays as well.
+    pub(crate) async fn give_way(&mut self, phase: &watch::Sender<Phase>) {
+        phase.send_replace(Phase::Yielding);
+        while self.shared.readiness.accepting() > 0 {
+            time::sleep(PAUSE).await;
+        }
+        for task in self.tasks.drain(..) {
+            task.abort();
+            // Only then are its sockets closed.
+            let _ = task.await;
+        }
+    }
+
+    /// # Errors
+    /// When it cannot be done; this proxy is then of no more use.
+    pub(crate) async fn resume(&mut self, phase: &watch::Sender<Phase>) -> io::Result<()> {
+        let port = self.shared.listeners.first().map_or(0, |l| l.0.port());
+        let deadline = Instant::now() + NAME_LIMIT;
+        let control = loop {
+            match Control::bind_again(port) {
+                Ok(control) => break control,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => time::sleep(PAUSE).await,
+            }
+        };
+        self.serve(control)?;
+        phase.send_replace(Phase::Serving);
+        Ok(())
+    }
+
+    fn serve(&mut self, control: Control) -> io::Result<()> {
+        if let Some(admin) = &self.admin {
+            let admin = TcpListener::from_std(admin.try_clone()?)?;
+            let serving = admin::serve(admin, self.shared.clone());
+            self.tasks.push(task::spawn_local(serving));
+        }
+        let serving = serve_control(control, self.shared.clone());
+        self.tasks.push(task::spawn_local(serving));
+        Ok(())
+    }
+}
+
+async fn serve_control(control: Control, shared: Arc<Shared>) {
+    let state = shared.control.clone();
+    let counted = shared.clone();
+    let hooks = Hooks {
+        dial: Box::new(move |peer| {
+            let shared = shared.clone();
+            Box::pin(async move { upstream::connect(&shared, peer).await.map(drop) })
+        }),
+        live_connections: Box::new(move || counted.connections.live()),
+    };
+    if let Err(error) = control.run(state, hooks).await {
+        tracing::error!(%error, "the control socket cannot be served; nothing can be captured");
+    }
+}
