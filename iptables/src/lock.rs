@@ -1,11 +1,14 @@
 //! One change of a port's rules at a time, in one network namespace.
 
 use std::{
+    cell::RefCell,
     io::{self, Read},
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
+    process::Command,
+    rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
@@ -18,15 +21,34 @@ use crate::{
     control::{ANSWER_TIMEOUT, connect_abstract, is_timeout},
     error::Refusal,
     process::Process,
-    sys::peer_credentials,
+    sys::{before_exec, peer_credentials},
 };
 
 /// Longer than the slowest install (its probes are bounded below that).
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Held until dropped, or until the process and the programs that it runs end in whatever way.
+thread_local! {
+    /// Of the thread that changes rules, for the programs that it runs. No other child of the process
+    /// may have it: a lock that outlives its install stops the next one.
+    static HELD: RefCell<Weak<UnixListener>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Held until dropped, or until the process and the programs that it runs under it end in whatever way.
 pub(crate) struct InstallLock {
-    _listener: UnixListener,
+    _listener: Rc<UnixListener>,
+}
+
+/// Has `command` hold the lock of this thread, if there is one, for as long as it runs: one whose starter
+/// was killed is still at work, and the next install would read rules that change under it.
+pub(crate) fn share_with(command: &mut Command) -> io::Result<()> {
+    let Some(held) = HELD.with_borrow(Weak::upgrade) else {
+        return Ok(());
+    };
+    let copy = held.try_clone()?;
+    before_exec(command, move || {
+        fcntl_setfd(&copy, FdFlags::empty()).map_err(Into::into)
+    });
+    Ok(())
 }
 
 impl InstallLock {
@@ -37,6 +59,8 @@ impl InstallLock {
         while Instant::now() < deadline {
             match bind(&name) {
                 Ok(listener) => {
+                    let listener = Rc::new(listener);
+                    HELD.set(Rc::downgrade(&listener));
                     return Ok(Self {
                         _listener: listener,
                     });
@@ -56,11 +80,7 @@ impl InstallLock {
 }
 
 fn bind(name: &str) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
-    // Inherited by the iptables programs: one whose starter was killed is still at work, and the
-    // next install would read rules that change under it.
-    fcntl_setfd(&listener, FdFlags::empty())?;
-    Ok(listener)
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
 /// A connection to the lock is never accepted; it breaks when the holder ends.
@@ -94,12 +114,35 @@ mod tests {
         let second = thread::spawn(move || {
             let lock = InstallLock::acquire(4);
             sender.send(()).unwrap();
-            lock
+            lock.is_ok()
         });
         let early = receiver.recv_timeout(Duration::from_millis(200));
         assert!(early.is_err(), "two held the lock at once");
         drop(first);
         receiver.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(second.join().unwrap().is_ok());
+        assert!(second.join().unwrap());
+    }
+
+    /// Regression: any program that another thread started meanwhile kept the lock for as long as it ran.
+    #[test]
+    fn only_a_program_that_is_run_under_it_holds_it_longer() {
+        let mut sleeper = Command::new("sleep");
+        sleeper.arg("60");
+        let lock = InstallLock::acquire(5).unwrap();
+        let mut stranger = sleeper.spawn().unwrap();
+        drop(lock);
+        let lock = InstallLock::acquire(5).unwrap();
+        share_with(&mut sleeper).unwrap();
+        let mut ours = sleeper.spawn().unwrap();
+        drop((lock, sleeper));
+        assert_eq!(
+            bind("outrigger/5/install").unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        for child in [&mut ours, &mut stranger] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(InstallLock::acquire(5).is_ok());
     }
 }

@@ -137,11 +137,13 @@ fn sidecars_share_a_namespace_and_the_narrower_scope_wins() {
     assert!(App::User(4242).is_captured(&pair.app, V4));
     let taken = || proxies.each_ref().map(accepted);
     for (app, expected) in apps.iter().zip([0, 1]) {
-        let before = taken();
-        assert!(app.is_captured(&pair.app, V4));
-        let after = taken();
-        let by: Vec<_> = (0..3).filter(|&n| after[n] > before[n]).collect();
-        assert_eq!(by, [expected], "{before:?} {after:?}");
+        // A proxy writes at its beats too; whoever served the connection has written in any case.
+        until("a connection that only its own proxy served", || {
+            let before = taken();
+            assert!(app.is_captured(&pair.app, V4));
+            let after = taken();
+            (0..3).all(|n| (after[n] > before[n]) == (n == expected))
+        });
     }
 
     // Each ends alone.

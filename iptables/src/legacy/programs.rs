@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::IptablesError;
-use crate::plan::Family;
+use crate::{lock, plan::Family};
 
 /// Which of the two kernel interfaces the programs speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -140,13 +140,15 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Output, Iptabl
         program: name(program),
         reason,
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+        .stderr(Stdio::piped());
+    let mut child = lock::share_with(&mut command)
+        .and_then(|()| command.spawn())
         .map_err(|error| failed(error.to_string()))?;
     let mut stdin = child.stdin.take().expect("it is piped");
     let output = thread::scope(|scope| {
