@@ -159,6 +159,7 @@ fn a_proxy_of_which_one_worker_spins_is_replaced() {
 }
 
 #[test]
+#[ignore = "fails now and then on a loaded machine, cause unknown (issue 4): run by `make soak`"]
 fn a_proxy_that_runs_out_of_memory_is_replaced() {
     let world = World::new();
     let _nginx = world.nginx();
