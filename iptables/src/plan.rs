@@ -220,8 +220,6 @@ pub enum Match {
     Payload(u64),
     FamilyIn(&'static str),
     SourceIn(Family, &'static str),
-    /// What the application dialled, whoever has translated it since.
-    DialledIn(Family, &'static str),
     /// A foreign rule keeps it from connection tracking.
     Untracked,
     OutElsewhere,

@@ -37,7 +37,7 @@ impl Repair {
         Self {
             settings,
             backend,
-            pace: Pace::default(),
+            pace: Pace::new(LONGEST, QUIET),
         }
     }
 
@@ -63,27 +63,43 @@ impl Repair {
     }
 }
 
+const LONGEST: Duration = Duration::from_mins(5);
+const QUIET: Duration = Duration::from_mins(10);
+
 /// Another program that takes rules away as fast as they are put back must not be fought: each repair
-/// doubles the pause before the next, up to five minutes, and ten quiet minutes end it.
-#[derive(Debug, Default)]
-struct Pace {
+/// doubles the pause before the next, up to the longest, and a quiet time ends it.
+#[derive(Debug)]
+pub struct Pace {
     last: Option<Instant>,
     pause: Duration,
+    longest: Duration,
+    quiet: Duration,
 }
 
 impl Pace {
     const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_mins(5);
-    const QUIET: Duration = Duration::from_mins(10);
 
-    /// `Err`: for how long not yet.
-    fn try_at(&mut self, now: Instant) -> Result<(), Duration> {
+    /// `quiet` is not shorter than `longest`.
+    pub fn new(longest: Duration, quiet: Duration) -> Self {
+        Self {
+            last: None,
+            pause: Duration::ZERO,
+            longest,
+            quiet,
+        }
+    }
+
+    /// Takes note that a repair is tried now.
+    ///
+    /// # Errors
+    /// For how long it may not be yet.
+    pub fn try_at(&mut self, now: Instant) -> Result<(), Duration> {
         let since = self.last.map(|last| now.saturating_duration_since(last));
         self.pause = match since {
             None => Self::FIRST,
-            Some(since) if since >= Self::QUIET => Self::FIRST,
+            Some(since) if since >= self.quiet => Self::FIRST,
             Some(since) if since < self.pause => return Err(self.pause - since),
-            Some(_) => (self.pause * 2).min(Self::LONGEST),
+            Some(_) => (self.pause * 2).min(self.longest),
         };
         self.last = Some(now);
         Ok(())
@@ -96,7 +112,7 @@ mod tests {
 
     #[test]
     fn who_takes_rules_away_again_and_again_is_not_fought() {
-        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let (mut pace, begin) = (Pace::new(LONGEST, QUIET), Instant::now());
         let mut tried = Vec::new();
         for millis in (0..1_800_000).step_by(250) {
             if pace.try_at(begin + Duration::from_millis(millis)).is_ok() {
@@ -111,11 +127,11 @@ mod tests {
 
     #[test]
     fn after_a_quiet_time_the_next_repair_is_prompt_again() {
-        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let (mut pace, begin) = (Pace::new(LONGEST, QUIET), Instant::now());
         for seconds in [0, 1, 3] {
             pace.try_at(begin + Duration::from_secs(seconds)).unwrap();
         }
-        let later = begin + Duration::from_secs(3) + Pace::QUIET;
+        let later = begin + Duration::from_secs(3) + QUIET;
         pace.try_at(later).unwrap();
         assert_eq!(
             pace.try_at(later + Duration::from_millis(400)),

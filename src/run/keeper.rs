@@ -13,7 +13,7 @@ use std::{
 };
 
 use outrigger_config::{Settings, control::Tether};
-use outrigger_iptables::{Anchor, Backend, Installed, Refusal};
+use outrigger_iptables::{Anchor, Backend, Installed, Refusal, repair::Pace};
 use outrigger_proxy::supervised::Word;
 use rustix::{
     event::{PollFd, PollFlags},
@@ -71,7 +71,7 @@ struct Keeping {
     breaker: Breaker,
     /// Of the latest capture, and so of what may still be queued.
     anchor: Option<Anchor>,
-    repair: Option<Repair>,
+    repairs: Pace,
     orders: PipeReader,
     news: PipeWriter,
     report: Arc<Mutex<Report>>,
@@ -82,13 +82,6 @@ struct Keeping {
     held_before: Vec<Tether>,
     /// What served before the latest upgrade, and when that was.
     before: Option<(Instant, Program, Settings)>,
-}
-
-/// The latest repair of a capture.
-struct Repair {
-    at: Instant,
-    /// Until the next is allowed.
-    pause: Duration,
 }
 
 /// What a look at the proxy found.
@@ -117,7 +110,7 @@ impl Keeper {
             breaker: Breaker::new(job.settings.supervisor.clone()),
             job,
             anchor: None,
-            repair: None,
+            repairs: Pace::new(LAST_RETRY, LAST_RETRY * 2),
             orders: orders_from,
             news: news_to,
             report: report.clone(),
@@ -339,13 +332,9 @@ impl Keeping {
 
     /// Installs anew what somebody took away, but not over and over: whoever did it may do it again.
     fn mend(&mut self, why: &str) {
-        let now = Instant::now();
-        let pause = match &self.repair {
-            Some(last) if now < last.at + last.pause => return,
-            Some(last) if now < last.at + LAST_RETRY * 2 => (last.pause * 2).min(LAST_RETRY),
-            _ => FIRST_RETRY,
-        };
-        self.repair = Some(Repair { at: now, pause });
+        if self.repairs.try_at(Instant::now()).is_err() {
+            return;
+        }
         match self.install() {
             Ok((_, anchor)) => {
                 self.anchor = anchor.or(self.anchor.take());

@@ -49,15 +49,7 @@ fn an_attempt_from_the_port_of_an_older_one_is_captured() {
     pair.peer.enter(|| run("nft delete table inet deaf"));
     let _proxy = serve(&pair.app, "--workers 2");
     ctl(&pair.app, INSTALL).expect("captured");
-    for address in [V4, V6] {
-        let slipped: Vec<_> = PORTS
-            .filter(|&port| !Client::from_port(&pair.app, port, address).is_captured)
-            .collect();
-        assert!(
-            slipped.is_empty(),
-            "{address}: past the capture from {slipped:?}"
-        );
-    }
+    assert_none_slips(&pair.app);
 }
 
 /// Regression: in a bare namespace tracking ends with a killed proxy, and nobody sees the end of the
@@ -184,15 +176,7 @@ fn an_attempt_of_a_lapse_does_not_keep_its_port_direct() {
     proxy.signal("CONT");
     until_captured(&pair);
     thread::sleep(Duration::from_secs(1));
-    for address in [V4, V6] {
-        let slipped: Vec<_> = PORTS
-            .filter(|&port| !Client::from_port(&pair.app, port, address).is_captured)
-            .collect();
-        assert!(
-            slipped.is_empty(),
-            "{address}: past the capture from {slipped:?}"
-        );
-    }
+    assert_none_slips(&pair.app);
 }
 
 /// Others translate service addresses at -100 (kube-proxy, Docker). The proxy is told the service address,
@@ -255,4 +239,17 @@ fn give_up_at_once(namespace: &Namespace, port: u16, address: &str) {
 fn entries(namespace: &Namespace, source_port: u16) -> String {
     let list = |family| format!("conntrack -L -f {family} -p tcp --orig-port-src {source_port}");
     namespace.enter(|| ["ipv4", "ipv6"].map(|family| run(&list(family))).concat())
+}
+
+/// From none of the ports may a connection go past the capture.
+fn assert_none_slips(app: &Namespace) {
+    for address in [V4, V6] {
+        let slipped: Vec<_> = PORTS
+            .filter(|&port| !Client::from_port(app, port, address).is_captured)
+            .collect();
+        assert!(
+            slipped.is_empty(),
+            "{address}: past the capture from {slipped:?}"
+        );
+    }
 }

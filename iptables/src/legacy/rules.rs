@@ -250,7 +250,6 @@ impl Conditions {
             | Match::UdpPort(_)
             | Match::Payload(_)
             | Match::SourceIn(..)
-            | Match::DialledIn(..)
             | Match::Untracked
             | Match::OutElsewhere => Vec::new(),
         }

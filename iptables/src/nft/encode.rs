@@ -464,14 +464,8 @@ impl Expr {
                 self.source_of_known_kind(*family);
                 self.is_in(set);
             }
-            Match::DialledIn(family, set) => {
-                self.dialled(*family);
-                self.is_in(set);
-            }
             Match::Untracked => {
-                self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
-                self.mask(&CT_STATE_UNTRACKED.to_ne_bytes());
-                self.compare(Operator::NotEqual, &[0; 4]);
+                self.has_state(CT_STATE_UNTRACKED);
             }
             Match::OutElsewhere => {
                 self.meta(MetaKey::Oif);
@@ -497,11 +491,7 @@ impl Expr {
             }
             // Of an entry of the other family this matches nothing.
             Match::OriginallyTo { family, set, is_in } => {
-                let key = match family {
-                    Family::V4 => CT_KEY_DST_IP,
-                    Family::V6 => CT_KEY_DST_IP6,
-                };
-                self.ct(key, Some(CT_ORIGINAL));
+                self.original_destination(*family);
                 self.is_in_or_not(set, *is_in);
             }
             Match::OriginalPort { set, is_in } => {
@@ -510,9 +500,7 @@ impl Expr {
                 self.is_in_or_not(set, *is_in);
             }
             Match::Established => {
-                self.add("ct", [(1, Register::Reg1.into()), (2, CT_KEY_STATE)]);
-                self.mask(&CT_STATE_ESTABLISHED.to_ne_bytes());
-                self.compare(Operator::NotEqual, &[0; 4]);
+                self.has_state(CT_STATE_ESTABLISHED);
             }
         }
     }
@@ -682,6 +670,21 @@ impl Expr {
         });
     }
 
+    /// Of the connection as its first side dialled it, whatever it was translated to.
+    fn original_destination(&mut self, family: Family) {
+        let key = match family {
+            Family::V4 => CT_KEY_DST_IP,
+            Family::V6 => CT_KEY_DST_IP6,
+        };
+        self.ct(key, Some(CT_ORIGINAL));
+    }
+
+    fn has_state(&mut self, state: u32) {
+        self.ct(CT_KEY_STATE, None);
+        self.mask(&state.to_ne_bytes());
+        self.compare(Operator::NotEqual, &[0; 4]);
+    }
+
     fn limit(&mut self, a_second: u32) {
         let long = |kind, number: u64| DefaultNla::new(kind, number.to_be_bytes().to_vec());
         let burst = DefaultNla::new(3, a_second.to_be_bytes().to_vec());
@@ -728,21 +731,6 @@ impl Expr {
         self.load_into(port_register, TRANSPORT_HEADER, 0, 2);
     }
 
-    fn dialled(&mut self, family: Family) {
-        let key = match family {
-            Family::V4 => CT_KEY_DESTINATION_V4,
-            Family::V6 => CT_KEY_DESTINATION_V6,
-        };
-        self.0.push(Expressions::Other {
-            expression_type: "ct".into(),
-            attributes: vec![
-                DefaultNla::new(1, u32::from(Register::Reg1).to_be_bytes().into()),
-                DefaultNla::new(2, key.to_be_bytes().into()),
-                DefaultNla::new(3, vec![CT_DIRECTION_ORIGINAL]),
-            ],
-        });
-    }
-
     fn alter(&mut self, operation: u32, set: &str, millis: Option<u64>) {
         let number = |kind, number: u32| DefaultNla::new(kind, number.to_be_bytes().to_vec());
         let mut attributes = vec![
@@ -785,9 +773,6 @@ const CT_REPLY: u8 = 1;
 const CT_STATUS_DNAT: u32 = 1 << 5;
 const LOOKUP_INVERTED: u32 = 1;
 const CT_STATE_UNTRACKED: u32 = 64;
-const CT_KEY_DESTINATION_V4: u32 = 20;
-const CT_KEY_DESTINATION_V6: u32 = 22;
-const CT_DIRECTION_ORIGINAL: u8 = 0;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 const REJECT_TCP_RST: u32 = 1;
 

@@ -542,7 +542,11 @@ pub(super) fn closed(
     }
     for (family, set) in closed {
         for destination in [
-            vec![Match::DialledIn(family, set)],
+            vec![Match::OriginallyTo {
+                family,
+                set,
+                is_in: true,
+            }],
             vec![Match::Untracked, Match::DestinationIn(family, set)],
         ] {
             let port =

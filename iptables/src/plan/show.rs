@@ -204,9 +204,6 @@ impl Display for Match {
             Self::SourceIn(family, set) => {
                 write!(f, "{} saddr . tcp sport @{set}", family.word())
             }
-            Self::DialledIn(family, set) => {
-                write!(f, "ct original {} daddr @{set}", family.word())
-            }
             Self::OutElsewhere => f.write_str("oif != \"lo\""),
             Self::FamilyIn(set) => write!(f, "meta nfproto @{set}"),
             Self::Established => f.write_str("ct state established"),

@@ -81,6 +81,22 @@ impl ProcessWide {
         Ok(())
     }
 
+    /// A counter for each reason.
+    fn counter_by_reason(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        counts: impl Iterator<Item = (&'static str, u64)>,
+    ) -> fmt::Result {
+        let reasons: Vec<_> = counts.map(|(r, count)| ([("reason", r)], count)).collect();
+        let series: Vec<(&[(&str, &str)], u64)> = reasons
+            .iter()
+            .map(|(labels, count)| (&labels[..], *count))
+            .collect();
+        self.counter(encoder, name, help, &series)
+    }
+
     fn capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let capture = &self.capture;
         gauge(
@@ -118,20 +134,11 @@ impl ProcessWide {
 
     fn watch(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let watch = &self.watch;
-        let reasons: Vec<_> = watch
-            .bypassed
-            .iter()
-            .map(|(reason, count)| ([("reason", reason.label())], *count))
-            .collect();
-        let series: Vec<(&[(&str, &str)], u64)> = reasons
-            .iter()
-            .map(|(labels, n)| (&labels[..], *n))
-            .collect();
-        self.counter(
+        self.counter_by_reason(
             encoder,
             "outrigger_capture_bypassed",
             "Connections that went past the capture while it was on",
-            &series,
+            (watch.bypassed.iter()).map(|(reason, count)| (reason.label(), *count)),
         )?;
         self.counter(
             encoder,
@@ -247,20 +254,11 @@ impl Collector for ProcessWide {
             "Connections taken from the listeners, refused ones included",
             &[(&[], self.accepted)],
         )?;
-        let reasons: Vec<_> = self
-            .refused
-            .iter()
-            .map(|(r, n)| ([("reason", *r)], *n))
-            .collect();
-        let series: Vec<(&[(&str, &str)], u64)> = reasons
-            .iter()
-            .map(|(labels, n)| (&labels[..], *n))
-            .collect();
-        self.counter(
+        self.counter_by_reason(
             encoder,
             "outrigger_connections_refused",
             "Connections reset before they were anybody's request",
-            &series,
+            self.refused.iter().copied(),
         )?;
         gauge(
             encoder,
