@@ -284,3 +284,30 @@ fn own_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_netfilter::conntrack::TCPFlags;
+
+    use super::*;
+
+    fn renewed(state: u8, original: u8, reply: u8) -> bool {
+        let flags = |flags| TCPFlags::parse(&[flags, 0xff]).unwrap();
+        is_renewed(&ProtoInfo::TCP(vec![
+            ProtoInfoTCP::State(state),
+            ProtoInfoTCP::OriginalFlags(flags(original)),
+            ProtoInfoTCP::ReplyFlags(flags(reply)),
+        ]))
+    }
+
+    #[test]
+    fn only_what_has_ended_with_a_fin_is_renewed_by_a_syn() {
+        const ESTABLISHED: u8 = 3;
+        const SYN_SENT2: u8 = 9;
+        assert!(renewed(TIME_WAIT, CLOSE_INIT, 0));
+        assert!(renewed(CLOSE, 0x20, 0x20 | CLOSE_INIT));
+        assert!(!renewed(CLOSE, 0x20, 0x20), "reset by its other end");
+        assert!(!renewed(ESTABLISHED, CLOSE_INIT, 0), "its end was not seen");
+        assert!(!renewed(SYN_SENT2, CLOSE_INIT, 0));
+    }
+}
