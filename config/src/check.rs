@@ -1,7 +1,7 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
-mod route;
+pub(crate) mod route;
 
 use std::collections::{HashMap, HashSet};
 
@@ -246,6 +246,9 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], path: &str, to: &mut Findings) {
                 path() + ".priority",
                 "it is above 127; write 0 to 127".into(),
             );
+        }
+        if let Some(hostname) = &endpoint.hostname {
+            route::plain_host(hostname, &(path() + ".hostname"), to);
         }
         priorities.insert(endpoint.priority);
     }

@@ -100,6 +100,21 @@ impl Routed {
         }
     }
 
+    /// Stays with `target` where that is one of the clusters among which traffic is split.
+    pub(crate) fn stay_with(&mut self, target: &Target) {
+        let Some(route) = self.route.as_ref().filter(|r| r.branches.len() > 1) else {
+            return;
+        };
+        let leads_there = |onward: &Option<Arc<Onward>>| match (onward, target) {
+            (None, Target::Original) => true,
+            (Some(onward), Target::Cluster(other)) => onward.cluster.name == other.cluster.name,
+            _ => false,
+        };
+        if route.branches.iter().any(leads_there) {
+            self.target = target.clone();
+        }
+    }
+
     /// What metrics, logs and traces call the route.
     pub fn name(&self) -> Option<&str> {
         Some(&self.route.as_ref()?.decision.name)

@@ -154,7 +154,10 @@ impl Session {
             return Default::default();
         }
         let lines = head.lines(self.input.filled());
-        let routed = self.connection.route_request(lines.as_request());
+        let mut routed = self.connection.route_request(lines.as_request());
+        if let Some(pinned) = &self.pinned {
+            routed.stay_with(&pinned.target);
+        }
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
@@ -178,6 +181,9 @@ impl Session {
         }
         if let Some(abort) = fault.and_then(|fault| fault.abort) {
             return Ok(Some(abort));
+        }
+        if !routed.answers_itself() {
+            return Ok(None);
         }
         let original = self.connection.original.0.to_string();
         let authority = head.host(bytes).unwrap_or(original.as_bytes());

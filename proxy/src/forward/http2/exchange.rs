@@ -248,6 +248,9 @@ async fn answer_of_route(
     if let Some(abort) = fault.and_then(|fault| fault.abort) {
         return Ok(Some(abort));
     }
+    if !account.routed.answers_itself() {
+        return Ok(None);
+    }
     let original = connection.original.0.to_string();
     let authority = authority(&account.head).unwrap_or(original.as_bytes());
     let request = as_request(&account.head, &headers);
