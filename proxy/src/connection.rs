@@ -11,7 +11,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use outrigger_config::Subject;
+use outrigger_config::{HttpRequest, Subject};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -19,11 +19,11 @@ use crate::{
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
     control::is_probe,
-    detect::{self, Detected},
-    dispatch::Target,
+    detect::{self, ClientHello, Detected},
     failure::Failure,
     forward,
     observe::Record,
+    route::Routed,
     worker::{LiveConnection, Worker},
 };
 
@@ -38,15 +38,23 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Where it goes, or a request of it, with what is known of either.
-    pub fn target(&self, host: Option<&str>, sni: Option<&str>) -> Target {
+    /// Where it goes, with what is known of it.
+    pub fn route(&self, hello: Option<&ClientHello>) -> Routed {
         if !self.worker.has_routes() {
-            return Target::Original;
+            return Routed::default();
         }
-        self.worker.target(&Subject {
-            destination: self.original.0,
-            host,
-            sni,
+        self.worker.route(&Subject {
+            sni: hello.and_then(|hello| hello.server_name.as_deref()),
+            alpn: hello.map_or(&[], |hello| &hello.alpn),
+            ..Subject::at(self.original.0)
+        })
+    }
+
+    /// Where a request of it goes; for when there are routes.
+    pub fn route_request(&self, request: HttpRequest<'_>) -> Routed {
+        self.worker.route(&Subject {
+            request: Some(request),
+            ..Subject::at(self.original.0)
         })
     }
 
@@ -96,7 +104,7 @@ pub async fn serve(
     match first.detected {
         Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
         Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
-        Detected::Tls { .. } | Detected::Opaque => {
+        Detected::Tls(_) | Detected::Opaque => {
             Box::pin(forward::opaque::serve(connection, stream, first)).await;
         }
     }

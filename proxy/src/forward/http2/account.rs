@@ -4,22 +4,27 @@ use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 
-use super::{peers::Peers, sessions::Place};
+use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
-    dispatch::{Hop, Target},
+    dispatch::Hop,
     failure::Failure,
     observe::{Protocol, Record, RequestLine},
+    route::Routed,
 };
 
 /// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
-    pub(super) target: Target,
+    pub(super) routed: Routed,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
+    /// What the client asked for, if its route has changed that.
+    pub(super) asked: Option<Box<Asked>>,
+    /// To be sent when the request is whole.
+    pub(super) copies: Option<Box<Copies>>,
     started: Instant,
     upstream: Option<SocketAddr>,
     is_reused: bool,
@@ -33,7 +38,7 @@ impl Account {
     pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
         Self {
             peers,
-            target: Target::Original,
+            routed: Routed::default(),
             hop: None,
             started: Instant::now(),
             upstream: None,
@@ -42,6 +47,8 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            asked: None,
+            copies: None,
             head,
         }
     }
@@ -92,18 +99,25 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.peers.client.connection;
-        let uri = &self.head.uri;
+        let uri = self
+            .asked
+            .as_ref()
+            .map_or(&self.head.uri, |asked| &asked.uri);
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
-        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = match &self.asked {
+            Some(asked) => asked.host.as_ref(),
+            None => self.head.headers.get(HOST),
+        };
+        let host = host.map(HeaderValue::as_bytes);
         connection.record(&Record {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {

@@ -18,10 +18,11 @@ use crate::{
     buffer::Buffer,
     cluster::Outcome,
     connection::Connection,
-    detect::{Detected, First},
-    dispatch::{Dialled, Target, Way},
+    detect::{ClientHello, Detected, First},
+    dispatch::{Dialled, Way},
     failure::Failure,
     observe::{Protocol, Record},
+    route::Routed,
 };
 
 /// Relays a connection until it ends.
@@ -29,7 +30,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let mut tunnel = Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: first.routed.unwrap_or_default(),
         dialled: first.dialled,
         detected: first.detected,
         traffic: Traffic::default(),
@@ -45,7 +46,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
     drop(Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: Routed::default(),
         dialled: None,
         detected: Detected::Opaque,
         traffic: Traffic::default(),
@@ -59,7 +60,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
 struct Tunnel {
     connection: Connection,
     client: TcpStream,
-    target: Target,
+    routed: Routed,
     dialled: Option<Dialled>,
     detected: Detected,
     traffic: Traffic,
@@ -69,16 +70,25 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, to_upstream: Buffer, to_client: Buffer) -> Result<(), Failure> {
         let connection = &self.connection;
-        self.target = connection.target(None, self.sni());
         let at_hand = self.dialled.take();
-        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(&self.target)) {
+        // A server that has spoken is the one to be spoken to, whatever its client says now.
+        if at_hand.is_none() || to_client.is_empty() && self.hello().is_some() {
+            let routed = connection.route(self.hello());
+            if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
+                self.routed = routed;
+                let rng = &connection.worker.rng;
+                self.routed.admit_opaque(rng, &self.client).await?;
+            }
+        }
+        let target = &self.routed.target;
+        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(target)) {
             Some(dialled) => dialled,
             None => {
-                let key = self.target.key_of_source(connection.client.0.ip());
+                let key = target.key_of_source(connection.client.0.ip());
                 let way = Way {
                     worker: &connection.worker,
                     original: connection.original,
-                    target: &self.target,
+                    target,
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
@@ -101,9 +111,9 @@ impl Tunnel {
 }
 
 impl Tunnel {
-    fn sni(&self) -> Option<&str> {
+    fn hello(&self) -> Option<&ClientHello> {
         match &self.detected {
-            Detected::Tls { server_name } => server_name.as_deref(),
+            Detected::Tls(hello) => Some(hello),
             _ => None,
         }
     }
@@ -118,18 +128,18 @@ impl Drop for Tunnel {
             }
         }
         let protocol = match &self.detected {
-            Detected::Tls { .. } => Protocol::Tls,
+            Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
         self.connection.record(&Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
             upstream_reused: false,
             request: None,
-            sni: self.sni(),
+            sni: self.hello().and_then(|hello| hello.server_name.as_deref()),
             status: None,
             failure: self.failure,
             bytes_received: self.traffic.received.get(),
