@@ -1,11 +1,13 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
+mod rate_limit;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, Route, Settings, Span,
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route, Settings, Span,
     problem::{Severity, meant},
 };
 
@@ -98,8 +100,12 @@ pub(crate) fn cross(
         }
     }
     unreachable(routes, to);
-    unused(clusters, routes, to);
+    unused(clusters, routes, &settings.rate_limit_services, to);
     defaults(&settings.defaults, to);
+    let services = &settings.rate_limit_services;
+    let is_cluster = |name: &str| first.contains_key(name);
+    rate_limit::services(services, is_cluster, first.keys().copied(), to);
+    rate_limit::limits(clusters, routes, &settings.defaults, services, to);
 }
 
 /// A route after one that holds for the same traffic is never reached.
@@ -133,7 +139,12 @@ fn lower(name: &Option<String>) -> Option<String> {
     name.as_ref().map(|n| n.to_ascii_lowercase())
 }
 
-fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findings) {
+fn unused(
+    clusters: &[Option<Cluster>],
+    routes: &[Option<Route>],
+    services: &[RateLimitService],
+    to: &mut Findings,
+) {
     // A route that could not be read may lead to any of them.
     if routes.iter().any(Option::is_none) {
         return;
@@ -142,6 +153,7 @@ fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findi
         .iter()
         .flatten()
         .map(|r| r.cluster.as_str())
+        .chain(services.iter().map(|s| s.cluster.as_str()))
         .collect();
     for (index, cluster) in clusters.iter().enumerate() {
         if let Some(cluster) = cluster
@@ -401,13 +413,15 @@ fn is_prime(n: u32) -> bool {
             .all(|d| !n.is_multiple_of(d))
 }
 
+/// Of a header or cookie (RFC 9110, section 5.6.2).
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
 fn hash_on(hash: &HashOn, path: &str, to: &mut Findings) {
-    let is_token = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-    };
     match hash {
         HashOn::Source => {}
         HashOn::Header(name) => to.error_if(

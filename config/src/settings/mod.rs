@@ -5,6 +5,7 @@ mod access_log;
 mod capture;
 mod cluster;
 mod connections;
+mod rate_limit;
 mod route;
 mod supervisor;
 
@@ -26,6 +27,11 @@ pub use cluster::{
     ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
+pub use rate_limit::{
+    GenericKey, MaskedRemoteAddress, RateLimit, RateLimitAction, RateLimitDescriptor,
+    RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
+    RequestHeaders, TokenBucket,
+};
 pub use route::{Match, ORIGINAL_DESTINATION, Route};
 pub use supervisor::Supervisor;
 
@@ -57,6 +63,8 @@ pub struct Settings {
     pub routes: Vec<Route>,
     /// Groups of endpoints that routes lead to. Default: none.
     pub clusters: Vec<Cluster>,
+    /// Services that `rate_limits` can ask. Default: none.
+    pub rate_limit_services: Vec<RateLimitService>,
     pub defaults: Defaults,
 }
 
@@ -78,6 +86,7 @@ impl Default for Settings {
             locality: Locality::default(),
             routes: Vec::new(),
             clusters: Vec::new(),
+            rate_limit_services: Vec::new(),
             defaults: Defaults::default(),
         }
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::cluster::Labels;
+use super::{RateLimit, cluster::Labels};
 use crate::{Network, PortRange};
 
 /// The cluster name that stands for the address that was dialled, without any policy but `defaults`.
@@ -21,6 +21,9 @@ pub struct Route {
     /// Only endpoints that have all of these labels. Default: none, all endpoints.
     #[serde(default)]
     pub subset: Labels,
+    /// How much may take this route. Default: no limit.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// What is known of the traffic. A key that is left out holds always; one whose subject the traffic

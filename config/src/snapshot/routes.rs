@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, Route};
+use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, RateLimit, Route};
 
 /// What is known of a connection or request.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,7 @@ pub struct Decision {
     pub matches: Match,
     pub target: Target,
     pub subset: Labels,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +85,7 @@ impl RouteTable {
                 matches,
                 target,
                 subset: route.subset,
+                rate_limits: route.rate_limits,
             }));
             // Nothing after it is ever reached.
             if is_last {
