@@ -32,6 +32,10 @@ pub enum Failure {
     Overflow,
     /// Adaptive concurrency's limit is reached.
     Shed,
+    /// Over one of the `rate_limits`.
+    RateLimited,
+    /// The rate limit service does not answer, and is to be denied then.
+    RateLimitService,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
@@ -106,6 +110,8 @@ impl Failure {
             Self::BreakerTripped => "breaker_tripped",
             Self::Overflow => "overflow",
             Self::Shed => "shed",
+            Self::RateLimited => "rate_limited",
+            Self::RateLimitService => "rate_limit_service",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -118,15 +124,18 @@ impl Failure {
 
     pub fn fault(self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                Fault::Client
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::RateLimited => Fault::Client,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectionLimit
             | Self::OutOfResources
             | Self::Overflow
             | Self::Shed
+            | Self::RateLimitService
             | Self::Drained
             | Self::Internal => Fault::Proxy,
             Self::NoEndpoint
@@ -147,9 +156,10 @@ impl Failure {
         match self {
             Self::BadRequest(_) => 400,
             Self::HeadTimeout => 408,
+            Self::RateLimited => 429,
             Self::HeadTooLarge => 431,
             Self::ClientClosed => 499,
-            Self::Internal => 500,
+            Self::Internal | Self::RateLimitService => 500,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectRefused
@@ -174,9 +184,12 @@ impl Failure {
             Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
                 "http_request_error"
             }
-            Self::NotRedirected | Self::Internal | Self::OutOfResources | Self::Drained => {
-                "proxy_internal_error"
-            }
+            Self::NotRedirected
+            | Self::Internal
+            | Self::OutOfResources
+            | Self::RateLimitService
+            | Self::Drained => "proxy_internal_error",
+            Self::RateLimited => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
             Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
@@ -208,6 +221,8 @@ impl Failure {
             Self::BreakerTripped => "the breakers of all endpoints are tripped",
             Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
+            Self::RateLimited => "over a rate limit",
+            Self::RateLimitService => "the rate limit service does not answer",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",
