@@ -23,6 +23,7 @@ use crate::{
     failure::Failure,
     forward,
     observe::Record,
+    rate_limit::{self, Verdict},
     route::Routed,
     worker::{LiveConnection, Worker},
 };
@@ -55,6 +56,24 @@ impl Connection {
             request: Some(request),
             ..Subject::at(self.original.0)
         })
+    }
+
+    /// What the limits of its route and cluster say of the connection, or of a request of it; none if
+    /// it has none.
+    pub fn judge(&self, routed: &Routed, request: Option<HttpRequest<'_>>) -> Option<Verdict> {
+        let lists = routed.rate_limits();
+        if lists.iter().all(Option::is_none) {
+            return None;
+        }
+        let subject = rate_limit::Subject {
+            client: self.client.0.ip(),
+            destination: self.original.0,
+            cluster: routed.target.cluster(),
+            request,
+        };
+        let worker = &self.worker;
+        let limits = &worker.shared.rate_limits;
+        Some(rate_limit::judge(limits, lists, &subject, &worker.rng))
     }
 
     /// Tells metrics and the access log of a finished request or connection.

@@ -8,6 +8,7 @@ use outrigger_config::{Decision, Subject, Target as RouteTarget};
 use crate::{
     cluster::Clusters,
     dispatch::{Onward, Target},
+    rate_limit::{Limits, RateLimits},
 };
 
 /// A route of the configuration in force, with what it leads to resolved: a request looks for no
@@ -17,6 +18,7 @@ pub struct Route {
     pub decision: Arc<Decision>,
     /// None: where it was dialled.
     onward: Option<Arc<Onward>>,
+    rate_limits: Option<Arc<Limits>>,
 }
 
 /// What was decided of one connection or request.
@@ -29,18 +31,23 @@ pub struct Routed {
 
 impl Route {
     /// `decision` is of a snapshot whose clusters are all in `clusters`.
-    pub(crate) fn resolve(decision: &Arc<Decision>, clusters: &Clusters) -> Self {
+    pub(crate) fn resolve(
+        decision: &Arc<Decision>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) -> Self {
         let onward = match &decision.target {
             RouteTarget::OriginalDestination => None,
             RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
                 let labels = &decision.settings.subset;
                 let subset = (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
-                Arc::new(Onward::new(cluster, settings, subset))
+                Arc::new(Onward::new(cluster, settings, subset, limits))
             }),
         };
         Self {
             decision: decision.clone(),
             onward,
+            rate_limits: limits.compile(&decision.settings.rate_limits, false),
         }
     }
 }
@@ -61,6 +68,20 @@ impl Routed {
             },
             route: route.cloned(),
         }
+    }
+
+    /// The limits of the route, and those of the cluster.
+    pub(crate) fn rate_limits(&self) -> [Option<&Arc<Limits>>; 2] {
+        let of_route = self.route.as_ref().and_then(|r| r.rate_limits.as_ref());
+        let of_cluster = match &self.target {
+            Target::Cluster(onward) => onward.rate_limits.as_ref(),
+            Target::Original => None,
+        };
+        [of_route, of_cluster]
+    }
+
+    pub(crate) fn has_rate_limits(&self) -> bool {
+        self.rate_limits().iter().any(Option::is_some)
     }
 
     /// What metrics, logs and traces call the route.

@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::failure::Failure;
+use outrigger_config::Headers;
+
+use crate::{failure::Failure, rate_limit::Refusal};
 
 /// The name of this proxy in `Proxy-Status`.
 const NAME: &str = "outrigger";
@@ -43,6 +45,69 @@ pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
         headers.insert(HeaderName::from_static("proxy-status"), status);
     }
     (head, body.into())
+}
+
+/// The answer to what is over a limit: of a gRPC call its status, else the HTTP one and a body.
+pub fn limited(refusal: Refusal, is_grpc: bool) -> (Response<()>, Bytes) {
+    let failure = refusal.failure;
+    let mut answer = Response::new(());
+    let mut text = Bytes::new();
+    if is_grpc {
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", u64::from(refusal.grpc_status).into());
+        headers.insert("grpc-message", HeaderValue::from_static(failure.details()));
+    } else {
+        text = refusal.body.unwrap_or_else(|| body(failure).into());
+        *answer.status_mut() =
+            StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CONTENT_LENGTH, text.len().into());
+    }
+    let headers = answer.headers_mut();
+    if let Ok(status) = HeaderValue::try_from(proxy_status(failure)) {
+        headers.insert(HeaderName::from_static("proxy-status"), status);
+    }
+    for (name, value) in refusal.headers {
+        headers.append(name, value);
+    }
+    (answer, text)
+}
+
+/// An answer as HTTP/1 has it.
+pub fn as_http1(answer: &Response<()>, body: &[u8], is_head: bool, closes: bool) -> Vec<u8> {
+    let status = answer.status().as_u16();
+    let mut bytes = format!("HTTP/1.1 {status} {}\r\n", reason(status)).into_bytes();
+    let mut line = |name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    };
+    for (name, value) in answer.headers() {
+        line(name.as_str(), value.as_bytes());
+    }
+    if !answer.headers().contains_key(header::CONTENT_LENGTH) {
+        line("content-length", b"0");
+    }
+    if closes {
+        line("connection", b"close");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    if !is_head {
+        bytes.extend_from_slice(body);
+    }
+    bytes
+}
+
+/// Whether a request is a gRPC call.
+pub fn is_grpc(headers: &dyn Headers) -> bool {
+    let mut is_grpc = false;
+    headers.each("content-type", &mut |value| {
+        let rest = value.strip_prefix(b"application/grpc");
+        is_grpc |= rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
+    });
+    is_grpc
 }
 
 fn body(failure: Failure) -> String {

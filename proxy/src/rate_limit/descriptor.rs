@@ -7,30 +7,19 @@ use std::{
 };
 
 
-use outrigger_config::{IpNet, RateLimitAction, RequestHeaders};
+use outrigger_config::{HttpRequest, IpNet, RateLimitAction, RequestHeaders};
 
 use super::buckets::{Key, KeyHasher, Keys};
 
 /// A request or connection, as limits see it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     pub client: IpAddr,
     /// The address that was dialled.
     pub destination: SocketAddr,
     pub cluster: Option<&'a str>,
-    /// Shows each value of the header that it is asked for, `:path`, `:method` and `:authority`
-    /// included; none of what is no HTTP.
-    pub headers: &'a dyn Fn(&str, &mut dyn FnMut(&[u8])),
-}
-
-impl fmt::Debug for Subject<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subject")
-            .field("client", &self.client)
-            .field("destination", &self.destination)
-            .field("cluster", &self.cluster)
-            .finish_non_exhaustive()
-    }
+    /// None of what is no HTTP.
+    pub request: Option<HttpRequest<'a>>,
 }
 
 /// Takes entries: each begins with its key, and its value may come in pieces.
@@ -120,8 +109,11 @@ fn visit(
 
 /// Whether the request has it; an empty value is none.
 fn visit_header(header: &RequestHeaders, subject: &Subject<'_>, to: &mut impl Entries) -> bool {
+    let Some(request) = &subject.request else {
+        return false;
+    };
     let mut is_there = false;
-    (subject.headers)(&header.header_name, &mut |value| {
+    let mut show = |value: &[u8]| {
         if value.is_empty() {
             return;
         }
@@ -132,7 +124,13 @@ fn visit_header(header: &RequestHeaders, subject: &Subject<'_>, to: &mut impl En
         }
         is_there = true;
         to.value(value);
-    });
+    };
+    match header.header_name.as_str() {
+        ":path" => show(request.path.unwrap_or_default()),
+        ":method" => show(request.method.as_bytes()),
+        ":authority" => show(request.host.unwrap_or_default().as_bytes()),
+        name => request.headers.each(name, &mut show),
+    }
     is_there
 }
 
@@ -208,25 +206,34 @@ mod tests {
         settings.defaults.rate_limits[0].actions.clone()
     }
 
-    fn subject<'a>(headers: &'a dyn Fn(&str, &mut dyn FnMut(&[u8]))) -> Subject<'a> {
+    fn subject() -> Subject<'static> {
         Subject {
             client: "::ffff:192.0.2.77".parse().expect("an address"),
             destination: "[2001:db8::1]:80".parse().expect("an address"),
             cluster: Some("payments"),
-            headers,
+            request: Some(HttpRequest {
+                host: Some("api.internal"),
+                method: "GET",
+                path: Some(b"/v1"),
+                headers: &Lines,
+            }),
         }
     }
 
-    fn headers(name: &str, visit: &mut dyn FnMut(&[u8])) {
-        match name {
-            "x-user" => visit(b"ada"),
-            "x-two" => {
-                visit(b"a");
-                visit(b"b");
+    #[derive(Debug)]
+    struct Lines;
+
+    impl outrigger_config::Headers for Lines {
+        fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+            match name {
+                "x-user" => visit(b"ada"),
+                "x-two" => {
+                    visit(b"a");
+                    visit(b"b");
+                }
+                "x-empty" => visit(b""),
+                _ => {}
             }
-            "x-empty" => visit(b""),
-            ":path" => visit(b"/v1"),
-            _ => {}
         }
     }
 
@@ -238,7 +245,7 @@ mod tests {
              { request_headers: { header_name: ':path', descriptor_key: path } }, \
              { generic_key: { descriptor_value: v } }, { generic_key: { descriptor_value: v, descriptor_key: k } }]",
         );
-        let entries = entries(&actions, &subject(&headers)).expect("nothing is missing");
+        let entries = entries(&actions, &subject()).expect("nothing is missing");
         let entries: Vec<_> = entries.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(
             entries,
@@ -263,23 +270,29 @@ mod tests {
                     "[remote_address, {{ request_headers: {{ header_name: {name}, descriptor_key: h, skip_if_absent: {skip} }} }}]"
                 ))
             };
-            assert_eq!(entries(&header(false), &subject(&headers)), None, "{name}");
-            let skipped = entries(&header(true), &subject(&headers)).expect("the other entry");
+            assert_eq!(entries(&header(false), &subject()), None, "{name}");
+            let skipped = entries(&header(true), &subject()).expect("the other entry");
             assert_eq!(skipped.len(), 1);
         }
         let cluster = actions("[destination_cluster]");
         let unrouted = Subject {
             cluster: None,
-            ..subject(&headers)
+            ..subject()
         };
         assert_eq!(entries(&cluster, &unrouted), None);
+        let opaque = Subject {
+            request: None,
+            ..subject()
+        };
+        let path = actions("[{ request_headers: { header_name: ':path', descriptor_key: p } }]");
+        assert_eq!(entries(&path, &opaque), None);
     }
 
     #[test]
     fn a_key_is_that_of_its_entries_and_of_no_others() {
         let keys = Keys::default();
         let user = actions("[{ request_headers: { header_name: x-user, descriptor_key: user } }]");
-        let subject = subject(&headers);
+        let subject = subject();
         let of_request = key(&keys, &user, false, &subject);
         assert_eq!(of_request, Some(key_of(&keys, [("user", "ada")].into_iter())));
         assert_ne!(of_request, key(&keys, &user, true, &subject));

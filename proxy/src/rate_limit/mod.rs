@@ -33,7 +33,6 @@ pub use self::{
     told::{Refusal, Told},
     verdict::{Undecided, Verdict, judge},
 };
-pub(crate) use self::{limit::Counts, service::ServiceCounts};
 use self::{
     bucket::Clock,
     buckets::Keys,
@@ -66,13 +65,15 @@ impl RateLimits {
         }
     }
 
-    /// The services that limits compiled from here on can ask.
+    /// The services that limits compiled from here on can ask. What no configuration has any more is
+    /// forgotten.
     pub(crate) fn follow(
         &self,
         shared: &Arc<Shared>,
         wanted: &[RateLimitService],
         clusters: &Clusters,
     ) {
+        self.lock().retain(|_, state| state.strong_count() > 0);
         self.services.follow(shared, wanted, clusters);
     }
 
@@ -109,7 +110,6 @@ impl RateLimits {
         if let Some(known) = states.get(name).and_then(Weak::upgrade) {
             return known;
         }
-        states.retain(|_, state| state.strong_count() > 0);
         let state = Arc::new(State::new(name));
         states.insert(name.into(), Arc::downgrade(&state));
         state

@@ -20,15 +20,15 @@ const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// Headers that a service may have added to one message: far more than any does.
 const MAX_ADDED: usize = 32;
 
-pub type Headers = Vec<(HeaderName, HeaderValue)>;
+pub(super) type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// What is to be added to what passes.
 #[derive(Debug, Default)]
 pub struct Told {
     /// To the request, as a service wants it.
-    pub request: Headers,
+    pub request: Vec<(HeaderName, HeaderValue)>,
     /// To the response.
-    pub response: Headers,
+    pub response: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What is turned away.
@@ -38,7 +38,7 @@ pub struct Refusal {
     pub status: u16,
     /// Of a gRPC call.
     pub grpc_status: u8,
-    pub headers: Headers,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What a service wants said, instead of the proxy's own words.
     pub body: Option<Bytes>,
 }
@@ -138,6 +138,9 @@ pub(super) fn add_foreign(to: &mut Headers, name: &str, value: &[u8]) {
     ) else {
         return;
     };
+    if value.to_str().is_err() {
+        return;
+    }
     let belongs_to_the_message = [
         "connection",
         "content-length",

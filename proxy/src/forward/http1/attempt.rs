@@ -11,6 +11,7 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::Body,
     download::{Answer, Download, DownloadEnd},
     progress::Progress,
@@ -31,6 +32,7 @@ pub(super) struct Attempt<'a> {
     pub(super) overflow: &'a mut Buffer,
     pub(super) output: &'a mut Buffer,
     pub(super) set_cookie: Option<&'a str>,
+    pub(super) added: &'a Added,
     pub(super) progress: &'a Progress,
 }
 
@@ -71,6 +73,7 @@ impl Attempt<'_> {
             output: self.output,
             request: self.request,
             set_cookie: self.set_cookie,
+            added: self.added,
             progress,
         };
         let mut uploading = Uploading {

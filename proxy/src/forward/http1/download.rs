@@ -6,6 +6,7 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::Body,
     head,
     io::{read, write_some},
@@ -31,6 +32,8 @@ pub(super) struct Download<'a> {
     pub(super) request: &'a RequestHead,
     /// To be added to the answer.
     pub(super) set_cookie: Option<&'a str>,
+    /// The same, of its limits.
+    pub(super) added: &'a Added,
     pub(super) progress: &'a Progress,
 }
 
@@ -79,6 +82,9 @@ impl Download<'_> {
             self.request.keeps_alive && head.keeps_alive && !self.worker.drain.has_started();
         if let Some(cookie) = self.set_cookie {
             head.add_line("Set-Cookie", cookie);
+        }
+        for (name, value) in self.added {
+            head.add_line(name.as_str(), value.to_str().unwrap_or_default());
         }
         head.apply_edits(head.keeps_alive && !keeps_client, self.output);
         self.progress.status.set(Some(head.status));

@@ -5,6 +5,7 @@ use std::{io, mem, time::Instant};
 
 use super::{
     Next, OwnedLease, Session,
+    admission::Added,
     attempt::{Attempt, AttemptEnd},
     body::Body,
     download::Answer,
@@ -54,6 +55,14 @@ impl Session {
         let key;
         (outcome.routed, key) = self.route(&head);
         // What its route answers itself or does not admit ends here.
+        let mut added = Vec::new();
+        if outcome.routed.has_rate_limits() {
+            let body = is_whole.then_some(arrived.count);
+            added = match Box::pin(self.admit(&mut head, body, &mut outcome)).await {
+                Ok(added) => added,
+                Err(next) => return next,
+            };
+        }
         let target = &outcome.routed.target;
         let reached = self
             .upstream_for(&head, target, &key, is_whole, outcome.started)
@@ -66,7 +75,7 @@ impl Session {
         loop {
             let progress = Progress::new(head.len + arrived.count);
             let end = self
-                .attempt(&head, arrived.body, &lease, &key, &mut buffers, &progress)
+                .attempt(&head, arrived.body, &lease, (&key, &added), &mut buffers, &progress)
                 .await;
             outcome.add(&lease, &progress);
             hop.report_end(&end, &lease, &progress);
@@ -210,7 +219,7 @@ impl Session {
         head: &RequestHead,
         body: Body,
         lease: &Lease,
-        key: &Key,
+        (key, added): (&Key, &Added),
         buffers: &mut Buffers,
         progress: &Progress,
     ) -> AttemptEnd {
@@ -225,6 +234,7 @@ impl Session {
             overflow: &mut buffers.overflow,
             output: &mut buffers.output,
             set_cookie: key.set_cookie.as_deref(),
+            added,
             progress,
         };
         attempt.run().await

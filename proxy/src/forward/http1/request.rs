@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use http::{HeaderName, HeaderValue};
 use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
@@ -93,6 +94,22 @@ impl RequestHead {
         self.len = self.edits.moved(self.len);
         self.host =
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
+    }
+
+    /// Adds lines at the end of the head that begins `buffer`.
+    pub(super) fn add_lines(&mut self, lines: &[(HeaderName, HeaderValue)], buffer: &mut Buffer) {
+        let end = self.len - b"\r\n".len();
+        let mut added = Vec::new();
+        for (name, value) in lines {
+            added.extend_from_slice(name.as_str().as_bytes());
+            added.extend_from_slice(b": ");
+            added.extend_from_slice(value.as_bytes());
+            added.extend_from_slice(b"\r\n");
+        }
+        let mut edits = Edits::default();
+        edits.replace(end..end, added);
+        edits.apply(buffer);
+        self.len = edits.moved(self.len);
     }
 
     /// As the log sees it; `head` is where the head lies now.

@@ -18,6 +18,7 @@ use outrigger_config::{Headers, HttpRequest};
 
 use super::{
     account::Account,
+    admission,
     body::Body,
     peers::RunningExchange,
     relay::{Relay, Relayed, UpstreamStream, failure_of, reason_to_tell},
@@ -96,6 +97,10 @@ async fn begin(
     let mut tried = Tried::default();
     let key = route(account);
     // What its route answers itself or does not admit ends here.
+    let added = match account.routed.has_rate_limits() {
+        true => Box::pin(admission::admit(client, account)).await?,
+        false => Vec::new(),
+    };
     match way(account, &key).choose() {
         Ok(hop) => account.hop = Some(hop),
         Err(failure) => return Err(refuse(client, account, failure)),
@@ -145,6 +150,9 @@ async fn begin(
                 if let Some(Ok(cookie)) = cookie {
                     response.headers_mut().append(SET_COOKIE, cookie);
                 }
+                for (name, value) in added {
+                    response.headers_mut().append(name, value);
+                }
                 return Relay::start(stream, response, client, upload, account);
             }
             Answer::ClientReset(reason) => {
@@ -186,25 +194,29 @@ fn route(account: &mut Account) -> Key {
     if !connection.worker.has_routes() {
         return Key::default();
     }
-    let head = &account.head;
-    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
-    let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
-    let headers = Lines(&head.headers);
-    let routed = connection.route_request(HttpRequest {
-        host: authority.or(host).and_then(without_port),
-        method: head.method.as_str(),
-        path: head.uri.path_and_query().map(|p| p.as_str().as_bytes()),
-        headers: &headers,
-    });
+    let headers = Lines(&account.head.headers);
+    let routed = connection.route_request(as_request(&account.head, &headers));
     let client = connection.client.0.ip();
     let key = routed.target.key(&connection.worker, client, &headers);
     account.routed = routed;
     key
 }
 
+/// The request as routes and limits see it.
+pub(super) fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'_>) -> HttpRequest<'a> {
+    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
+    let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
+    HttpRequest {
+        host: authority.or(host).and_then(without_port),
+        method: head.method.as_str(),
+        path: head.uri.path_and_query().map(|p| p.as_str().as_bytes()),
+        headers,
+    }
+}
+
 /// The header lines as routes see them.
 #[derive(Debug)]
-struct Lines<'a>(&'a HeaderMap);
+pub(super) struct Lines<'a>(pub(super) &'a HeaderMap);
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
@@ -297,7 +309,7 @@ fn poll_answer(
 }
 
 /// Ready when the client has given up; a client that is gone counts as one that cancels.
-fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
+pub(super) fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
     client
         .poll_reset(cx)
         .map(|reset| reset.unwrap_or(Reason::CANCEL))

@@ -8,7 +8,7 @@ mod tests;
 
 use std::time::Instant;
 
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 pub use relay::{Relayed, relay};
 use relay::{Traffic, relay_counted};
@@ -22,6 +22,7 @@ use crate::{
     dispatch::{Dialled, Way},
     failure::Failure,
     observe::{Protocol, Record},
+    rate_limit::Verdict,
     route::Routed,
 };
 
@@ -72,6 +73,9 @@ impl Tunnel {
         let connection = &self.connection;
         self.routed = connection.route(self.sni());
         // What its route does not admit ends here.
+        if self.routed.has_rate_limits() {
+            Box::pin(admit(connection, &self.routed, &self.client)).await?;
+        }
         let target = &self.routed.target;
         let at_hand = self.dialled.take();
         let mut dialled = match at_hand.filter(|d| d.hop.is_towards(target)) {
@@ -101,6 +105,26 @@ impl Tunnel {
         )
         .await
     }
+}
+
+/// Lets the connection pass when its limits do.
+///
+/// # Errors
+/// That they do not.
+async fn admit(
+    connection: &Connection,
+    routed: &Routed,
+    client: &TcpStream,
+) -> Result<(), Failure> {
+    let decided = match connection.judge(routed, None) {
+        None | Some(Verdict::Admitted(_)) => return Ok(()),
+        Some(Verdict::Refused(refusal)) => return Err(refusal.failure),
+        Some(Verdict::Undecided(undecided)) => tokio::select! {
+            decided = undecided.decide() => decided,
+            _ = client.ready(Interest::ERROR) => return Err(Failure::ClientClosed),
+        },
+    };
+    decided.map(|_| ()).map_err(|refusal| refusal.failure)
 }
 
 impl Tunnel {
