@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Cache};
 use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
-    cluster::Clusters,
+    cluster::{Clusters, Rng},
     dispatch::Onward,
     rate_limit::RateLimits,
     route::{Route, Routed},
@@ -49,7 +49,12 @@ impl Configuration {
     }
 
     /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
-    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters, limits: &RateLimits) {
+    pub(crate) fn publish(
+        &self,
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) {
         let in_force = InForce::routed(snapshot, clusters, limits);
         self.current.store(Arc::new(in_force));
     }
@@ -84,7 +89,7 @@ pub(crate) struct InForce {
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Arc<Onward>>,
-    asks_sni: bool,
+    asks_tls: bool,
 }
 
 impl InForce {
@@ -93,7 +98,7 @@ impl InForce {
             snapshot,
             routes: Vec::new(),
             defaults: None,
-            asks_sni: false,
+            asks_tls: false,
         }
     }
 
@@ -104,7 +109,7 @@ impl InForce {
             Some(Arc::new(Onward::new(cluster, settings, None, limits)))
         });
         for decision in in_force.snapshot.routes.iter() {
-            in_force.asks_sni |= decision.settings.matches.sni.is_some();
+            in_force.asks_tls |= decision.settings.matches.asks_tls();
             let route = Arc::new(Route::resolve(decision, clusters, limits));
             in_force.routes.push(route);
         }
@@ -115,14 +120,14 @@ impl InForce {
         !self.routes.is_empty() || self.defaults.is_some()
     }
 
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.asks_sni
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.asks_tls
     }
 
-    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+    pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
         let position = self.snapshot.routes.position(subject);
         let route = position.and_then(|at| self.routes.get(at));
-        Routed::decide(subject, route, self.defaults.as_ref())
+        Routed::decide(subject, route, self.defaults.as_ref(), rng)
     }
 }
 

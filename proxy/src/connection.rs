@@ -12,14 +12,14 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use outrigger_config::{HttpRequest, Subject};
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     accept,
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
     control::is_probe,
-    detect::{self, Detected},
+    detect::{self, ClientHello, Detected},
     failure::Failure,
     forward,
     observe::Record,
@@ -40,12 +40,13 @@ pub struct Connection {
 
 impl Connection {
     /// Where it goes, with what is known of it.
-    pub fn route(&self, sni: Option<&str>) -> Routed {
+    pub fn route(&self, hello: Option<&ClientHello>) -> Routed {
         if !self.worker.has_routes() {
             return Routed::default();
         }
         self.worker.route(&Subject {
-            sni,
+            sni: hello.and_then(|hello| hello.server_name.as_deref()),
+            alpn: hello.map_or(&[], |hello| &hello.alpn),
             ..Subject::at(self.original.0)
         })
     }
@@ -74,6 +75,22 @@ impl Connection {
         let worker = &self.worker;
         let limits = &worker.shared.rate_limits;
         Some(rate_limit::judge(limits, lists, &subject, &worker.rng))
+    }
+
+    /// Lets a connection of which no request is known pass when its limits do.
+    ///
+    /// # Errors
+    /// That they do not; `ClientClosed` when `client` is reset meanwhile.
+    pub async fn admit(&self, routed: &Routed, client: &TcpStream) -> Result<(), Failure> {
+        let decided = match self.judge(routed, None) {
+            None | Some(Verdict::Admitted(_)) => return Ok(()),
+            Some(Verdict::Refused(refusal)) => return Err(refusal.failure),
+            Some(Verdict::Undecided(undecided)) => tokio::select! {
+                decided = Box::pin(undecided.decide()) => decided,
+                _ = client.ready(Interest::ERROR) => return Err(Failure::ClientClosed),
+            },
+        };
+        decided.map(drop).map_err(|refusal| refusal.failure)
     }
 
     /// Tells metrics and the access log of a finished request or connection.
@@ -122,7 +139,7 @@ pub async fn serve(
     match first.detected {
         Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
         Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
-        Detected::Tls { .. } | Detected::Opaque => {
+        Detected::Tls(_) | Detected::Opaque => {
             Box::pin(forward::opaque::serve(connection, stream, first)).await;
         }
     }

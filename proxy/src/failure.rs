@@ -36,6 +36,10 @@ pub enum Failure {
     RateLimited,
     /// The rate limit service does not answer, and is to be denied then.
     RateLimitService,
+    /// The route answers HTTP requests only, and this is no HTTP.
+    NotHttp,
+    /// The route's `fault`.
+    FaultInjected,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
@@ -112,6 +116,8 @@ impl Failure {
             Self::Shed => "shed",
             Self::RateLimited => "rate_limited",
             Self::RateLimitService => "rate_limit_service",
+            Self::NotHttp => "not_http",
+            Self::FaultInjected => "fault_injected",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -128,7 +134,8 @@ impl Failure {
             | Self::HeadTooLarge
             | Self::HeadTimeout
             | Self::ClientClosed
-            | Self::RateLimited => Fault::Client,
+            | Self::RateLimited
+            | Self::NotHttp => Fault::Client,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectionLimit
@@ -136,6 +143,7 @@ impl Failure {
             | Self::Overflow
             | Self::Shed
             | Self::RateLimitService
+            | Self::FaultInjected
             | Self::Drained
             | Self::Internal => Fault::Proxy,
             Self::NoEndpoint
@@ -154,7 +162,7 @@ impl Failure {
     /// The status code of a response made by the proxy for this failure.
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::NotHttp => 400,
             Self::HeadTimeout => 408,
             Self::RateLimited => 429,
             Self::HeadTooLarge => 431,
@@ -173,6 +181,7 @@ impl Failure {
             | Self::BreakerTripped
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained => 503,
             Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
         }
@@ -181,13 +190,16 @@ impl Failure {
     /// The proxy error type of RFC 9209, section 2.3.
     pub fn proxy_error(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                "http_request_error"
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => "http_request_error",
             Self::NotRedirected
             | Self::Internal
             | Self::OutOfResources
             | Self::RateLimitService
+            | Self::FaultInjected
             | Self::Drained => "proxy_internal_error",
             Self::RateLimited => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
@@ -221,6 +233,8 @@ impl Failure {
             Self::BreakerTripped => "the breakers of all endpoints are tripped",
             Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
+            Self::NotHttp => "the route answers HTTP requests only",
+            Self::FaultInjected => "the route asks for this fault",
             Self::RateLimited => "over a rate limit",
             Self::RateLimitService => "the rate limit service does not answer",
             Self::UpstreamClosed => "destination closed before it answered",

@@ -32,7 +32,10 @@ pub use rate_limit::{
     RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
     RequestHeaders, TokenBucket,
 };
-pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use route::{
+    Abort, Condition, Delay, Fault, HeaderEdits, Match, Methods, Mirror, ORIGINAL_DESTINATION,
+    PathMatch, Redirect, RedirectCode, RegexRewrite, Respond, Rewrite, Route, Scheme, Share,
+};
 pub use supervisor::Supervisor;
 
 /// A key's path and what is wrong with its value.

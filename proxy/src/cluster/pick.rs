@@ -13,6 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
     Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
+    is_host,
 };
 use tokio::sync::Notify;
 
@@ -286,6 +287,16 @@ impl Cluster {
         hosts.members.iter().map(|m| m.endpoint.clone()).collect()
     }
 
+    /// The name that the endpoint at `address` is asked by, if it has one.
+    pub fn hostname(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts.load();
+        let mut members = hosts.members.iter();
+        members
+            .find(|m| m.endpoint.address == address)?
+            .hostname
+            .clone()
+    }
+
     /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
     pub fn subset(&self, labels: &Labels, now: Instant) -> Subset {
         let mut control = self.lock();
@@ -348,6 +359,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
+                hostname: hostname_of(one),
             });
         }
         for (address, (endpoint, since)) in left {
@@ -431,6 +443,12 @@ impl Cluster {
     fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As requests may ask for it: what a name server says may be anything.
+fn hostname_of(endpoint: &Described) -> Option<Arc<str>> {
+    let name = endpoint.hostname.as_deref();
+    name.filter(|name| is_host(name)).map(Into::into)
 }
 
 /// One request at one endpoint. Dropping it unreported means that the client gave it up, which

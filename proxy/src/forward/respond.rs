@@ -3,10 +3,9 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-
 use outrigger_config::Headers;
 
-use crate::{failure::Failure, rate_limit::Refusal};
+use crate::{failure::Failure, route::Answer};
 
 /// The name of this proxy in `Proxy-Status`.
 const NAME: &str = "outrigger";
@@ -47,57 +46,49 @@ pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
     (head, body.into())
 }
 
-/// The answer to what is over a limit: of a gRPC call its status, else the HTTP one and a body.
-pub fn limited(refusal: Refusal, is_grpc: bool) -> (Response<()>, Bytes) {
-    let failure = refusal.failure;
-    let mut answer = Response::new(());
-    let mut text = Bytes::new();
-    if is_grpc {
-        let headers = answer.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", u64::from(refusal.grpc_status).into());
-        headers.insert("grpc-message", HeaderValue::from_static(failure.details()));
-    } else {
-        text = refusal.body.unwrap_or_else(|| body(failure).into());
-        *answer.status_mut() =
-            StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-        let headers = answer.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(header::CONTENT_LENGTH, text.len().into());
+/// A route's own answer. Its connection goes on if `keeps_client`.
+pub fn http1_answer(answer: &Answer, is_head: bool, keeps_client: bool) -> Vec<u8> {
+    let status = answer.status.as_u16();
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status)).into_bytes();
+    for (name, value) in &answer.headers {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
     }
-    let headers = answer.headers_mut();
-    if let Ok(status) = HeaderValue::try_from(proxy_status(failure)) {
-        headers.insert(HeaderName::from_static("proxy-status"), status);
+    if !answer.is_bodiless() {
+        head.extend_from_slice(format!("content-length: {}\r\n", answer.body.len()).as_bytes());
     }
-    for (name, value) in refusal.headers {
-        headers.append(name, value);
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    head.extend_from_slice(format!("proxy-status: {status}\r\n").as_bytes());
+    if !keeps_client {
+        head.extend_from_slice(b"connection: close\r\n");
     }
-    (answer, text)
+    head.extend_from_slice(b"\r\n");
+    if !is_head {
+        head.extend_from_slice(&answer.body);
+    }
+    head
 }
 
-/// An answer as HTTP/1 has it.
-pub fn as_http1(answer: &Response<()>, body: &[u8], is_head: bool, closes: bool) -> Vec<u8> {
-    let status = answer.status().as_u16();
-    let mut bytes = format!("HTTP/1.1 {status} {}\r\n", reason(status)).into_bytes();
-    let mut line = |name: &str, value: &[u8]| {
-        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-            bytes.extend_from_slice(part);
-        }
-    };
-    for (name, value) in answer.headers() {
-        line(name.as_str(), value.as_bytes());
+/// The same for HTTP/2: the head, to which the body is added but for HEAD.
+pub fn http2_answer(answer: &Answer) -> Response<()> {
+    let mut head = Response::new(());
+    *head.status_mut() = answer.status;
+    let headers = head.headers_mut();
+    headers.clone_from(&answer.headers);
+    if !answer.is_bodiless() {
+        headers.insert(header::CONTENT_LENGTH, answer.body.len().into());
     }
-    if !answer.headers().contains_key(header::CONTENT_LENGTH) {
-        line("content-length", b"0");
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    if let Ok(status) = HeaderValue::try_from(status) {
+        headers.insert(HeaderName::from_static("proxy-status"), status);
     }
-    if closes {
-        line("connection", b"close");
-    }
-    bytes.extend_from_slice(b"\r\n");
-    if !is_head {
-        bytes.extend_from_slice(body);
-    }
-    bytes
+    head
+}
+
+pub fn body(failure: Failure) -> String {
+    format!("{NAME}: {}\n", failure.details())
 }
 
 /// Whether a request is a gRPC call.
@@ -108,10 +99,6 @@ pub fn is_grpc(headers: &dyn Headers) -> bool {
         is_grpc |= rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
     });
     is_grpc
-}
-
-fn body(failure: Failure) -> String {
-    format!("{NAME}: {}\n", failure.details())
 }
 
 /// The value of `Proxy-Status`.

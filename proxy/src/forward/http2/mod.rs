@@ -15,8 +15,10 @@
 mod account;
 mod admission;
 mod body;
+mod edit;
 mod exchange;
 mod held;
+mod mirror;
 mod peers;
 mod pool;
 mod relay;

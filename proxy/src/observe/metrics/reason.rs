@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 24] = [
+const ALL: [Failure; 26] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -29,6 +29,8 @@ const ALL: [Failure; 24] = [
     Failure::BreakerTripped,
     Failure::Overflow,
     Failure::Shed,
+    Failure::NotHttp,
+    Failure::FaultInjected,
     Failure::RateLimited,
     Failure::RateLimitService,
 ];
@@ -57,8 +59,10 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::BreakerTripped => 19,
         Failure::Overflow => 20,
         Failure::Shed => 21,
-        Failure::RateLimited => 22,
-        Failure::RateLimitService => 23,
+        Failure::NotHttp => 22,
+        Failure::FaultInjected => 23,
+        Failure::RateLimited => 24,
+        Failure::RateLimitService => 25,
     }
 }
 
