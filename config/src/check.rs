@@ -8,9 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route, Settings,
-    Span,
-    problem::Severity,
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route,
+    Settings, Span, problem::Severity,
 };
 
 /// Problems whose place is still a key path.

@@ -6,16 +6,12 @@ use crate::support::{SVC4, Speak, World};
 
 /// A limit of `tokens` that come back in an hour: none comes while a test lasts.
 pub(crate) fn hourly(name: &str, tokens: u32, more: &str) -> String {
-    format!(
-        "{{ name: {name}, token_bucket: {{ max_tokens: {tokens}, fill_interval: 1h }}{more} }}"
-    )
+    format!("{{ name: {name}, token_bucket: {{ max_tokens: {tokens}, fill_interval: 1h }}{more} }}")
 }
 
 /// Everything to where it was dialled, under `limits`.
 pub(crate) fn limited(limits: &str) -> String {
-    format!(
-        "routes: [{{ match: {{}}, cluster: original_destination, rate_limits: [{limits}] }}]\n"
-    )
+    format!("routes: [{{ match: {{}}, cluster: original_destination, rate_limits: [{limits}] }}]\n")
 }
 
 pub(crate) fn connect(world: &World) -> TcpStream {
@@ -41,7 +37,10 @@ impl Told {
 
 /// One request over `client`, with more header lines.
 pub(crate) fn ask(client: &mut TcpStream, headers: &str) -> Told {
-    say(client, &format!("GET /hello HTTP/1.1\r\nHost: svc\r\n{headers}\r\n"))
+    say(
+        client,
+        &format!("GET /hello HTTP/1.1\r\nHost: svc\r\n{headers}\r\n"),
+    )
 }
 
 pub(crate) fn say(client: &mut TcpStream, request: &str) -> Told {
@@ -55,5 +54,7 @@ pub(crate) fn say(client: &mut TcpStream, request: &str) -> Told {
 /// The statuses of so many requests over one connection.
 pub(crate) fn statuses(world: &World, count: usize, headers: &str) -> Vec<u16> {
     let mut client = connect(world);
-    (0..count).map(|_| ask(&mut client, headers).status).collect()
+    (0..count)
+        .map(|_| ask(&mut client, headers).status)
+        .collect()
 }

@@ -56,6 +56,9 @@ fn a_thousand_a_second_with_a_burst_of_a_hundred_and_no_more() {
             admitted,
             &format!("{wanted} ± 1 %"),
         );
-        assert!(admitted.abs_diff(wanted) * 100 <= wanted, "{admitted} of {offered}");
+        assert!(
+            admitted.abs_diff(wanted) * 100 <= wanted,
+            "{admitted} of {offered}"
+        );
     }
 }

@@ -57,7 +57,8 @@ fn connections_beyond_the_limit_may_wait() {
 fn a_limit_on_a_header_is_not_about_what_has_none() {
     let world = World::new();
     let _peer = echo(&world, 7);
-    let by_path = ", actions: [{ request_headers: { header_name: ':path', descriptor_key: path } }]";
+    let by_path =
+        ", actions: [{ request_headers: { header_name: ':path', descriptor_key: path } }]";
     let proxy = world.serve(&limited(&hourly("paths", 1, by_path)));
     world.capture(&proxy);
     for _ in 0..3 {

@@ -114,7 +114,10 @@ async fn reply(mut respond: h2::server::SendResponse<Bytes>, answer: Option<&str
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<_> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16);
-    digits.chunks(2).map(|pair| byte(pair).expect("hex")).collect()
+    digits
+        .chunks(2)
+        .map(|pair| byte(pair).expect("hex"))
+        .collect()
 }
 
 /// `RateLimitRequest { domain = 1, descriptors = 2 { entries = 1 { key = 1, value = 2 } } }`.
@@ -132,7 +135,9 @@ fn read(message: &[u8]) -> Asked {
                     let parts = fields(entry).into_iter().map(|(_, part)| text(part));
                     parts.collect::<Vec<_>>().join("=")
                 };
-                asked.descriptors.push(entries.map(|(_, e)| entry(e)).collect());
+                asked
+                    .descriptors
+                    .push(entries.map(|(_, e)| entry(e)).collect());
             }
             _ => {}
         }

@@ -27,7 +27,10 @@ const BY_USER: &str = "{ name: user, service: rls, actions: [remote_address, \
 const PATIENT: &str = ", timeout: 10s";
 
 fn counted(world: &World, result: &str) -> f64 {
-    world.metric_sum("outrigger_rate_limit_service_requests_total", &format!("result=\"{result}\""))
+    world.metric_sum(
+        "outrigger_rate_limit_service_requests_total",
+        &format!("result=\"{result}\""),
+    )
 }
 
 #[test]
@@ -43,7 +46,10 @@ fn the_service_is_asked_and_believed_and_not_asked_again_until_the_reset() {
     assert_eq!(statuses(&world, 2, "x-user: ada\r\n"), [200; 2]);
     let asked = Asked {
         domain: "shop".into(),
-        descriptors: vec![vec!["remote_address=198.51.100.1".into(), "user=ada".into()]],
+        descriptors: vec![vec![
+            "remote_address=198.51.100.1".into(),
+            "user=ada".into(),
+        ]],
     };
     assert_eq!(server.asked(), [asked.clone(), asked]);
 
@@ -79,7 +85,10 @@ fn all_limits_of_a_service_are_one_question() {
     assert_eq!(statuses(&world, 1, "x-user: ada\r\n"), [200]);
     let descriptors: [Vec<String>; 2] = [
         vec!["remote_address=198.51.100.1".into(), "user=ada".into()],
-        vec!["generic_key=all".into(), "destination_address=198.51.100.2:80".into()],
+        vec![
+            "generic_key=all".into(),
+            "destination_address=198.51.100.2:80".into(),
+        ],
     ];
     assert_eq!(server.asked()[0].descriptors, descriptors);
     assert_eq!(server.asked().len(), 1);
@@ -90,19 +99,26 @@ fn the_service_may_have_headers_added_both_ways() {
     let world = World::new();
     let _nginx = world.nginx();
     let _server = Server::start(world.svc.listen(PORT), |_| Some(OK_WITH_HEADERS));
-    let limit = "{ name: all, service: rls, actions: [{ generic_key: { descriptor_value: all } }] }";
+    let limit =
+        "{ name: all, service: rls, actions: [{ generic_key: { descriptor_value: all } }] }";
     let proxy = world.serve(&config(PATIENT, limit));
     world.capture(&proxy);
     let mut client = connect(&world);
     for _ in 0..2 {
-        let told = say(&mut client, "GET /echo-headers HTTP/1.1\r\nHost: svc\r\n\r\n");
+        let told = say(
+            &mut client,
+            "GET /echo-headers HTTP/1.1\r\nHost: svc\r\n\r\n",
+        );
         assert!(told.body.starts_with("r|"), "{}", told.body);
         assert_eq!(told.header("x-why"), Some("quota"), "{}", told.head);
     }
     let answer = world.app.sh(&format!(
         "curl -sS --http2-prior-knowledge -i http://{SVC4}:8080/echo-headers"
     ));
-    assert!(answer.contains("x-why: quota") && answer.contains("\nr|"), "{answer}");
+    assert!(
+        answer.contains("x-why: quota") && answer.contains("\nr|"),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -118,7 +134,10 @@ fn a_service_that_stalls_lets_traffic_pass_after_its_timeout() {
     assert!(begun.elapsed().as_millis() >= 100, "{:?}", begun.elapsed());
     assert_eq!(counted(&world, "timeout"), 5.0);
     let unanswered = |action: &str| {
-        world.metric_sum("outrigger_rate_limit_service_unanswered_total", &format!("action=\"{action}\""))
+        world.metric_sum(
+            "outrigger_rate_limit_service_unanswered_total",
+            &format!("action=\"{action}\""),
+        )
     };
     assert_eq!((unanswered("allowed"), unanswered("denied")), (5.0, 0.0));
 }
@@ -128,7 +147,10 @@ fn without_a_service_traffic_passes_or_is_denied_as_asked() {
     for (deny, status) in [(false, 200), (true, 500)] {
         let world = World::new();
         let _nginx = world.nginx();
-        let proxy = world.serve(&config(&format!("{PATIENT}, failure_mode_deny: {deny}"), BY_USER));
+        let proxy = world.serve(&config(
+            &format!("{PATIENT}, failure_mode_deny: {deny}"),
+            BY_USER,
+        ));
         world.capture(&proxy);
         let mut client = connect(&world);
         let told = ask(&mut client, "x-user: ada\r\n");
@@ -136,7 +158,10 @@ fn without_a_service_traffic_passes_or_is_denied_as_asked() {
         assert_eq!(counted(&world, "error"), 1.0);
         if deny {
             let cause = told.header("proxy-status").expect("whose answer it is");
-            assert!(cause.contains("rate limit service does not answer"), "{cause}");
+            assert!(
+                cause.contains("rate limit service does not answer"),
+                "{cause}"
+            );
         }
     }
 }
@@ -150,7 +175,11 @@ fn a_service_that_comes_back_is_asked_again() {
     assert_eq!(statuses(&world, 1, "x-user: ada\r\n"), [200]);
     let server = Server::start(world.svc.listen(PORT), |_| Some(OVER_NOW));
     assert_eq!(statuses(&world, 2, "x-user: ada\r\n"), [429; 2]);
-    assert_eq!(server.asked().len(), 2, "an answer without a reset is not remembered");
+    assert_eq!(
+        server.asked().len(),
+        2,
+        "an answer without a reset is not remembered"
+    );
 }
 
 #[test]
@@ -161,7 +190,8 @@ fn connections_of_what_is_no_http_are_asked_about_too() {
         stream.say(line)
     });
     let _server = Server::start(world.svc.listen(PORT), |asked| {
-        let is_echo = asked.descriptors[0].contains(&"destination_address=198.51.100.2:7".to_owned());
+        let is_echo =
+            asked.descriptors[0].contains(&"destination_address=198.51.100.2:7".to_owned());
         Some(if is_echo { OVER_NOW } else { OK })
     });
     let limit = "{ name: all, service: rls, actions: [destination_address] }";

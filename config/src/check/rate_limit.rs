@@ -81,7 +81,10 @@ pub(super) fn limits(
         if !used.contains(&service.name.as_str()) {
             to.warning(
                 format!("rate_limit_services[{index}].name"),
-                format!("no limit asks `{}`; name it as a limit's `service`, or remove it", service.name),
+                format!(
+                    "no limit asks `{}`; name it as a limit's `service`, or remove it",
+                    service.name
+                ),
             );
         }
     }
@@ -142,7 +145,12 @@ fn local(limit: &RateLimit, own: &TokenBucket, path: &str, to: &mut Findings) {
     bucket(limit, own, &format!("{path}.token_bucket"), to);
     for (index, descriptor) in limit.descriptors.iter().enumerate() {
         let path = format!("{path}.descriptors[{index}]");
-        bucket(limit, &descriptor.token_bucket, &format!("{path}.token_bucket"), to);
+        bucket(
+            limit,
+            &descriptor.token_bucket,
+            &format!("{path}.token_bucket"),
+            to,
+        );
         let keys: Vec<_> = limit.actions.iter().map(RateLimitAction::key).collect();
         let entries = &descriptor.entries;
         // What is skipped may leave a shorter one.
@@ -245,12 +253,24 @@ fn action(action: &RateLimitAction, path: &str, to: &mut Findings) {
                 &format!("{path}.header_name"),
                 "this is no header name; write one such as `x-user-id`, or `:path`, `:method` or `:authority`",
             );
-            entry(&header.descriptor_key, &format!("{path}.descriptor_key"), to);
+            entry(
+                &header.descriptor_key,
+                &format!("{path}.descriptor_key"),
+                to,
+            );
         }
         RateLimitAction::GenericKey(generic) => {
             let path = format!("{path}.generic_key");
-            entry(&generic.descriptor_key, &format!("{path}.descriptor_key"), to);
-            entry(&generic.descriptor_value, &format!("{path}.descriptor_value"), to);
+            entry(
+                &generic.descriptor_key,
+                &format!("{path}.descriptor_key"),
+                to,
+            );
+            entry(
+                &generic.descriptor_value,
+                &format!("{path}.descriptor_value"),
+                to,
+            );
         }
     }
 }
@@ -262,4 +282,130 @@ fn entry(text: &str, path: &str, to: &mut Findings) {
         path,
         "it is empty or has more than 256 bytes; write a short word",
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{check, parse};
+
+    /// What is wrong, as (path, a part of the fix), with one limit among good clusters and services.
+    fn wrong(limit: &str) -> Vec<(String, String)> {
+        let text = format!(
+            "rate_limit_services: [{{ name: rls, cluster: rls, domain: d }}]\n\
+             clusters: [{{ name: rls, endpoints: [{{ address: '10.0.0.1:80' }}] }}]\n\
+             defaults: {{ rate_limits: [{{ name: used, service: rls, actions: [remote_address] }}, {limit}] }}\n"
+        );
+        let problems = check(&text).problems;
+        assert!(problems.iter().all(|p| p.at.is_some()), "{problems:?}");
+        problems.into_iter().map(|p| (p.path, p.fix)).collect()
+    }
+
+    #[test]
+    fn a_limit_needs_one_who_decides_and_what_belongs_to_it() {
+        const BUCKET: &str = "token_bucket: { max_tokens: 5, fill_interval: 1s }";
+        for (limit, path) in [
+            ("name: a".to_owned(), ""),
+            (format!("name: a, {BUCKET}, service: rls, actions: [remote_address]"), ""),
+            ("name: a, service: rls".to_owned(), ""),
+            ("name: a, service: rsl, actions: [remote_address]".to_owned(), ".service"),
+            (format!("name: 'a b', {BUCKET}"), ".name"),
+            (format!("name: used, {BUCKET}"), ".name"),
+            (format!("name: a, {BUCKET}, hits_addend: 6"), ".token_bucket.max_tokens"),
+            (format!("name: a, {BUCKET}, enabled: 0"), ".enabled"),
+            (format!("name: a, {BUCKET}, status: 200"), ".status"),
+            (format!("name: a, {BUCKET}, max_delay: 2m"), ".max_delay"),
+            (format!("name: a, {BUCKET}, limit: {{ requests_per_unit: 1, unit: day }}"), ".limit"),
+            (
+                "name: a, token_bucket: { max_tokens: 5, tokens_per_fill: 2000, fill_interval: 1ms }".to_owned(),
+                ".token_bucket.tokens_per_fill",
+            ),
+            (
+                "name: a, token_bucket: { max_tokens: 400, fill_interval: 24h }".to_owned(),
+                ".token_bucket.max_tokens",
+            ),
+            (
+                "name: a, token_bucket: { max_tokens: 1, fill_interval: 0s }".to_owned(),
+                ".token_bucket.fill_interval",
+            ),
+            (
+                format!("name: a, {BUCKET}, actions: [{{ request_headers: {{ header_name: 'a b', descriptor_key: k }} }}]"),
+                ".actions[0].request_headers.header_name",
+            ),
+            (
+                format!("name: a, {BUCKET}, actions: [{{ masked_remote_address: {{ v4_prefix_mask_len: 33 }} }}]"),
+                ".actions[0].masked_remote_address.v4_prefix_mask_len",
+            ),
+            (
+                format!("name: a, {BUCKET}, actions: [remote_address], descriptors: [{{ entries: [{{ key: user, value: x }}], {BUCKET} }}]"),
+                ".descriptors[0].entries",
+            ),
+        ] {
+            let wrong = wrong(&format!("{{ {limit} }}"));
+            let wanted = format!("defaults.rate_limits[1]{path}");
+            assert!(wrong.iter().any(|(path, _)| *path == wanted), "{limit}: {wrong:?}");
+        }
+        assert_eq!(wrong(&format!("{{ name: a, {BUCKET} }}")), []);
+    }
+
+    #[test]
+    fn names_are_unique_across_routes_clusters_and_defaults() {
+        let limit =
+            "rate_limits: [{ name: a, token_bucket: { max_tokens: 1, fill_interval: 1s } }]";
+        let text = format!(
+            "defaults: {{ {limit} }}\nroutes: [{{ match: {{}}, cluster: c, {limit} }}]\n\
+             clusters: [{{ name: c, endpoints: [{{ address: '10.0.0.1:80' }}], {limit} }}]\n"
+        );
+        let paths: Vec<_> = check(&text).problems.into_iter().map(|p| p.path).collect();
+        assert_eq!(
+            paths,
+            [
+                "routes[0].rate_limits[0].name",
+                "clusters[0].rate_limits[0].name"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_service_needs_a_cluster_and_somebody_who_asks_it() {
+        let text = "clusters: [{ name: rls, endpoints: [{ address: '10.0.0.1:80' }] }]\n\
+                    rate_limit_services: [{ name: s, cluster: rsl, domain: d }, { name: t, cluster: rls, domain: '', timeout: 0s }]\n";
+        let problems = check(text).problems;
+        let told: Vec<_> = problems
+            .iter()
+            .map(|p| (p.path.as_str(), p.is_error()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("rate_limit_services[0].name", false),
+                ("rate_limit_services[0].cluster", true),
+                ("rate_limit_services[1].name", false),
+                ("rate_limit_services[1].domain", true),
+                ("rate_limit_services[1].timeout", true),
+            ]
+        );
+        assert!(
+            problems[1].fix.contains("did you mean `rls`?"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn a_whole_example_is_without_a_problem() {
+        let text = "rate_limit_services: [{ name: rls, cluster: rls, domain: shop }]\n\
+            clusters:\n- { name: rls, endpoints: [{ address: '10.0.0.1:80' }] }\n\
+            routes:\n- match: { port: 80 }\n  cluster: original_destination\n  rate_limits:\n  - name: user\n    \
+            actions: [remote_address, { request_headers: { header_name: x-user, descriptor_key: user, skip_if_absent: true } }]\n    \
+            token_bucket: { max_tokens: 5, tokens_per_fill: 10, fill_interval: 1s }\n    \
+            descriptors: [{ entries: [{ key: user, value: vip }], token_bucket: { max_tokens: 50, fill_interval: 1s } }]\n  \
+            - { name: global, service: rls, actions: [{ generic_key: { descriptor_value: all } }, destination_cluster, destination_address, { masked_remote_address: {} }] }\n";
+        let wrong: Vec<_> = check(text).problems;
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert_eq!(
+            parse(text).expect("good settings").routes[0]
+                .rate_limits
+                .len(),
+            2
+        );
+    }
 }

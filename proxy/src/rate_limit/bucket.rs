@@ -67,7 +67,9 @@ impl Rate {
     /// Of settings without a problem: no product overflows.
     pub(super) fn new(bucket: &TokenBucket) -> Self {
         let interval = bucket.fill_interval.0.as_nanos() as u64 * UNITS_PER_NANO;
-        let per_token = interval.div_ceil(bucket.tokens_per_fill.get().into()).max(1);
+        let per_token = interval
+            .div_ceil(bucket.tokens_per_fill.get().into())
+            .max(1);
         Self {
             per_token,
             capacity: per_token.saturating_mul(bucket.max_tokens.get().into()),

@@ -150,13 +150,18 @@ mod tests {
     /// Takes `tokens` at `key`; whether they were there.
     fn take(buckets: &Buckets, key: Key, now: Moment, max: usize, tokens: u32) -> (bool, usize) {
         buckets.at(key, now, max, |bucket| {
-            bucket.take(one_a_second(), now, tokens, Duration::ZERO).is_ok()
+            bucket
+                .take(one_a_second(), now, tokens, Duration::ZERO)
+                .is_ok()
         })
     }
 
     #[test]
     fn each_key_has_a_bucket_of_its_own() {
-        let (buckets, now) = (Buckets::default(), Clock::new(Instant::now()).at(Instant::now()));
+        let (buckets, now) = (
+            Buckets::default(),
+            Clock::new(Instant::now()).at(Instant::now()),
+        );
         assert!(take(&buckets, 1, now, 100, 10).0);
         assert!(!take(&buckets, 1, now, 100, 1).0);
         assert!(take(&buckets, 2, now, 100, 10).0);

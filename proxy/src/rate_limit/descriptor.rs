@@ -6,7 +6,6 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-
 use outrigger_config::{HttpRequest, IpNet, RateLimitAction, RequestHeaders};
 
 use super::buckets::{Key, KeyHasher, Keys};
@@ -70,11 +69,7 @@ pub(super) fn entries(
     Some(entries.collect())
 }
 
-fn visit(
-    actions: &[RateLimitAction],
-    subject: &Subject<'_>,
-    to: &mut impl Entries,
-) -> Option<()> {
+fn visit(actions: &[RateLimitAction], subject: &Subject<'_>, to: &mut impl Entries) -> Option<()> {
     for action in actions {
         let client = subject.client.to_canonical();
         match action {
@@ -294,7 +289,10 @@ mod tests {
         let user = actions("[{ request_headers: { header_name: x-user, descriptor_key: user } }]");
         let subject = subject();
         let of_request = key(&keys, &user, false, &subject);
-        assert_eq!(of_request, Some(key_of(&keys, [("user", "ada")].into_iter())));
+        assert_eq!(
+            of_request,
+            Some(key_of(&keys, [("user", "ada")].into_iter()))
+        );
         assert_ne!(of_request, key(&keys, &user, true, &subject));
         let lists: [&[(&str, &str)]; 5] = [
             &[("a", "bc")],

@@ -28,16 +28,16 @@ use std::{
 
 use outrigger_config::{RateLimit, RateLimitService};
 
-pub use self::{
-    descriptor::Subject,
-    told::{Refusal, Told},
-    verdict::{Undecided, Verdict, judge},
-};
 use self::{
     bucket::Clock,
     buckets::Keys,
     limit::{Limit, State},
     service::{Service, Services},
+};
+pub use self::{
+    descriptor::Subject,
+    told::{Refusal, Told},
+    verdict::{Undecided, Verdict, judge},
 };
 use crate::{cluster::Clusters, shared::Shared};
 

@@ -103,7 +103,11 @@ impl Refusal {
                 quota.write(limit, &mut headers);
             }
             // A whole second at least: 0 would have it come back at once.
-            push(&mut headers, RETRY_AFTER, seconds(quota.reset).max(1).to_string());
+            push(
+                &mut headers,
+                RETRY_AFTER,
+                seconds(quota.reset).max(1).to_string(),
+            );
         }
         Box::new(Self {
             failure: Failure::RateLimited,
@@ -216,14 +220,22 @@ mod tests {
             ]
         );
         assert_eq!((refusal.status, refusal.grpc_status), (429, 14));
-        let silent = Refusal::of(&limit(", headers: never, status: 503, rate_limited_as_resource_exhausted: true"), Some(quota));
+        let silent = Refusal::of(
+            &limit(", headers: never, status: 503, rate_limited_as_resource_exhausted: true"),
+            Some(quota),
+        );
         assert_eq!(written(&silent.headers), ["retry-after: 1"]);
         assert_eq!((silent.status, silent.grpc_status), (503, 8));
     }
 
     #[test]
     fn what_is_available_never_exceeds_what_is_allocated_and_the_rate_is_the_limits() {
-        for (max, fill, q, w) in [(100, 1_000, 1_000, 1), (150, 100, 200, 2), (5, 1, 5, 5), (1, 3, 3, 1)] {
+        for (max, fill, q, w) in [
+            (100, 1_000, 1_000, 1),
+            (150, 100, 200, 2),
+            (5, 1, 5, 5),
+            (1, 3, 3, 1),
+        ] {
             let left = Left {
                 tokens: max.into(),
                 full_in: Duration::ZERO,

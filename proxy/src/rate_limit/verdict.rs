@@ -1,12 +1,14 @@
 //! Whether a request or connection may pass all limits that it is under.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outrigger_config::RateLimitHeaders;
 
 use super::{
-    Limits, RateLimits, Refusal, Subject, Told,
-    descriptor,
+    Limits, RateLimits, Refusal, Subject, Told, descriptor,
     limit::{Decider, Limit},
     service::{Answer, Question, Service},
     told::Quota,

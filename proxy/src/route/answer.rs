@@ -80,7 +80,9 @@ impl Answer {
             answer.set(HeaderName::from_static("grpc-message"), failure.details());
             answer
         } else {
-            let body = refusal.body.unwrap_or_else(|| respond::body(failure).into());
+            let body = refusal
+                .body
+                .unwrap_or_else(|| respond::body(failure).into());
             let mut answer = Self::new(refusal.status, body);
             answer.set(header::CONTENT_TYPE, "text/plain; charset=utf-8");
             answer

@@ -42,7 +42,10 @@ pub(super) async fn admit(
         }
     };
     Ok(match decided {
-        Err(refusal) => Err(Box::new(Answer::limited(*refusal, respond::is_grpc(&lines)))),
+        Err(refusal) => Err(Box::new(Answer::limited(
+            *refusal,
+            respond::is_grpc(&lines),
+        ))),
         Ok(None) => Ok(Vec::new()),
         Ok(Some(told)) => {
             for (name, value) in told.request {

@@ -414,7 +414,10 @@ fn poll_answer(
 }
 
 /// Ready when the client has given up; a client that is gone counts as one that cancels.
-pub(super) fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
+pub(super) fn poll_client_reset(
+    cx: &mut Context<'_>,
+    client: &mut SendResponse<Bytes>,
+) -> Poll<Reason> {
     client
         .poll_reset(cx)
         .map(|reset| reset.unwrap_or(Reason::CANCEL))

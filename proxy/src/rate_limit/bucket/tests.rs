@@ -36,9 +36,17 @@ fn a_full_bucket_lets_its_tokens_through_at_once_and_then_one_at_a_time() {
         let (_, told) = bucket.take(rate, moment(0), 1, NEVER).expect("a token");
         assert_eq!(told.tokens, left);
     }
-    let (wait, told) = bucket.take(rate, moment(0), 1, NEVER).expect_err("it is empty");
+    let (wait, told) = bucket
+        .take(rate, moment(0), 1, NEVER)
+        .expect_err("it is empty");
     assert_eq!(wait, SECOND / 10);
-    assert_eq!(told, Left { tokens: 0, full_in: SECOND * 3 / 10 });
+    assert_eq!(
+        told,
+        Left {
+            tokens: 0,
+            full_in: SECOND * 3 / 10
+        }
+    );
     assert!(!passes(&bucket, rate, 99_999_999));
     assert!(passes(&bucket, rate, 100_000_000));
     assert!(!passes(&bucket, rate, 100_000_000));
@@ -47,15 +55,24 @@ fn a_full_bucket_lets_its_tokens_through_at_once_and_then_one_at_a_time() {
 #[test]
 fn under_ten_times_the_rate_10100_pass_in_ten_seconds() {
     let (bucket, rate) = (Bucket::default(), rate(100, 1_000, SECOND));
-    let admitted = (0..100_000).filter(|i| passes(&bucket, rate, i * 100_000)).count();
-    assert!((9_999..=10_201).contains(&admitted), "{admitted} are not 10,100 ± 1 %");
+    let admitted = (0..100_000)
+        .filter(|i| passes(&bucket, rate, i * 100_000))
+        .count();
+    assert!(
+        (9_999..=10_201).contains(&admitted),
+        "{admitted} are not 10,100 ± 1 %"
+    );
 }
 
 #[test]
 fn several_tokens_are_taken_together_or_not_at_all() {
     let (bucket, rate) = (Bucket::default(), rate(5, 1, SECOND));
-    bucket.take(rate, moment(0), 3, NEVER).expect("three of five");
-    let (wait, left) = bucket.take(rate, moment(0), 3, NEVER).expect_err("two are left");
+    bucket
+        .take(rate, moment(0), 3, NEVER)
+        .expect("three of five");
+    let (wait, left) = bucket
+        .take(rate, moment(0), 3, NEVER)
+        .expect_err("two are left");
     assert_eq!((wait, left.tokens), (SECOND, 2));
     bucket.take(rate, moment(0), 2, NEVER).expect("these two");
 }
@@ -64,7 +81,9 @@ fn several_tokens_are_taken_together_or_not_at_all() {
 fn what_may_wait_is_told_how_long_and_who_comes_later_waits_longer() {
     let (bucket, rate) = (Bucket::default(), rate(1, 10, SECOND));
     let take = || bucket.take(rate, moment(0), 1, SECOND / 4);
-    let waits: Vec<_> = (0..3).map(|_| take().expect("a place").0.wait.as_millis()).collect();
+    let waits: Vec<_> = (0..3)
+        .map(|_| take().expect("a place").0.wait.as_millis())
+        .collect();
     assert_eq!(waits, [0, 100, 200]);
     assert_eq!(take().expect_err("300 ms are too long").0, SECOND * 3 / 10);
 }
@@ -89,7 +108,9 @@ fn a_bucket_whose_limit_was_lowered_is_empty_and_no_longer_than_it_takes_to_fill
     }
     let small = rate(2, 1, SECOND);
     assert!(!passes(&bucket, small, 0));
-    let (wait, left) = bucket.take(small, moment(0), 1, NEVER).expect_err("it is empty");
+    let (wait, left) = bucket
+        .take(small, moment(0), 1, NEVER)
+        .expect_err("it is empty");
     assert_eq!((wait, left.tokens), (SECOND, 0));
 }
 
@@ -134,7 +155,10 @@ fn across_workers_10100_pass_in_ten_seconds() {
         }
     });
     let admitted = admitted.into_inner();
-    assert!((9_999..=10_201).contains(&admitted), "{admitted} are not 10,100 ± 1 %");
+    assert!(
+        (9_999..=10_201).contains(&admitted),
+        "{admitted} are not 10,100 ± 1 %"
+    );
 }
 
 /// The bucket of the textbook, in numbers that lose nothing: tokens in parts of one `interval`-th.

@@ -24,8 +24,9 @@ use tokio::{
 use crate::{
     cluster::{Cluster, Outcome, PickContext, Rng},
     failure::Failure,
-    grpc, upstream,
+    grpc,
     shared::Shared,
+    upstream,
 };
 
 const PATH: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";

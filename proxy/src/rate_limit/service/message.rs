@@ -170,7 +170,9 @@ impl ProtoDuration {
     /// None of a negative one.
     pub(super) fn duration(self) -> Option<Duration> {
         let seconds = u64::try_from(self.seconds).ok()?;
-        let nanos = u32::try_from(self.nanos).ok().filter(|n| *n < 1_000_000_000)?;
+        let nanos = u32::try_from(self.nanos)
+            .ok()
+            .filter(|n| *n < 1_000_000_000)?;
         Some(Duration::new(seconds, nanos))
     }
 }

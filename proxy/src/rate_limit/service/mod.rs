@@ -156,7 +156,10 @@ impl Question {
         let entries = self.0.entries.iter();
         let entries = entries.map(|e| (e.key.as_str(), e.value.as_str()));
         // What the service is asked to apply is a limit of its own.
-        let limit = self.0.limit.map(|l| format!("{} {}", l.requests_per_unit, l.unit));
+        let limit = self
+            .0
+            .limit
+            .map(|l| format!("{} {}", l.requests_per_unit, l.unit));
         let limit = limit.as_deref().map(|limit| ("", limit));
         descriptor::key_of(keys, entries.chain(limit))
     }
@@ -230,7 +233,11 @@ impl Service {
             return None;
         };
         let is_over = answer.statuses.iter().any(|status| status.is_over);
-        count(if is_over { &counts.over_limit } else { &counts.ok });
+        count(if is_over {
+            &counts.over_limit
+        } else {
+            &counts.ok
+        });
         self.remember(&keys, &answer.statuses);
         Some(answer)
     }
@@ -242,11 +249,19 @@ impl Service {
             return None;
         }
         let now = Instant::now();
-        let known: Vec<_> = keys.iter().map(|key| self.state.cache.over(*key, now)).collect();
+        let known: Vec<_> = keys
+            .iter()
+            .map(|key| self.state.cache.over(*key, now))
+            .collect();
         known.iter().any(Option::is_some).then(|| Answer {
             statuses: known
                 .into_iter()
-                .map(|known| known.unwrap_or(Status { is_over: false, quota: None }))
+                .map(|known| {
+                    known.unwrap_or(Status {
+                        is_over: false,
+                        quota: None,
+                    })
+                })
                 .collect(),
             response_headers: Headers::new(),
             request_headers: Headers::new(),
@@ -258,7 +273,10 @@ impl Service {
         let max = self.settings.cache_entries as usize;
         let now = Instant::now();
         for (key, status) in keys.iter().zip(statuses) {
-            if let Some(quota) = status.quota.filter(|q| status.is_over && !q.reset.is_zero()) {
+            if let Some(quota) = status
+                .quota
+                .filter(|q| status.is_over && !q.reset.is_zero())
+            {
                 let lasts = quota.reset.min(self.settings.cache_max_age.0);
                 self.state.cache.remember(*key, *status, lasts, max, now);
             }
@@ -294,7 +312,10 @@ fn read(message: Bytes, questions: usize) -> Option<Answer> {
     // Without a status for each question, what is said of all holds for each; and when none is over
     // by itself, all are.
     if statuses.len() != questions {
-        let status = Status { is_over: is_over_all, quota: None };
+        let status = Status {
+            is_over: is_over_all,
+            quota: None,
+        };
         statuses = vec![status; questions];
     } else if !is_over_all {
         statuses.iter_mut().for_each(|s| s.is_over = false);
@@ -316,8 +337,11 @@ fn read(message: Bytes, questions: usize) -> Option<Answer> {
         statuses,
         response_headers: headers(&response.response_headers_to_add),
         request_headers: headers(&response.request_headers_to_add),
-        body: (!response.raw_body.is_empty())
-            .then(|| response.raw_body.slice(..response.raw_body.len().min(MAX_BODY))),
+        body: (!response.raw_body.is_empty()).then(|| {
+            response
+                .raw_body
+                .slice(..response.raw_body.len().min(MAX_BODY))
+        }),
     })
 }
 

@@ -64,7 +64,10 @@ fn an_answer_is_read_with_all_that_it_says() {
     assert_eq!((quota.allocated, quota.window, quota.available), (10, 1, 4));
     assert_eq!(quota.reset, Duration::from_millis(250));
     let quota = second.quota.expect("a quota");
-    assert_eq!((quota.allocated, quota.window, quota.available), (500, 60, 0));
+    assert_eq!(
+        (quota.allocated, quota.window, quota.available),
+        (500, 60, 0)
+    );
     assert_eq!(quota.reset, Duration::from_secs(17));
     let told = |headers: &Headers| format!("{headers:?}");
     assert_eq!(told(&answer.response_headers), r#"[("x-why", "quota")]"#);
@@ -76,7 +79,13 @@ fn an_answer_is_read_with_all_that_it_says() {
 fn what_is_said_of_all_holds_for_each_where_nothing_is_said_of_each() {
     let over = |hex, questions| {
         let answer = read(bytes(hex), questions)?;
-        Some(answer.statuses.iter().map(|s| s.is_over).collect::<Vec<_>>())
+        Some(
+            answer
+                .statuses
+                .iter()
+                .map(|s| s.is_over)
+                .collect::<Vec<_>>(),
+        )
     };
     assert_eq!(over("0801", 2), Some(vec![false, false]));
     assert_eq!(over("0802", 2), Some(vec![true, true]));
@@ -93,8 +102,14 @@ fn a_limit_that_the_service_is_to_apply_is_another_key() {
     );
     let keys = Keys::default();
     let question = |limit| Question::new(entries(&[("k", "v")]), limit);
-    assert_eq!(question(&limits[0]).key(&keys), question(&limits[0]).key(&keys));
-    assert_ne!(question(&limits[0]).key(&keys), question(&limits[1]).key(&keys));
+    assert_eq!(
+        question(&limits[0]).key(&keys),
+        question(&limits[0]).key(&keys)
+    );
+    assert_ne!(
+        question(&limits[0]).key(&keys),
+        question(&limits[1]).key(&keys)
+    );
 }
 
 mod spoken {
@@ -133,7 +148,9 @@ mod spoken {
                             let mut frame = vec![0];
                             frame.extend((message.len() as u32).to_be_bytes());
                             frame.extend(message);
-                            let mut sent = respond.send_response(Response::new(()), false).expect("sent");
+                            let mut sent = respond
+                                .send_response(Response::new(()), false)
+                                .expect("sent");
                             sent.send_data(frame.into(), false).expect("sent");
                             let mut trailers = HeaderMap::new();
                             trailers.insert("grpc-status", "0".parse().expect("a value"));
@@ -194,7 +211,10 @@ mod spoken {
             let (address, asked) = server(Some("0802120d0802120508f403100222020811")).await;
             let (_shared, service) = service(address, ", timeout: 10s");
             for _ in 0..5 {
-                let answer = service.ask([&question()].into_iter()).await.expect("an answer");
+                let answer = service
+                    .ask([&question()].into_iter())
+                    .await
+                    .expect("an answer");
                 assert!(answer.statuses[0].is_over);
                 assert!(answer.statuses[0].quota.expect("a quota").reset > Duration::from_secs(1));
             }
@@ -202,7 +222,10 @@ mod spoken {
             assert_eq!(counted(&service.state.counts.cache_hits), 4);
             let (_other, uncached) = self::service(address, ", timeout: 10s, cache_entries: 0");
             for _ in 0..2 {
-                uncached.ask([&question()].into_iter()).await.expect("an answer");
+                uncached
+                    .ask([&question()].into_iter())
+                    .await
+                    .expect("an answer");
             }
             assert_eq!(asked.get(), 3);
         });
