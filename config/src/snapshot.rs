@@ -1,11 +1,13 @@
 //! A configuration as the data plane uses it: compiled once, never changed.
 
+mod policy;
 mod routes;
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{Cluster, Settings};
 
+pub use policy::RequestPolicy;
 pub use routes::{Decision, RouteTable, Subject, Target};
 
 /// Everything that one configuration says. Requests hold the parts that they need, each in an `Arc`

@@ -1,5 +1,6 @@
 //! Relaying, a module per protocol.
 
+mod deadlines;
 pub mod http1;
 pub mod http2;
 pub mod opaque;
