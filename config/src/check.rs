@@ -1,6 +1,8 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
+mod retry;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::{
@@ -85,6 +87,7 @@ pub(crate) fn cross(
                 format!("there is no cluster `{}`; {fix}", route.cluster),
             );
         }
+        retry::of_route(route, &path, to);
         subset(
             route,
             by_name.get(route.cluster.as_str()).copied(),
@@ -97,9 +100,30 @@ pub(crate) fn cross(
             }
         }
     }
+    route_names(routes, to);
     unreachable(routes, to);
     unused(clusters, routes, to);
     defaults(&settings.defaults, to);
+}
+
+fn route_names(routes: &[Option<Route>], to: &mut Findings) {
+    let mut first = HashMap::new();
+    for (index, route) in routes.iter().enumerate() {
+        let Some(written) = route.as_ref().and_then(|r| r.name.as_ref()) else {
+            continue;
+        };
+        let path = format!("routes[{index}].name");
+        name(written, &path, to);
+        if let Some(before) = first.insert(written, index) {
+            first.insert(written, before);
+            to.error(
+                path,
+                format!(
+                    "`{written}` is the name of routes[{before}] too; give one of them another name"
+                ),
+            );
+        }
+    }
 }
 
 /// A route after one that holds for the same traffic is never reached.
@@ -253,7 +277,7 @@ fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Find
 
 fn name(name: &str, path: &str, to: &mut Findings) {
     let message = if name.is_empty() {
-        "it is empty; give the cluster a name"
+        "it is empty; give it a name"
     } else if name == ORIGINAL_DESTINATION {
         "this name stands for the address that was dialled; choose another"
     } else if name.len() > 256 {
@@ -525,6 +549,7 @@ fn adaptive_concurrency(adaptive: &AdaptiveConcurrency, path: &str, to: &mut Fin
 }
 
 fn defaults(defaults: &Defaults, to: &mut Findings) {
+    retry::of_defaults(defaults, to);
     if let Some(outlier) = &defaults.outlier_detection {
         outlier_detection(outlier, "defaults.outlier_detection", to);
     }

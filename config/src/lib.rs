@@ -27,4 +27,7 @@ pub use problem::{Place, Problem, Severity};
 pub use schema::schema;
 pub use scope::Scope;
 pub use settings::*;
-pub use snapshot::{Changes, Decision, RequestPolicy, RouteTable, Snapshot, Subject, Target};
+pub use snapshot::{
+    Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable, Snapshot,
+    Subject, Target,
+};

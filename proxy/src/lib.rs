@@ -27,6 +27,7 @@ pub mod pulse;
 pub mod readiness;
 pub mod reload;
 pub mod retry;
+pub mod route;
 pub mod shared;
 mod signals;
 pub mod supervised;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use outrigger_config::{BackOff, RateLimited, ResetFormat};
+use outrigger_config::{BackOff, Headers, RateLimited, ResetFormat};
 
-use super::conditions::AnswerHead;
 use crate::cluster::Rng;
 
 /// The pause before the `nth` retry, counted from 1: even over nothing to base × (2ⁿ − 1), which
@@ -32,11 +31,11 @@ pub enum ComeBack {
 }
 
 impl ComeBack {
-    /// What the first of the settings' headers says that `head` has in a form that can be read.
-    pub fn said(settings: &RateLimited, head: &dyn AnswerHead, now: SystemTime) -> Self {
+    /// What the first of the settings' headers says that an answer has in a form that can be read.
+    pub fn said(settings: &RateLimited, headers: &dyn Headers, now: SystemTime) -> Self {
         let said = settings.reset_headers.iter().find_map(|header| {
             let mut wait = None;
-            head.each_value(&header.name, &mut |value| {
+            headers.each(&header.name, &mut |value| {
                 wait = wait.or_else(|| read(header.format, value, now));
             });
             wait

@@ -1,11 +1,11 @@
 //! Which failures are reason to try again (Envoy's retry-on), and which tries may be repeated at all.
 
-use outrigger_config::{RetriableHeader, Retry, RetryOn};
+use outrigger_config::{Headers, RetriableHeader, Retry, RetryOn};
 
 use super::grpc;
 
 /// What came of a try, of which the client has seen nothing yet.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Fate<'a> {
     /// No connection, so nothing was sent.
     NotConnected,
@@ -18,19 +18,20 @@ pub enum Fate<'a> {
     },
     /// It took longer than one try may.
     TimedOut,
-    Answered(&'a dyn AnswerHead),
+    Answered(AnswerHead<'a>),
 }
 
 /// The head of an answer, of whichever protocol.
-pub trait AnswerHead {
-    fn status(&self) -> u16;
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerHead<'a> {
+    pub status: u16,
+    pub headers: &'a dyn Headers,
+}
 
-    /// Shows each value of the header `name`, which is in lower case.
-    fn each_value(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
-
+impl AnswerHead<'_> {
     fn has(&self, name: &str) -> bool {
         let mut has = false;
-        self.each_value(name, &mut |_| has = true);
+        self.headers.each(name, &mut |_| has = true);
         has
     }
 }
@@ -56,7 +57,7 @@ impl Fate<'_> {
 
     fn meets(&self, on: RetryOn, policy: &Retry) -> bool {
         match self {
-            Self::Answered(head) => is_met_by_answer(on, *head, policy),
+            Self::Answered(head) => is_met_by_answer(on, head, policy),
             Self::NotConnected => {
                 matches!(on, RetryOn::ConnectFailure | RetryOn::ResetBeforeRequest)
                     || is_met_by_silence(on)
@@ -78,15 +79,15 @@ fn is_met_by_silence(on: RetryOn) -> bool {
     )
 }
 
-fn is_met_by_answer(on: RetryOn, head: &dyn AnswerHead, policy: &Retry) -> bool {
-    let status = head.status();
-    let is_grpc = |code| grpc::status(head) == Some(code);
+fn is_met_by_answer(on: RetryOn, head: &AnswerHead<'_>, policy: &Retry) -> bool {
+    let status = head.status;
+    let is_grpc = |code| grpc::status(head.headers) == Some(code);
     match on {
         RetryOn::Status5xx => (500..600).contains(&status),
         RetryOn::GatewayError => (502..=504).contains(&status),
         RetryOn::Retriable4xx => status == 409,
         RetryOn::RetriableStatusCodes => policy.retriable_status_codes.contains(&status),
-        RetryOn::RetriableHeaders => policy.retriable_headers.iter().any(|h| is_in(h, head)),
+        RetryOn::RetriableHeaders => policy.retriable_headers.iter().any(|h| is_in(h, head.headers)),
         RetryOn::Cancelled => is_grpc(1),
         RetryOn::DeadlineExceeded => is_grpc(4),
         RetryOn::ResourceExhausted => is_grpc(8),
@@ -102,9 +103,9 @@ fn is_met_by_answer(on: RetryOn, head: &dyn AnswerHead, policy: &Retry) -> bool 
     }
 }
 
-fn is_in(wanted: &RetriableHeader, head: &dyn AnswerHead) -> bool {
+fn is_in(wanted: &RetriableHeader, headers: &dyn Headers) -> bool {
     let mut is_in = false;
-    head.each_value(&wanted.name, &mut |value| {
+    headers.each(&wanted.name, &mut |value| {
         is_in |= (wanted.exact.as_ref()).is_none_or(|exact| value == exact.as_bytes())
             && (wanted.prefix.as_ref()).is_none_or(|prefix| value.starts_with(prefix.as_bytes()));
     });
@@ -121,13 +122,18 @@ pub(crate) mod tests {
     #[derive(Debug, Default)]
     pub(crate) struct Head(pub(crate) u16, pub(crate) Vec<(&'static str, &'static str)>);
 
-    impl AnswerHead for Head {
-        fn status(&self) -> u16 {
-            self.0
+    impl Head {
+        pub(crate) fn fate(&self) -> Fate<'_> {
+            Fate::Answered(AnswerHead {
+                status: self.0,
+                headers: self,
+            })
         }
+    }
 
-        fn each_value(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-            for (_, value) in self.1.iter().filter(|(n, _)| *n == name) {
+    impl Headers for Head {
+        fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+            for (_, value) in self.1.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
                 visit(value.as_bytes());
             }
         }
@@ -184,7 +190,7 @@ pub(crate) mod tests {
     }
 
     fn answered(status: u16, headers: &[(&'static str, &'static str)]) -> Vec<RetryOn> {
-        held(Fate::Answered(&Head(status, headers.to_vec())))
+        held(Head(status, headers.to_vec()).fate())
     }
 
     #[test]
@@ -277,7 +283,7 @@ pub(crate) mod tests {
         assert!(Fate::Reset { has_left: false }.is_unseen());
         assert!(!Fate::Reset { has_left: true }.is_unseen());
         assert!(!Fate::TimedOut.is_unseen());
-        assert!(!Fate::Answered(&Head(503, Vec::new())).is_unseen());
+        assert!(!Head(503, Vec::new()).fate().is_unseen());
     }
 
     proptest! {
@@ -297,7 +303,7 @@ pub(crate) mod tests {
                 1 => Fate::Refused,
                 2 => Fate::Reset { has_left },
                 3 => Fate::TimedOut,
-                _ => Fate::Answered(&head),
+                _ => head.fate(),
             };
             let on: Vec<_> = ALL.into_iter().zip(chosen).filter(|(_, c)| *c).map(|(o, _)| o).collect();
             let alone = on.iter().any(|o| fate.is_reason(&policy(&[*o])));

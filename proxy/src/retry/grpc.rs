@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::conditions::AnswerHead;
+use outrigger_config::Headers;
 
 pub const TIMEOUT: &str = "grpc-timeout";
 
@@ -14,9 +14,9 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
 }
 
 /// The status that the head of an answer carries, which then has nothing but trailers.
-pub fn status(head: &dyn AnswerHead) -> Option<u32> {
+pub fn status(headers: &dyn Headers) -> Option<u32> {
     let mut status = None;
-    head.each_value("grpc-status", &mut |value| {
+    headers.each("grpc-status", &mut |value| {
         let text = std::str::from_utf8(value).unwrap_or_default();
         status = status.or(text.parse().ok());
     });

@@ -121,7 +121,7 @@ impl Retries {
         let Fate::Answered(head) = fate else {
             return Some(jitter);
         };
-        match ComeBack::said(&policy.rate_limited, head, moment.now) {
+        match ComeBack::said(&policy.rate_limited, head.headers, moment.now) {
             ComeBack::Unsaid => Some(jitter),
             // Not earlier than it says, and not all at once.
             ComeBack::After(said) => Some(said + jitter),

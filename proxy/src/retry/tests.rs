@@ -59,7 +59,7 @@ fn a_request_is_repeated_as_often_as_the_policy_says() {
 fn what_may_have_been_seen_is_repeated_only_if_that_is_harmless_or_asked_for() {
     let answer = Head(503, Vec::new());
     for fate in [
-        Fate::Answered(&answer),
+        answer.fate(),
         Fate::TimedOut,
         Fate::Reset { has_left: true },
     ] {
@@ -100,7 +100,7 @@ fn an_answer_that_says_when_is_not_repeated_earlier_nor_when_that_is_too_late() 
     let again = |value| {
         let head = Head(503, vec![("retry-after", value)]);
         let retries = Retries::new(None);
-        retries.again(&policy(1), Fate::Answered(&head), IDEMPOTENT, moment(&rng))
+        retries.again(&policy(1), head.fate(), IDEMPOTENT, moment(&rng))
     };
     assert!(again("3").is_some_and(|wait| wait >= Duration::from_secs(3)));
     assert_eq!(again("60"), None);
@@ -116,7 +116,7 @@ fn nothing_is_waited_for_that_the_deadline_would_cut_off() {
         left,
         ..moment(&rng)
     };
-    let again = retries.again(&policy(1), Fate::Answered(&head), IDEMPOTENT, moment);
+    let again = retries.again(&policy(1), head.fate(), IDEMPOTENT, moment);
     assert_eq!((again, retries.made()), (None, 0));
 }
 
@@ -191,7 +191,7 @@ proptest! {
                 1 => Fate::Refused,
                 2 => Fate::Reset { has_left: true },
                 3 => Fate::TimedOut,
-                _ => Fate::Answered(&head),
+                _ => head.fate(),
             };
             let left = Duration::from_millis(left);
             let moment = Moment { left: Some(left), ..moment(&rng) };
