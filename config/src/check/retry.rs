@@ -49,7 +49,11 @@ fn all(
 }
 
 fn one(retry: &Retry, timeout: Option<Span>, path: &str, to: &mut Findings) {
-    limit(retry.per_try_timeout, &format!("{path}.per_try_timeout"), to);
+    limit(
+        retry.per_try_timeout,
+        &format!("{path}.per_try_timeout"),
+        to,
+    );
     limit(
         retry.per_try_idle_timeout,
         &format!("{path}.per_try_idle_timeout"),
@@ -134,10 +138,7 @@ fn conditions(retry: &Retry, path: &str, to: &mut Findings) {
             ),
             None if !is_empty => to.warning(
                 format!("{path}.{list}"),
-                format!(
-                    "it has no effect; add `{}` to `on`",
-                    list.replace('_', "-")
-                ),
+                format!("it has no effect; add `{}` to `on`", list.replace('_', "-")),
             ),
             _ => {}
         }

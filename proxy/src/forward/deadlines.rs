@@ -64,7 +64,8 @@ pub struct Deadlines {
     stream: Option<Instant>,
     grpc: Option<Instant>,
     received_at: Cell<Option<Instant>>,
-    tried_at: Cell<Instant>,
+    /// While a try is under way.
+    tried_at: Cell<Option<Instant>>,
     is_answered: Cell<bool>,
     moved: Cell<u64>,
     moved_at: Cell<Instant>,
@@ -88,7 +89,7 @@ impl Deadlines {
             stream: policy.max_stream_duration.map(|d| after(begun, d)),
             grpc: grpc.map(|d| after(begun, d)),
             received_at: Cell::new(None),
-            tried_at: Cell::new(begun),
+            tried_at: Cell::new(None),
             is_answered: Cell::new(false),
             moved: Cell::new(0),
             moved_at: Cell::new(begun),
@@ -96,13 +97,18 @@ impl Deadlines {
         }
     }
 
-    /// A try begins; the request as a whole goes on.
+    /// A try begins: there is a connection for it.
     pub fn begin_try(&self) {
         let now = Instant::now();
-        self.tried_at.set(now);
+        self.tried_at.set(Some(now));
         self.is_answered.set(false);
         self.set_moved(0, now);
         self.hasten();
+    }
+
+    /// A try is over; the request as a whole goes on.
+    pub fn end_try(&self) {
+        self.tried_at.set(None);
     }
 
     /// What is left until the request as a whole is over; none if it has no end.
@@ -142,15 +148,14 @@ impl Deadlines {
     /// # Errors
     /// Which limit has passed.
     pub async fn within<F: Future>(
-        this: Option<&Self>,
+        &self,
         future: F,
         progress: impl Fn() -> Progress,
     ) -> Result<F::Output, Passed> {
         let mut future = pin!(future);
-        poll_fn(|cx| match (future.as_mut().poll(cx), this) {
-            (Poll::Ready(output), _) => Poll::Ready(Ok(output)),
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Pending, Some(this)) => this.poll(cx, progress()).map(Err),
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll(cx, progress()).map(Err),
         })
         .await
     }
@@ -190,17 +195,23 @@ impl Deadlines {
         let received = self.received_at.get();
         let moved_at = self.moved_at.get();
         let from = |start: Option<Instant>, limit: Option<Duration>| Some(after(start?, limit?));
-        let tried = received.map(|at| at.max(self.tried_at.get()));
+        let tried_at = self.tried_at.get();
+        let sent_at = received
+            .zip(tried_at)
+            .map(|(received, tried)| received.max(tried));
         [
             (from(received, self.request), Passed::Request),
             (self.grpc, Passed::Grpc),
             (self.stream, Passed::Stream),
             (from(Some(moved_at), self.idle), Passed::Idle),
             (
-                from(tried, self.per_try).filter(|_| !self.is_answered.get()),
+                from(sent_at, self.per_try).filter(|_| !self.is_answered.get()),
                 Passed::Try,
             ),
-            (from(Some(moved_at), self.per_try_idle), Passed::TryIdle),
+            (
+                from(tried_at.map(|tried| tried.max(moved_at)), self.per_try_idle),
+                Passed::TryIdle,
+            ),
         ]
         .into_iter()
         .filter_map(|(due, passed)| Some((due?, passed)))
@@ -237,7 +248,7 @@ mod tests {
 
     async fn passes(deadlines: &Deadlines, progress: Progress) -> (Passed, Duration) {
         let begun = Instant::now();
-        let passed = Deadlines::within(Some(deadlines), pending::<()>(), || progress).await;
+        let passed = deadlines.within(pending::<()>(), || progress).await;
         (passed.expect_err("a limit"), begun.elapsed())
     }
 
@@ -245,8 +256,7 @@ mod tests {
     fn a_request_is_timed_from_when_it_has_been_received() {
         run_paused(async {
             let deadlines = Deadlines::new(&policy(), None, Instant::now());
-            let uploading =
-                Deadlines::within(Some(&deadlines), sleep(seconds(60)), Progress::default);
+            let uploading = deadlines.within(sleep(seconds(60)), Progress::default);
             uploading.await.expect("an upload is the client's affair");
             assert_eq!(
                 passes(&deadlines, RECEIVED).await,
@@ -295,9 +305,7 @@ mod tests {
                     moved.set(moved.get() + 1);
                 }
             };
-            Deadlines::within(Some(&deadlines), moving, progress)
-                .await
-                .expect("it moved");
+            deadlines.within(moving, progress).await.expect("it moved");
             assert_eq!(
                 passes(&deadlines, progress()).await,
                 (Passed::Idle, seconds(5))
@@ -316,10 +324,12 @@ mod tests {
                 ..policy()
             };
             let deadlines = Deadlines::new(&policy, None, Instant::now());
+            deadlines.begin_try();
             assert_eq!(
                 passes(&deadlines, RECEIVED).await,
                 (Passed::Try, seconds(2))
             );
+            deadlines.end_try();
             sleep(seconds(1)).await;
             deadlines.begin_try();
             assert_eq!(
@@ -365,7 +375,7 @@ mod tests {
     fn what_has_no_limit_never_passes() {
         run_paused(async {
             let deadlines = Deadlines::new(&RequestPolicy::default(), None, Instant::now());
-            let watched = Deadlines::within(Some(&deadlines), pending::<()>(), || RECEIVED);
+            let watched = deadlines.within(pending::<()>(), || RECEIVED);
             timeout(seconds(86_400), watched)
                 .await
                 .expect_err("nothing passes");

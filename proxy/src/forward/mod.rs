@@ -4,5 +4,6 @@ mod deadlines;
 pub mod http1;
 pub mod http2;
 pub mod opaque;
+mod policed;
 pub mod respond;
 pub mod splice;
