@@ -212,7 +212,8 @@ async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Fa
         target: &target,
         key: &key,
     };
-    way.connect(way.choose()?, client, &mut Tried::default()).await
+    way.connect(way.choose()?, client, &mut Tried::default())
+        .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

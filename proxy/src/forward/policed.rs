@@ -28,23 +28,25 @@ pub struct Policed {
     retries: Retries,
     cluster: Option<Arc<Cluster>>,
     is_idempotent: bool,
+    is_grpc: bool,
 }
 
 impl Policed {
     /// Of a request that begins now; none if its route sets no limits.
-    pub fn begin(routed: &Routed, is_idempotent: bool, headers: &dyn Headers) -> Option<Box<Self>> {
+    pub fn begin(routed: &Routed, is_idempotent: bool, headers: &dyn Headers) -> Option<Self> {
         let policy = routed.limits.clone()?;
         let cluster = match &routed.target {
             Target::Original => None,
             Target::Cluster(onward) => Some(onward.cluster.clone()),
         };
-        Some(Box::new(Self {
+        Some(Self {
+            is_grpc: is_grpc(headers),
             deadlines: Deadlines::new(&policy, grpc_deadline(&policy, headers), Instant::now()),
             retries: Retries::new(cluster.clone()),
             cluster,
             is_idempotent,
             policy,
-        }))
+        })
     }
 
     pub(super) fn retry(&self) -> Option<&Retry> {
@@ -150,9 +152,15 @@ impl Policed {
     }
 
     /// What a gRPC endpoint is to be told as the deadline, if its client has one or we do.
-    pub(super) fn grpc_timeout(&self, headers: &dyn Headers) -> Option<String> {
-        let left = self.deadlines.left()?;
-        is_grpc(headers).then(|| grpc::format_timeout(left))
+    pub(super) fn grpc_timeout(&self) -> Option<String> {
+        if !self.is_grpc {
+            return None;
+        }
+        Some(grpc::format_timeout(self.deadlines.left()?))
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.is_grpc
     }
 }
 

@@ -97,7 +97,7 @@ impl Session {
         // What its route answers itself or does not admit ends here.
         let lines = head.lines(self.input.filled());
         let mut exchange = Exchange {
-            policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines),
+            policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines).map(Box::new),
             head,
             outcome,
             key,
