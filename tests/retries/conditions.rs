@@ -20,8 +20,7 @@ const E418: Does = answer("HTTP/1.1 418 Oh\r\nContent-Length: 0\r\n\r\n");
 const E429: Does = answer("HTTP/1.1 429 Oh\r\nContent-Length: 0\r\n\r\n");
 const LIMITED: Does =
     answer("HTTP/1.1 503 Oh\r\nX-Envoy-RateLimited: true\r\nContent-Length: 0\r\n\r\n");
-const FLAGGED: Does =
-    answer("HTTP/1.1 200 OK\r\nX-Again: please\r\nContent-Length: 0\r\n\r\n");
+const FLAGGED: Does = answer("HTTP/1.1 200 OK\r\nX-Again: please\r\nContent-Length: 0\r\n\r\n");
 
 const BACK_OFF: &str = "back_off: { base_interval: 1ms }";
 
@@ -29,7 +28,11 @@ const BACK_OFF: &str = "back_off: { base_interval: 1ms }";
 fn each_condition_is_met_by_what_envoy_says_and_by_nothing_else() {
     let world = World::new();
     let endpoints = Endpoints::start(&world);
-    let policy = |on: &str| format!("retry: {{ on: [{on}], {BACK_OFF}, retriable_status_codes: [418], retriable_headers: [{{ name: x-again, exact: please }}] }}");
+    let policy = |on: &str| {
+        format!(
+            "retry: {{ on: [{on}], {BACK_OFF}, retriable_status_codes: [418], retriable_headers: [{{ name: x-again, exact: please }}] }}"
+        )
+    };
     let names = [
         "5xx",
         "gateway-error",
@@ -64,14 +67,24 @@ fn each_condition_is_met_by_what_envoy_says_and_by_nothing_else() {
         ("retriable-headers", &[FLAGGED], &[E503]),
     ] {
         let host = format!("{name}.test");
-        for (does, tries) in met.iter().map(|m| (m, 2)).chain(not_met.iter().map(|n| (n, 1))) {
+        for (does, tries) in met
+            .iter()
+            .map(|m| (m, 2))
+            .chain(not_met.iter().map(|n| (n, 1)))
+        {
             endpoints.will([*does]);
             let (_, head, _) = ask(&world, &host, "GET", "");
             let seen = endpoints.seen();
             assert_eq!(seen.len(), tries, "{name} after {does:?}: {head}");
             if tries == 2 {
-                assert!(head.starts_with("HTTP/1.1 200"), "{name} after {does:?}: {head}");
-                assert_ne!(seen[0].port, seen[1].port, "{name}: the same endpoint again");
+                assert!(
+                    head.starts_with("HTTP/1.1 200"),
+                    "{name} after {does:?}: {head}"
+                );
+                assert_ne!(
+                    seen[0].port, seen[1].port,
+                    "{name}: the same endpoint again"
+                );
             }
         }
     }
@@ -139,7 +152,10 @@ fn each_try_carries_its_number_if_asked_for() {
 fn an_answer_that_says_when_to_come_back_is_obeyed_up_to_a_limit() {
     let world = World::new();
     let endpoints = Endpoints::start(&world);
-    let routes = [("busy.test", "retry: { on: [5xx], back_off: { base_interval: 1ms } }")];
+    let routes = [(
+        "busy.test",
+        "retry: { on: [5xx], back_off: { base_interval: 1ms } }",
+    )];
     let proxy = world.serve(&routed(&routes, ""));
     world.capture(&proxy);
     endpoints.will([answer(

@@ -162,7 +162,9 @@ pub(crate) fn ask(world: &World, host: &str, method: &str, body: &str) -> (u16, 
         length => format!("Content-Length: {length}\r\n"),
     };
     client
-        .say(format!("{method} / HTTP/1.1\r\nHost: {host}\r\n{length}\r\n{body}"))
+        .say(format!(
+            "{method} / HTTP/1.1\r\nHost: {host}\r\n{length}\r\n{body}"
+        ))
         .expect("the proxy takes a request");
     let (head, body) = client.hear_response().expect("an answer");
     (status(&head), head, body)

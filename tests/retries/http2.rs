@@ -57,9 +57,18 @@ fn conditions_of_http_hold_for_streams_too() {
     let world = World::new();
     let endpoints = Http2Endpoints::start(&world);
     let routes = [
-        ("status.test", format!("retry: {{ on: [gateway-error], {BACK_OFF} }}")),
-        ("reset.test", format!("retry: {{ on: [reset], {BACK_OFF} }}")),
-        ("none.test", format!("retry: {{ on: [retriable-4xx], {BACK_OFF} }}")),
+        (
+            "status.test",
+            format!("retry: {{ on: [gateway-error], {BACK_OFF} }}"),
+        ),
+        (
+            "reset.test",
+            format!("retry: {{ on: [reset], {BACK_OFF} }}"),
+        ),
+        (
+            "none.test",
+            format!("retry: {{ on: [retriable-4xx], {BACK_OFF} }}"),
+        ),
     ];
     let routes: Vec<_> = routes.iter().map(|(h, p)| (*h, p.as_str())).collect();
     let proxy = world.serve(&routed(&routes, ""));
@@ -104,8 +113,14 @@ fn a_post_that_was_seen_is_not_repeated_and_one_that_was_refused_is() {
         }
         // More often than what is sent again without any policy.
         endpoints.will([Does::Resets(Reason::REFUSED_STREAM); 9]);
-        let answer = caller.call("svc.test", &[], b"once").await.expect("an answer");
-        assert_eq!((answer.grpc_status(), endpoints.seen().len()), (Some("0"), 1));
+        let answer = caller
+            .call("svc.test", &[], b"once")
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (answer.grpc_status(), endpoints.seen().len()),
+            (Some("0"), 1)
+        );
     });
 }
 
@@ -121,9 +136,16 @@ fn a_body_beyond_the_cap_is_relayed_and_not_repeated() {
         for (length, tries) in [(0, 2), (200_000, 2), (200_001, 1), (500_000, 1)] {
             let body = vec![b'x'; length];
             endpoints.will([Does::Status(503)]);
-            let answer = caller.ask("PUT", "svc.test", [], &body).await.expect("an answer");
+            let answer = caller
+                .ask("PUT", "svc.test", [], &body)
+                .await
+                .expect("an answer");
             let seen = endpoints.seen();
-            assert_eq!((seen.len(), answer.status == 200), (tries, tries == 2), "{length}");
+            assert_eq!(
+                (seen.len(), answer.status == 200),
+                (tries, tries == 2),
+                "{length}"
+            );
             assert!(seen.iter().all(|s| s.body == body), "{length}");
         }
     });
@@ -151,21 +173,38 @@ fn a_call_that_takes_too_long_ends_with_deadline_exceeded() {
         ] {
             endpoints.will([Does::Hangs]);
             let begun = Instant::now();
-            let answer = caller.call(host, headers, b"ping").await.expect("an answer");
+            let answer = caller
+                .call(host, headers, b"ping")
+                .await
+                .expect("an answer");
             assert!(begun.elapsed() >= Duration::from_millis(190), "{host}");
-            assert_eq!((answer.status, answer.grpc_status()), (200, Some("4")), "{host}");
+            assert_eq!(
+                (answer.status, answer.grpc_status()),
+                (200, Some("4")),
+                "{host}"
+            );
             assert!(answer.trailers.is_none(), "trailers only: {answer:?}");
             assert!(answer.headers.contains_key("proxy-status"), "{answer:?}");
             // The half that it has got is followed by the status.
             if host != "idle.test" {
                 endpoints.will([Does::Begins]);
-                let answer = caller.call(host, headers, b"ping").await.expect("an answer");
-                assert_eq!((answer.body.as_slice(), answer.grpc_status()), (&b"half"[..], Some("4")), "{host}");
+                let answer = caller
+                    .call(host, headers, b"ping")
+                    .await
+                    .expect("an answer");
+                assert_eq!(
+                    (answer.body.as_slice(), answer.grpc_status()),
+                    (&b"half"[..], Some("4")),
+                    "{host}"
+                );
             }
         }
         // What is no call is told in HTTP's words, or by a reset.
         endpoints.will([Does::Hangs]);
-        let answer = caller.ask("GET", "request.test", [], b"").await.expect("an answer");
+        let answer = caller
+            .ask("GET", "request.test", [], b"")
+            .await
+            .expect("an answer");
         assert_eq!(answer.status, 504);
         endpoints.will([Does::Begins]);
         let cut = caller.ask("GET", "request.test", [], b"").await;
@@ -177,7 +216,9 @@ fn a_call_that_takes_too_long_ends_with_deadline_exceeded() {
 fn the_endpoint_is_told_what_is_left_of_the_deadline() {
     let world = World::new();
     let endpoints = Http2Endpoints::start(&world);
-    let retry = format!("retry: {{ on: [unavailable], non_idempotent: true, attempt_count: true, back_off: {{ base_interval: 100ms }} }}");
+    let retry = format!(
+        "retry: {{ on: [unavailable], non_idempotent: true, attempt_count: true, back_off: {{ base_interval: 100ms }} }}"
+    );
     let routes = [
         ("shorter.test", "timeout: 10s".to_owned()),
         ("capped.test", "grpc_timeout: { max: 2s }".to_owned()),
@@ -239,7 +280,10 @@ fn without_a_policy_a_call_is_left_as_it_is() {
         let mut caller = Caller::connect(&world).await;
         endpoints.will([Does::Grpc("14")]);
         let headers = [("grpc-timeout", "1H")];
-        let answer = caller.call("svc.test", &headers, b"ping").await.expect("an answer");
+        let answer = caller
+            .call("svc.test", &headers, b"ping")
+            .await
+            .expect("an answer");
         let seen = endpoints.seen();
         assert_eq!((answer.grpc_status(), seen.len()), (Some("14"), 1));
         assert_eq!(seen[0].headers["grpc-timeout"], "1H");

@@ -145,13 +145,17 @@ async fn answer(
             let head = grpc.body(()).expect("a head");
             let mut stream = respond.send_response(head, false)?;
             stream.send_data(Bytes::from_static(b"half"), false)?;
-            std::future::poll_fn(|cx| stream.poll_reset(cx)).await.map(drop)
+            std::future::poll_fn(|cx| stream.poll_reset(cx))
+                .await
+                .map(drop)
         }
         Does::Resets(reason) => {
             respond.send_reset(reason);
             Ok(())
         }
-        Does::Hangs => std::future::poll_fn(|cx| respond.poll_reset(cx)).await.map(drop),
+        Does::Hangs => std::future::poll_fn(|cx| respond.poll_reset(cx))
+            .await
+            .map(drop),
     }
 }
 

@@ -6,7 +6,6 @@ mod support;
 
 mod conditions;
 mod endpoints;
-mod hedging;
 mod http2;
 mod http2_endpoints;
 mod refusals;

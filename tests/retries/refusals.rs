@@ -7,7 +7,8 @@ use crate::{
 
 const E503: Does = Does::Answers("HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n");
 
-const EVERYTHING: &str = "on: [5xx, reset, connect-failure, retriable-4xx], back_off: { base_interval: 1ms }";
+const EVERYTHING: &str =
+    "on: [5xx, reset, connect-failure, retriable-4xx], back_off: { base_interval: 1ms }";
 
 #[test]
 fn what_may_have_been_seen_is_not_repeated_unless_that_is_harmless_or_asked_for() {
@@ -81,7 +82,9 @@ fn an_answer_that_has_begun_is_not_replaced() {
     let policy = format!("timeout: 300ms, retry: {{ {EVERYTHING} }}");
     let proxy = world.serve(&routed(&[("get.test", &policy)], ""));
     world.capture(&proxy);
-    endpoints.will([Does::Begins("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")]);
+    endpoints.will([Does::Begins(
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+    )]);
     let mut client = world.app.connect(service());
     client
         .say("GET / HTTP/1.1\r\nHost: get.test\r\n\r\n")
@@ -143,7 +146,9 @@ fn a_client_that_waits_to_be_told_to_continue_is_told_once() {
     endpoints.will([E503]);
     let mut client = world.app.connect(service());
     client
-        .say("PUT / HTTP/1.1\r\nHost: put.test\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        .say(
+            "PUT / HTTP/1.1\r\nHost: put.test\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+        )
         .expect("taken");
     let interim = client.hear_until("\r\n\r\n").expect("an interim answer");
     assert!(interim.starts_with("HTTP/1.1 100"), "{interim}");

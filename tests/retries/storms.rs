@@ -46,7 +46,10 @@ fn an_endpoint_killed_under_load_costs_no_idempotent_request() {
             .map(|_| {
                 scope.spawn(|| {
                     let mut client = None;
-                    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+                    while left
+                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                        .is_ok()
+                    {
                         if let Err(error) = get(&world, &mut client) {
                             failed.lock().expect("no panic").push(error.to_string());
                             client = None;
@@ -61,7 +64,9 @@ fn an_endpoint_killed_under_load_costs_no_idempotent_request() {
                 let goal = served.load(Ordering::Relaxed) + 200;
                 endpoints[place] = None;
                 kills += 1;
-                while served.load(Ordering::Relaxed) < goal && clients.iter().any(|c| !c.is_finished()) {
+                while served.load(Ordering::Relaxed) < goal
+                    && clients.iter().any(|c| !c.is_finished())
+                {
                     thread::sleep(Duration::from_millis(1));
                 }
                 endpoints[place] = Some(start(port));
@@ -69,8 +74,17 @@ fn an_endpoint_killed_under_load_costs_no_idempotent_request() {
         }
     });
     let failed = failed.into_inner().expect("no panic");
-    figure("failed requests while endpoints are killed", failed.len(), &format!("0 of {requests}, {kills} kills"));
-    assert!(failed.is_empty(), "{} of {requests}: {:?}", failed.len(), failed.first());
+    figure(
+        "failed requests while endpoints are killed",
+        failed.len(),
+        &format!("0 of {requests}, {kills} kills"),
+    );
+    assert!(
+        failed.is_empty(),
+        "{} of {requests}: {:?}",
+        failed.len(),
+        failed.first()
+    );
     assert!(kills > 2, "{kills}");
 }
 
@@ -153,7 +167,9 @@ fn a_retry_storm_stays_within_the_budget() {
             scope.spawn(|| {
                 let mut client = world.app.connect(service());
                 for _ in 0..each {
-                    client.say("GET / HTTP/1.1\r\nHost: get.test\r\n\r\n").expect("taken");
+                    client
+                        .say("GET / HTTP/1.1\r\nHost: get.test\r\n\r\n")
+                        .expect("taken");
                     let (head, _) = client.hear_response().expect("an answer");
                     assert_eq!(status(&head), 503, "{head}");
                 }
@@ -163,7 +179,11 @@ fn a_retry_storm_stays_within_the_budget() {
     let offered = CLIENTS * each;
     let seen = seen.load(Ordering::Relaxed);
     let load = seen as f64 / offered as f64;
-    figure("upstream load in a retry storm", format!("{load:.3} times"), "at most 1.25 times the offered");
+    figure(
+        "upstream load in a retry storm",
+        format!("{load:.3} times"),
+        "at most 1.25 times the offered",
+    );
     assert!(load <= 1.25, "{seen} for {offered}");
     assert!(seen > offered, "nothing was retried");
 }
@@ -205,7 +225,11 @@ fn a_post_that_an_endpoint_has_begun_to_read_is_seen_once() {
     });
     let seen = seen.lock().expect("no panic");
     let twice: Vec<_> = seen.iter().filter(|(_, count)| **count != 1).collect();
-    figure("POSTs seen other than once", twice.len(), &format!("0 of {}", seen.len()));
+    figure(
+        "POSTs seen other than once",
+        twice.len(),
+        &format!("0 of {}", seen.len()),
+    );
     assert!(twice.is_empty(), "{twice:?}");
     assert_eq!(seen.len(), posts, "some were never seen");
 }
@@ -234,7 +258,9 @@ fn fail_within_posts(
     let mut chance = u64::from(stream.peer_addr()?.port());
     let mut draw = move |below: u64| {
         // A linear congruential generator (Knuth's MMIX): enough to choose where to die.
-        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        chance = chance
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (chance >> 33) % below
     };
     loop {
@@ -280,7 +306,11 @@ fn no_endpoint_at_all_is_told_at_once() {
     let config = format!(
         "routes: [{{ match: {{ port: 80 }}, cluster: service, retry: {{ num_retries: 5 }} }}]\n\
          clusters: [{{ name: service, file: {{ path: {}/none.yaml }} }}]\n",
-        world.write("none.yaml", "[]").parent().expect("a directory").display()
+        world
+            .write("none.yaml", "[]")
+            .parent()
+            .expect("a directory")
+            .display()
     );
     let proxy = world.serve(&config);
     world.capture(&proxy);

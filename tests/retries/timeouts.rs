@@ -1,6 +1,9 @@
 //! Every time limit, and how the client and the endpoint learn that it has passed.
 
-use std::{io::Read, time::{Duration, Instant}};
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
 
 use crate::{
     endpoints::{Does, Endpoints, ask, routed, service},
@@ -15,8 +18,14 @@ fn each_limit_ends_its_request_with_a_504_that_names_it() {
         ("request.test", "timeout: 200ms"),
         ("idle.test", "idle_timeout: 200ms"),
         ("stream.test", "max_stream_duration: 200ms"),
-        ("try.test", "retry: { on: [retriable-4xx], per_try_timeout: 200ms }"),
-        ("tryidle.test", "retry: { on: [retriable-4xx], per_try_idle_timeout: 200ms }"),
+        (
+            "try.test",
+            "retry: { on: [retriable-4xx], per_try_timeout: 200ms }",
+        ),
+        (
+            "tryidle.test",
+            "retry: { on: [retriable-4xx], per_try_idle_timeout: 200ms }",
+        ),
     ];
     let proxy = world.serve(&routed(&routes, ""));
     world.capture(&proxy);
@@ -31,7 +40,10 @@ fn each_limit_ends_its_request_with_a_504_that_names_it() {
         let begun = Instant::now();
         let (status, head, _) = ask(&world, host, "GET", "");
         assert_eq!(status, 504, "{host}: {head}");
-        assert!(head.contains(&format!("Proxy-Status: outrigger; error={error}")), "{head}");
+        assert!(
+            head.contains(&format!("Proxy-Status: outrigger; error={error}")),
+            "{head}"
+        );
         assert!(begun.elapsed() >= Duration::from_millis(200), "{host}");
         assert_eq!(endpoints.seen().len(), 1, "{host}");
     }
@@ -79,7 +91,9 @@ fn an_answer_that_has_begun_is_cut_off_with_a_reset() {
     let endpoints = Endpoints::start(&world);
     let proxy = world.serve(&routed(&[("get.test", "timeout: 200ms")], ""));
     world.capture(&proxy);
-    endpoints.will([Does::Begins("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")]);
+    endpoints.will([Does::Begins(
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+    )]);
     let mut client = world.app.connect(service());
     client
         .say("GET / HTTP/1.1\r\nHost: get.test\r\n\r\n")
@@ -136,7 +150,9 @@ fn opaque_connections_and_tunnels_end_when_idle_and_tunnels_when_old() {
         let upgrade = stream.peek(&mut [0; 3])?;
         if upgrade == 3 {
             stream.hear_until("\r\n\r\n")?;
-            stream.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")?;
+            stream.say(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n",
+            )?;
         }
         let mut bytes = [0; 1024];
         loop {
@@ -157,7 +173,9 @@ fn opaque_connections_and_tunnels_end_when_idle_and_tunnels_when_old() {
     let upgraded = |host: &str| {
         let mut client = world.app.connect(service());
         client
-            .say(format!("GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n"))
+            .say(format!(
+                "GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n"
+            ))
             .expect("taken");
         client.hear_until("\r\n\r\n").expect("an upgrade");
         client
@@ -189,7 +207,10 @@ fn what_no_route_matches_has_no_limits() {
         stream.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     });
     let config = routed(
-        &[("other.test", "timeout: 100ms, idle_timeout: 100ms, max_stream_duration: 100ms")],
+        &[(
+            "other.test",
+            "timeout: 100ms, idle_timeout: 100ms, max_stream_duration: 100ms",
+        )],
         "",
     );
     let proxy = world.serve(&config);

@@ -51,7 +51,15 @@ async fn relay_all(
     buffers[1].extend(to_client.as_bytes());
     let [to_upstream, to_client] = buffers;
     let limits = TunnelLimits::of(&connection, &Routed::default());
-    relay(&connection, &client, &upstream, to_upstream, to_client, limits).await
+    relay(
+        &connection,
+        &client,
+        &upstream,
+        to_upstream,
+        to_client,
+        limits,
+    )
+    .await
 }
 
 fn settings(tunnel_idle: Span, half_close: Span) -> Settings {
@@ -402,6 +410,7 @@ fn opaque_first(worker: &Worker) -> First {
         client_bytes: worker.buffers.take(),
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     }
 }
 
