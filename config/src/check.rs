@@ -2,14 +2,16 @@
 //! names that lead nowhere.
 
 mod rate_limit;
-pub(crate) mod route;
+mod retry;
+mod route;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route,
-    Settings, Span, problem::Severity,
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route, Settings,
+    Span,
+    problem::Severity,
 };
 
 /// Problems whose place is still a key path.
@@ -258,9 +260,6 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], path: &str, to: &mut Findings) {
                 "it is above 127; write 0 to 127".into(),
             );
         }
-        if let Some(hostname) = &endpoint.hostname {
-            route::plain_host(hostname, &(path() + ".hostname"), to);
-        }
         priorities.insert(endpoint.priority);
     }
     let highest = priorities.iter().copied().max().unwrap_or(0);
@@ -444,6 +443,7 @@ fn adaptive_concurrency(adaptive: &AdaptiveConcurrency, path: &str, to: &mut Fin
 }
 
 fn defaults(defaults: &Defaults, to: &mut Findings) {
+    retry::of_defaults(defaults, to);
     if let Some(outlier) = &defaults.outlier_detection {
         outlier_detection(outlier, "defaults.outlier_detection", to);
     }

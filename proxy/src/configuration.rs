@@ -15,7 +15,7 @@ use crate::{
     cluster::{Clusters, Rng},
     dispatch::Onward,
     rate_limit::RateLimits,
-    route::{Route, Routed},
+    route::{Fallback, Route, Routed},
 };
 
 /// What all threads share of it.
@@ -88,7 +88,7 @@ pub(crate) struct InForce {
     /// By the place in the snapshot's table.
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
-    defaults: Option<Arc<Onward>>,
+    defaults: Option<Fallback>,
     asks_tls: bool,
 }
 
@@ -106,7 +106,10 @@ impl InForce {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
-            Some(Arc::new(Onward::new(cluster, settings, None, limits)))
+            Some(Fallback {
+                onward: Arc::new(Onward::new(cluster, settings, None, limits)),
+                limits: in_force.snapshot.default_policy.clone(),
+            })
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_tls |= decision.settings.matches.asks_tls();

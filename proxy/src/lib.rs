@@ -28,6 +28,7 @@ pub mod pulse;
 pub mod rate_limit;
 pub mod readiness;
 pub mod reload;
+pub mod retry;
 pub mod route;
 pub mod shared;
 mod signals;

@@ -23,8 +23,8 @@ pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
     EndpointBreaker, EndpointFile, FailurePercentage, GrpcCheck, HashOn, HealthCheck, HttpCheck,
     Labels, LeastRequest, LoadBalancer, Locality, Maglev, MinRtt, OriginalDestination,
-    OutlierDetection, PeakEwma, RingHash, SlowStart, SubsetFallback, SuccessRate, TcpCheck,
-    ZoneAware,
+    OutlierDetection, PeakEwma, RetryBudget, RingHash, SlowStart, SubsetFallback, SuccessRate,
+    TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
 pub use rate_limit::{
@@ -33,8 +33,10 @@ pub use rate_limit::{
     RequestHeaders, TokenBucket,
 };
 pub use route::{
-    Abort, Condition, Delay, Fault, HeaderEdits, Match, Methods, Mirror, ORIGINAL_DESTINATION,
-    PathMatch, Redirect, RedirectCode, RegexRewrite, Respond, Rewrite, Route, Scheme, Share,
+    Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
+    Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
+    ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite, Route, Scheme,
+    Share,
 };
 pub use supervisor::Supervisor;
 

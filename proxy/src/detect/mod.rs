@@ -38,7 +38,7 @@ use crate::{
     buffer::{Buffer, BufferPool},
     connection::Connection,
     deadline::after,
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
     route::Routed,
 };
@@ -234,7 +234,8 @@ async fn dial(
         target,
         key: &key,
     };
-    way.connect(way.choose()?, client).await
+    way.connect(way.choose()?, client, &mut Tried::default())
+        .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

@@ -11,7 +11,7 @@ mod mirror;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use outrigger_config::{Action, Decision, Labels, Subject, Target as RouteTarget};
+use outrigger_config::{Action, Decision, Labels, RequestPolicy, Subject, Target as RouteTarget};
 
 use crate::{
     cluster::{Clusters, Rng},
@@ -45,6 +45,15 @@ pub struct Routed {
     pub target: Target,
     /// None if no route holds.
     pub route: Option<Arc<Route>>,
+    /// Its time limits and retries, if it has any.
+    pub limits: Option<Arc<RequestPolicy>>,
+}
+
+/// What holds for traffic that no route sends to a cluster.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    pub(crate) onward: Arc<Onward>,
+    pub(crate) limits: Option<Arc<RequestPolicy>>,
 }
 
 impl Route {
@@ -91,18 +100,21 @@ impl Routed {
     pub(crate) fn decide(
         subject: &Subject<'_>,
         route: Option<&Arc<Route>>,
-        defaults: Option<&Arc<Onward>>,
+        defaults: Option<&Fallback>,
         rng: &Rng,
     ) -> Self {
         let chosen = route.and_then(|r| {
             let branch = r.decision.branch(|| rng.word())?;
             r.branches.get(branch)?.as_ref()
         });
+        let defaults = defaults.filter(|_| chosen.is_none());
+        let limits = route.and_then(|r| r.decision.policy.as_ref());
         Self {
-            target: match chosen.or(defaults) {
+            target: match chosen.or(defaults.map(|d| &d.onward)) {
                 Some(onward) => Target::Cluster(onward.at(subject.destination)),
                 None => Target::Original,
             },
+            limits: limits.or(defaults.and_then(|d| d.limits.as_ref())).cloned(),
             route: route.cloned(),
         }
     }

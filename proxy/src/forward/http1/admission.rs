@@ -6,7 +6,7 @@ use tokio::io::Interest;
 use super::{Session, request::RequestHead};
 use crate::{
     failure::Failure,
-    forward::respond,
+    forward::policed,
     rate_limit::Verdict,
     route::{Answer, Routed},
 };
@@ -45,7 +45,7 @@ impl Session {
         };
         match decided {
             Err(refusal) => {
-                let answer = Answer::limited(*refusal, respond::is_grpc(&lines));
+                let answer = Answer::limited(*refusal, policed::is_grpc(&lines));
                 Err(Denied::Answered(Box::new(answer)))
             }
             Ok(None) => Ok(Added::new()),

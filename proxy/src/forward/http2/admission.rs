@@ -14,7 +14,7 @@ use super::{
     account::Account,
     exchange::{Lines, as_request, poll_client_reset},
 };
-use crate::{failure::Failure, forward::respond, rate_limit::Verdict, route::Answer};
+use crate::{failure::Failure, forward::policed, rate_limit::Verdict, route::Answer};
 
 /// Adds to the request what a service wants added, and tells what is to be added to its answer; or
 /// what its client is told when it is not let pass.
@@ -44,7 +44,7 @@ pub(super) async fn admit(
     Ok(match decided {
         Err(refusal) => Err(Box::new(Answer::limited(
             *refusal,
-            respond::is_grpc(&lines),
+            policed::is_grpc(&lines),
         ))),
         Ok(None) => Ok(Vec::new()),
         Ok(Some(told)) => {
