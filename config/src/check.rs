@@ -3,15 +3,14 @@
 
 mod rate_limit;
 mod retry;
-mod route;
+pub(crate) mod route;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route, Settings,
-    Span,
-    problem::Severity,
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route,
+    Settings, Span, problem::Severity,
 };
 
 /// Problems whose place is still a key path.
@@ -259,6 +258,9 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], path: &str, to: &mut Findings) {
                 path() + ".priority",
                 "it is above 127; write 0 to 127".into(),
             );
+        }
+        if let Some(hostname) = &endpoint.hostname {
+            route::plain_host(hostname, &(path() + ".hostname"), to);
         }
         priorities.insert(endpoint.priority);
     }

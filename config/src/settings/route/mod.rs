@@ -8,6 +8,8 @@ mod mirror;
 mod retry;
 mod timeout;
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +100,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// What it is called at this place in the list, from 0.
+    pub(crate) fn name_at(&self, index: usize) -> Cow<'_, str> {
+        match &self.name {
+            Some(name) => name.into(),
+            None => format!("route-{}", index + 1).into(),
+        }
+    }
+
     /// Every cluster that it names, mirrors included, with the key's path below the route's.
     pub(crate) fn clusters(&self) -> impl Iterator<Item = (String, &str)> {
         let one = self

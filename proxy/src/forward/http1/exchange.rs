@@ -280,7 +280,10 @@ impl Session {
             return Default::default();
         }
         let lines = head.lines(self.input.filled());
-        let routed = self.connection.route_request(lines.as_request());
+        let mut routed = self.connection.route_request(lines.as_request());
+        if let Some(pinned) = &self.pinned {
+            routed.stay_with(&pinned.target);
+        }
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)

@@ -470,6 +470,9 @@ async fn answer_of_route(
     if let Some(abort) = fault.and_then(|fault| fault.abort) {
         return Ok(Some(abort));
     }
+    if !account.routed.answers_itself() {
+        return Ok(None);
+    }
     let original = connection.original.0.to_string();
     let authority = authority(&account.head).unwrap_or(original.as_bytes());
     let request = as_request(&account.head, &headers);
@@ -600,7 +603,10 @@ fn poll_answer(
 }
 
 /// Ready when the client has given up; a client that is gone counts as one that cancels.
-pub(super) fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
+pub(super) fn poll_client_reset(
+    cx: &mut Context<'_>,
+    client: &mut SendResponse<Bytes>,
+) -> Poll<Reason> {
     client
         .poll_reset(cx)
         .map(|reset| reset.unwrap_or(Reason::CANCEL))
