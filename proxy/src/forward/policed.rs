@@ -22,7 +22,7 @@ use crate::{
 pub(super) const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 
 #[derive(Debug)]
-pub struct Policed {
+pub(super) struct Policed {
     policy: Arc<RequestPolicy>,
     pub(super) deadlines: Deadlines,
     retries: Retries,
@@ -33,7 +33,11 @@ pub struct Policed {
 
 impl Policed {
     /// Of a request that begins now; none if its route sets no limits.
-    pub fn begin(routed: &Routed, is_idempotent: bool, headers: &dyn Headers) -> Option<Self> {
+    pub(super) fn begin(
+        routed: &Routed,
+        is_idempotent: bool,
+        headers: &dyn Headers,
+    ) -> Option<Self> {
         let policy = routed.limits.clone()?;
         let cluster = match &routed.target {
             Target::Original => None,
