@@ -40,6 +40,8 @@ pub(super) struct Attempt<'a> {
     pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
     pub(super) policed: Option<&'a Policed>,
+    /// The request has been sent, and the output begins with its answer.
+    pub(super) is_answered: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -78,6 +80,7 @@ impl Attempt<'_> {
                     };
                     self.request.len + policed.keeps(length)
                 }),
+                is_sent: self.is_answered,
                 body: self.body,
                 progress,
             }

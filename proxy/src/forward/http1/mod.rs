@@ -18,6 +18,7 @@ mod download;
 mod edit;
 mod exchange;
 pub mod head;
+mod hedge;
 mod io;
 mod mirror;
 mod peers;
