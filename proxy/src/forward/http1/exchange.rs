@@ -188,6 +188,7 @@ impl Session {
             Err(Lost::Unreached(failure)) => {
                 return exchange.unreached(failure, &self.connection.worker);
             }
+            Err(Lost::TimedOut) => return exchange.raced_too_long(self.rng()),
             Err(Lost::NoAnswer { hop, has_left }) => {
                 let is_kept = !exchange.head.authenticates_connection;
                 let policed = exchange.policed.as_ref();
@@ -333,7 +334,13 @@ impl Session {
         };
         let won = match policed.deadlines.within(racing, received).await {
             Ok(won) => won?,
-            Err(passed) => return Err(Lost::Unreached(policed.passed(passed))),
+            Err(passed) => {
+                let failure = policed.passed(passed);
+                return Err(match passed.is_of_try() {
+                    true => Lost::TimedOut,
+                    false => Lost::Unreached(failure),
+                });
+            }
         };
         let pool = &self.connection.worker.http1_pool;
         self.peers.turn_to(pool, won.hop.peer);
@@ -759,6 +766,15 @@ impl Exchange {
             && self.head.method != Method::Connect
             && !rewrite.is_some_and(|r| r.auto_host);
         may_be_hedged.then_some(delay)
+    }
+
+    /// No try of a race was answered in time.
+    fn raced_too_long(&self, rng: &Rng) -> TryEnd {
+        let policed = self.policed.as_ref();
+        match policed.and_then(|p| p.again(Fate::TimedOut, true, rng)) {
+            Some(pause) => TryEnd::Again(Through::Another, pause),
+            None => TryEnd::Refused(Failure::TryTimeout),
+        }
     }
 
     fn expects_continue(&self, head: &[u8]) -> bool {

@@ -53,6 +53,7 @@ pub(super) struct Leader {
 /// Why nobody won.
 pub(super) enum Lost {
     Unreached(Failure),
+    TimedOut,
     /// The last try ended without an answer.
     NoAnswer {
         hop: Hop,
