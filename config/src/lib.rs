@@ -33,6 +33,6 @@ pub use schema::schema;
 pub use scope::Scope;
 pub use settings::*;
 pub use snapshot::{
-    Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot,
-    Subject, Target,
+    Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable,
+    Snapshot, Subject, Target,
 };

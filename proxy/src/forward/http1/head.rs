@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use httparse::{EMPTY_HEADER, Error, Header, Status};
+use outrigger_config::Headers;
 
 use crate::buffer::Buffer;
 
@@ -115,6 +116,25 @@ fn visit_parsed(
         return Err(BARE_LF);
     }
     Ok(Some(end))
+}
+
+/// The header lines of a whole head that was parsed before; for what is seldom asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
+
+impl Headers for HeaderLines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let Self(head) = self;
+        let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
+        // It was parsed before, so that nothing fails.
+        let lines = memchr::memchr_iter(b'\n', head).count();
+        let _ = visit_lines(head, start, lines, |line| {
+            if line.name.eq_ignore_ascii_case(name) {
+                visit(line.value);
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Whether a head of which `seen` bytes were no whole one may be whole now. Saves parsing again what

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use http::{HeaderName, HeaderValue};
 use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
@@ -118,6 +119,20 @@ impl RequestHead {
         self.host = self.host.take().map(|host| edit::moved(&host, &edits));
     }
 
+    /// Adds lines to the head that begins `buffer`.
+    pub(super) fn add_lines(&mut self, lines: &[(HeaderName, HeaderValue)], buffer: &mut Buffer) {
+        let end = self.len - b"\r\n".len();
+        let mut added = Vec::new();
+        for (name, value) in lines {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                added.extend_from_slice(part);
+            }
+        }
+        let mut edits = Edits::default();
+        edits.replace(end..end, added);
+        self.carry_out(edits, buffer);
+    }
+
     /// As the log sees it, which is as the client sent it; `head` is where the head lies now.
     pub(super) fn line<'a>(&'a self, head: &'a [u8]) -> RequestLine<'a> {
         if let Some(asked) = &self.asked {
@@ -209,18 +224,24 @@ impl RequestHead {
         }
     }
 
-    /// Shows each value of the header `name`; for what is seldom asked.
-    fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        let head = &head[..self.len];
+    /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
+    pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
+        let head = &buffer.filled()[..self.len];
         let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
         let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut edits = Edits::default();
+        // It was parsed before, so that nothing fails.
         let _ = head::visit_lines(head, start, lines, |line| {
             if line.name.eq_ignore_ascii_case(name) {
-                visit(line.value);
+                edits.remove(line.range(head));
             }
             Ok(())
         });
+        let end = self.len - b"\r\n".len();
+        edits.replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self.edits = edits;
+        self.apply_edits(buffer);
+        self.edits = Edits::default();
     }
 
     /// Whether sending it twice does no more than sending it once.
@@ -250,7 +271,7 @@ impl Lines<'_> {
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.head.each_value(self.bytes, name, visit);
+        head::HeaderLines(&self.bytes[..self.head.len]).each(name, visit);
     }
 }
 

@@ -1,14 +1,24 @@
 //! What is told of one request when it is over, however it ends.
 
-use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
+use std::{
+    mem,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
-use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+use http::{HeaderMap, HeaderValue, Method, header::HOST, request, response};
 
-use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place};
+use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place, upload::Upload};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
+    forward::{
+        deadlines::{self, Passed},
+        policed::Policed,
+    },
     observe::{Protocol, Record, RequestLine},
     route::Routed,
 };
@@ -18,6 +28,8 @@ use crate::{
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
     pub(super) routed: Routed,
+    /// The time limits and retries of its route.
+    pub(super) policed: Option<Rc<Policed>>,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
@@ -39,6 +51,7 @@ impl Account {
         Self {
             peers,
             routed: Routed::default(),
+            policed: None,
             hop: None,
             started: Instant::now(),
             upstream: None,
@@ -55,6 +68,9 @@ impl Account {
 
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
+        if let Some(policed) = &self.policed {
+            policed.deadlines.begin_try();
+        }
         self.upstream = Some(place.session.peer);
         self.is_reused = place.is_reused;
     }
@@ -81,6 +97,49 @@ impl Account {
         if let Some(hop) = &mut self.hop {
             hop.report(outcome, Instant::now());
         }
+    }
+
+    /// Ready when a time limit has passed.
+    pub(super) fn poll_deadlines(
+        &self,
+        cx: &mut Context<'_>,
+        upload: &Upload,
+        is_answered: bool,
+    ) -> Poll<Passed> {
+        let Some(policed) = &self.policed else {
+            return Poll::Pending;
+        };
+        let progress = deadlines::Progress {
+            moved: self.received + self.sent,
+            is_received: upload.is_received(),
+            is_answered,
+        };
+        policed.deadlines.poll(cx, progress)
+    }
+
+    /// Counts a limit that has passed.
+    pub(super) fn passed(&self, passed: Passed) -> Failure {
+        let policed = self.policed.as_ref();
+        policed.map_or_else(|| passed.failure(), |policed| policed.passed(passed))
+    }
+
+    /// Whether the client has heard `100 Continue` already; it has from here on.
+    pub(super) fn has_continued(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    /// After how long without an answer another try begins beside the one under way, if the request may
+    /// be hedged; what differs by endpoint, or becomes a tunnel, is not.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self.routed.policy().and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged =
+            self.head.method != Method::CONNECT && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| p.is_grpc())
     }
 
     pub(super) fn add_received(&mut self, bytes: u64) {

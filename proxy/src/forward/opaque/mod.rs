@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+pub use patience::TunnelLimits;
 pub use relay::{Relayed, relay};
 use relay::{Traffic, relay_counted};
 
@@ -19,7 +20,7 @@ use crate::{
     cluster::Outcome,
     connection::Connection,
     detect::{ClientHello, Detected, First},
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
     observe::{Protocol, Record},
     route::Routed,
@@ -77,6 +78,7 @@ impl Tunnel {
             if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
                 self.routed = routed;
                 let rng = &connection.worker.rng;
+                connection.admit(&self.routed, &self.client).await?;
                 self.routed.admit_opaque(rng, &self.client).await?;
             }
         }
@@ -92,7 +94,8 @@ impl Tunnel {
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(way.connect(way.choose()?, &self.client)).await?
+                let mut tried = Tried::default();
+                Box::pin(way.connect(way.choose()?, &self.client, &mut tried)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -104,6 +107,7 @@ impl Tunnel {
             upstream,
             to_upstream,
             to_client,
+            TunnelLimits::of(connection, &self.routed),
             &self.traffic,
         )
         .await
