@@ -238,12 +238,13 @@ fn crash_for_ever(fault: &str) {
     // What dies by itself does so between two looks.
     let mut looked = now();
     wait_until(SOON * 3, "the breaker trips", || {
+        let look = now();
         let found = proxy(&world);
         if found != pid {
             deaths.push((looked, now()));
             pid = found;
         }
-        looked = now();
+        looked = look;
         status(&world).contains("\"tripped\"")
     });
     let tripped = now();
@@ -255,6 +256,7 @@ fn crash_for_ever(fault: &str) {
     assert!(log.contains("died too often"), "{log}");
     wait_until(SOON * 4, "it captures again", || is_captured(&world));
     client.flows(20);
+    let log = client.supervisor.log();
     let asked = client.stop();
     let failed = asked.iter().filter(|a| !a.error.is_empty()).count();
     let longest = asked.iter().map(|a| a.ended - a.began).max();
@@ -269,7 +271,10 @@ fn crash_for_ever(fault: &str) {
         longest.unwrap_or_default().as_millis(),
         "no bar",
     );
-    assert!(inexcusable.is_empty(), "{inexcusable:?}");
+    assert!(
+        inexcusable.is_empty(),
+        "{inexcusable:?}\ndeaths {deaths:?}\n{log}"
+    );
     assert_nothing_left(&world);
 }
 
