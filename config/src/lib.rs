@@ -19,6 +19,7 @@ mod settings;
 mod snapshot;
 mod yaml;
 
+pub use check::route::is_host;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
 pub use fraction::Fraction;

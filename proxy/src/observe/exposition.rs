@@ -6,6 +6,7 @@ mod clusters;
 mod destinations;
 mod pages;
 mod process_wide;
+mod rate_limits;
 mod series;
 
 use std::iter;
@@ -57,11 +58,14 @@ impl Exposition {
         let destinations = destinations::rows(shared);
         let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
         let end = (format == Format::OpenMetrics).then(|| "# EOF\n".to_owned());
+        let (limits, services) = rate_limits::rows(&shared.rate_limits);
         Self(Box::new(
             iter::once_with(|| encode(process_wide))
                 .chain(Pages::new(format, destinations::FAMILIES, destinations))
                 .chain(Pages::new(format, clusters::FAMILIES, clusters))
                 .chain(Pages::new(format, clusters::ENDPOINT_FAMILIES, endpoints))
+                .chain(Pages::new(format, rate_limits::LIMIT_FAMILIES, limits))
+                .chain(Pages::new(format, rate_limits::SERVICE_FAMILIES, services))
                 .chain(end),
         ))
     }

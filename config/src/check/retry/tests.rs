@@ -40,7 +40,10 @@ fn a_time_of_nothing_is_refused_with_what_means_no_limit() {
         ("tunnel_idle_timeout: 0s", "tunnel_idle_timeout"),
         ("grpc_timeout: { max: 0s }", "grpc_timeout.max"),
         ("retry: { per_try_timeout: 0s }", "retry.per_try_timeout"),
-        ("retry: { per_try_idle_timeout: 0s }", "retry.per_try_idle_timeout"),
+        (
+            "retry: { per_try_idle_timeout: 0s }",
+            "retry.per_try_idle_timeout",
+        ),
         ("retry: { hedge: { delay: 0s } }", "retry.hedge.delay"),
     ] {
         one_problem(keys, path, "null");
@@ -55,7 +58,11 @@ fn conditions_that_can_never_hold_are_told() {
         "retry.on[1]",
         "HTTP/3",
     );
-    one_problem("retry: { on: [reset, unavailable] }", "retry.on[1]", "non_idempotent");
+    one_problem(
+        "retry: { on: [reset, unavailable] }",
+        "retry.on[1]",
+        "non_idempotent",
+    );
     one_problem(
         "retry: { on: [retriable-status-codes] }",
         "retry.on[0]",

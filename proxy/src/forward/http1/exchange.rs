@@ -11,6 +11,7 @@ use tokio::io::Interest;
 
 use super::{
     Next, OwnedLease, Session,
+    admission::{Added, Denied},
     attempt::{Attempt, AttemptEnd},
     body::{Body, Framing},
     download::{Answer as Answered, Discarded},
@@ -58,6 +59,8 @@ struct Exchange {
     head: RequestHead,
     outcome: Outcome,
     key: Key,
+    /// To the answer, by limits.
+    added: Added,
     /// To be sent when the request is whole.
     copies: Vec<Copy>,
     policed: Option<Box<Policed>>,
@@ -105,9 +108,24 @@ impl Session {
         let key;
         (outcome.routed, key) = self.route(&head);
         // What its route answers itself or does not admit ends here.
+        let mut added = Added::new();
+        if outcome.routed.has_rate_limits() {
+            match Box::pin(self.admit(&mut head, &outcome.routed)).await {
+                Ok(lines) => added = lines,
+                Err(Denied::Answered(answer)) => {
+                    return self.answer(head, &arrived, *answer, outcome).await;
+                }
+                Err(Denied::Failed(failure)) => {
+                    return self.refuse(Some(&head), failure, outcome).await;
+                }
+            }
+        }
         match self.answer_of_route(&head, &outcome.routed).await {
             Ok(None) => {}
-            Ok(Some(answer)) => return self.answer(head, &arrived, answer, outcome).await,
+            Ok(Some(mut answer)) => {
+                answer.headers.extend(added);
+                return self.answer(head, &arrived, answer, outcome).await;
+            }
             Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
         }
         let copies = self.prepare(&mut head, &arrived, &outcome.routed);
@@ -117,6 +135,7 @@ impl Session {
             head,
             outcome,
             key,
+            added,
             copies,
             tried: Tried::default(),
             buffers: Buffers::default(),
@@ -391,7 +410,10 @@ impl Session {
             return Default::default();
         }
         let lines = head.lines(self.input.filled());
-        let routed = self.connection.route_request(lines.as_request());
+        let mut routed = self.connection.route_request(lines.as_request());
+        if let Some(pinned) = &self.pinned {
+            routed.stay_with(&pinned.target);
+        }
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
@@ -593,6 +615,7 @@ impl Session {
             edits: (exchange.outcome.routed.route.as_ref())
                 .and_then(|r| r.response_headers.as_ref()),
             set_cookie: exchange.key.set_cookie.as_deref(),
+            added: &exchange.added,
             policed,
             is_answered,
             progress,
