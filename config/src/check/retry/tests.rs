@@ -27,7 +27,7 @@ fn envoys_default_policies_are_without_a_problem() {
         "retry: { on: [5xx, reset-before-request, retriable-4xx, envoy-ratelimited], num_retries: 3, per_try_timeout: 1s, hedge: { on_per_try_timeout: true } }",
         "retry: { on: [unavailable], non_idempotent: true }",
     ] {
-        assert_eq!(problems(keys), [], "{keys}");
+        assert_eq!(problems(keys), Vec::new(), "{keys}");
     }
 }
 
