@@ -1,12 +1,14 @@
 use crate::check as check_file;
 
-/// Path and message of each problem of a route with `keys`, warnings included.
+/// Path, message and fix of each problem of a route with `keys`, warnings included.
 fn problems(keys: &str) -> Vec<(String, String)> {
     let text = format!(
         "routes: [{{ match: {{}}, cluster: a, {keys} }}]\nclusters: [{{ name: a, endpoints: [{{ address: '10.0.0.1:80' }}] }}]"
     );
     let found = check_file(&text).problems.into_iter();
-    found.map(|p| (p.path, p.message)).collect()
+    found
+        .map(|p| (p.path, format!("{}; {}", p.message, p.fix)))
+        .collect()
 }
 
 #[track_caller]
