@@ -266,7 +266,9 @@ impl Asking<'_> {
             }
             Answer::TooLong(passed) => {
                 stream.sink.send_reset(Reason::CANCEL);
-                self.account.report(Outcome::LocalOriginFailure);
+                if passed.tells_of_endpoint(self.upload.is_received()) {
+                    self.account.report(Outcome::LocalOriginFailure);
+                }
                 let failure = self.account.passed(passed);
                 if passed.is_of_try() {
                     self.again(Fate::TimedOut)?;
