@@ -3,6 +3,7 @@
 //! data plane and the capture code can share it without ever meeting.
 
 mod check;
+mod collector;
 pub mod control;
 mod duration;
 mod file;
@@ -10,13 +11,16 @@ mod network;
 mod percent;
 mod ports;
 mod problem;
+mod ratio;
 mod read;
 mod schema;
 mod scope;
+mod secret;
 mod settings;
 mod snapshot;
 mod yaml;
 
+pub use collector::CollectorUrl;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
 pub use ipnet::IpNet;
@@ -24,7 +28,9 @@ pub use network::Network;
 pub use percent::Percent;
 pub use ports::PortRange;
 pub use problem::{Place, Problem, Severity};
+pub use ratio::Ratio;
 pub use schema::schema;
 pub use scope::Scope;
+pub use secret::Secret;
 pub use settings::*;
 pub use snapshot::{Changes, Decision, RouteTable, Snapshot, Subject, Target};

@@ -7,6 +7,7 @@ mod cluster;
 mod connections;
 mod route;
 mod supervisor;
+mod tracing;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -28,6 +29,7 @@ pub use cluster::{
 pub use connections::{Limits, Pool, Timeouts};
 pub use route::{Match, ORIGINAL_DESTINATION, Route};
 pub use supervisor::Supervisor;
+pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -50,6 +52,9 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub pool: Pool,
     pub access_log: AccessLog,
+    /// Spans of requests for an OpenTelemetry collector. Default: none, nothing is traced and no
+    /// header added.
+    pub tracing: Option<Tracing>,
     pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
@@ -74,6 +79,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             pool: Pool::default(),
             access_log: AccessLog::default(),
+            tracing: None,
             supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
@@ -132,6 +138,7 @@ impl Settings {
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
         problems.extend(self.supervisor.problems());
+        problems.extend(self.tracing.iter().flat_map(Tracing::problems));
         problems
     }
 }
