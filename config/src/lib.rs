@@ -33,4 +33,6 @@ pub use schema::schema;
 pub use scope::Scope;
 pub use secret::Secret;
 pub use settings::*;
-pub use snapshot::{Changes, Decision, RouteTable, Snapshot, Subject, Target};
+pub use snapshot::{
+    Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot, Subject, Target,
+};
