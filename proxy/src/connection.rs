@@ -22,7 +22,7 @@ use crate::{
     detect::{self, Detected},
     failure::Failure,
     forward,
-    observe::Record,
+    observe::{Record, trace::Trace},
     route::Routed,
     worker::{LiveConnection, Worker},
 };
@@ -55,6 +55,17 @@ impl Connection {
             request: Some(request),
             ..Subject::at(self.original.0)
         })
+    }
+
+    /// Exports the trace of what was recorded so, if it is to be exported.
+    pub(crate) fn trace<'h>(
+        &self,
+        trace: &Trace,
+        record: &Record<'_>,
+        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
+    ) {
+        let worker = &self.worker;
+        trace.finish(&worker.shared.tracer, worker.id, record, headers);
     }
 
     /// Tells metrics and the access log of a finished request or connection.

@@ -212,6 +212,7 @@ async fn reload(
 /// The clusters first, so that no route leads to one that is not there.
 pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
     clusters.apply(&snapshot).await;
+    shared.tracer.follow(snapshot.settings.tracing.as_ref());
     shared.configuration.publish(snapshot, &shared.clusters);
 }
 

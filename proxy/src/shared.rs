@@ -20,7 +20,7 @@ use crate::{
     configuration::Configuration,
     control::ControlState,
     failure::Failure,
-    observe::{AccessLog, Metrics, RefusalLog},
+    observe::{AccessLog, Metrics, RefusalLog, trace::Tracer},
     readiness::Readiness,
     reload::Reloads,
 };
@@ -38,6 +38,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
     pub access_log: Option<AccessLog>,
+    pub(crate) tracer: Tracer,
     /// Who holds the capture, and which connections are the gate's probes.
     pub control: Arc<ControlState>,
     pub readiness: Readiness,
@@ -160,6 +161,7 @@ impl Shared {
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
             access_log: None,
+            tracer: Tracer::new(workers),
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),
             own: OwnConnections::default(),

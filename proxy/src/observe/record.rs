@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::TraceIds;
 use crate::{
     address::{ClientAddr, OriginalDst},
     failure::Failure,
@@ -59,6 +60,8 @@ pub struct Record<'a> {
     /// Bytes written to the client, heads included.
     pub bytes_sent: u64,
     pub duration: Duration,
+    /// Of a request that is traced, exported or not.
+    pub trace: Option<TraceIds>,
 }
 
 #[cfg(test)]
@@ -85,6 +88,7 @@ pub(crate) mod tests {
             bytes_received: 100,
             bytes_sent: 200,
             duration: Duration::from_micros(1500),
+            trace: None,
         }
     }
 }

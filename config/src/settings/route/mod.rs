@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::RouteTracing;
 use super::cluster::Labels;
 use crate::{Network, PortRange};
 
@@ -25,6 +26,9 @@ pub struct Route {
     /// Only endpoints that have all of these labels. Default: none, all endpoints.
     #[serde(default)]
     pub subset: Labels,
+    /// How this route's requests are sampled. Default: as `tracing` says.
+    #[serde(default)]
+    pub tracing: Option<RouteTracing>,
 }
 
 /// What is known of the traffic. A key that is left out holds always; one whose subject the traffic

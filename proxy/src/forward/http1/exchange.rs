@@ -53,6 +53,7 @@ impl Session {
         let is_whole = arrived.body.is_done();
         let key;
         (outcome.routed, key) = self.route(&head);
+        self.begin_trace(&mut head, &outcome);
         // What its route answers itself or does not admit ends here.
         let target = &outcome.routed.target;
         let reached = self
@@ -69,6 +70,7 @@ impl Session {
                 .attempt(&head, arrived.body, &lease, &key, &mut buffers, &progress)
                 .await;
             outcome.add(&lease, &progress);
+            self.note_attempt(&lease, &progress);
             hop.report_end(&end, &lease, &progress);
             let ended = match end {
                 AttemptEnd::Answered(answer) => {
@@ -84,6 +86,7 @@ impl Session {
                     return next;
                 }
                 AttemptEnd::NoAnswer(kind) if may_repeat(kind, &head, &lease, &progress) => {
+                    self.trace_again(&mut head, Some(Failure::UpstreamClosed));
                     (lease, hop) = match self.dial(&outcome.routed.target, &key, hop).await {
                         Ok(reached) => reached,
                         Err(failure) => return self.refuse(Some(&head), failure, outcome).await,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Next, Session,
+    Next, Session, head,
     io::write_some,
     progress::Progress,
     request::{self, RequestHead},
@@ -106,7 +106,8 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
-        connection.record(&Record {
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http1,
             client: connection.client,
             original: connection.original,
@@ -120,6 +121,14 @@ impl Session {
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
             duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            let lines = head.map_or(&[][..], |head| &self.input.filled()[..head.len]);
+            connection.trace(&trace, &record, |visit| {
+                head::each_line(lines, |line| visit(line.name, line.value));
+            });
+        }
     }
 }

@@ -95,6 +95,19 @@ impl RequestHead {
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
+    /// Replaces what lies at `at` in the header lines of the head that begins `buffer`, after the edits
+    /// were applied.
+    pub(super) fn replace(&mut self, buffer: &mut Buffer, at: Range<usize>, with: &[u8]) {
+        buffer.replace(at.clone(), with);
+        let moved = |place: usize| place - at.len() + with.len();
+        self.len = moved(self.len);
+        if let Some(host) = &mut self.host
+            && host.start >= at.end
+        {
+            *host = moved(host.start)..moved(host.end);
+        }
+    }
+
     /// As the log sees it; `head` is where the head lies now.
     pub(super) fn line<'a>(&self, head: &'a [u8]) -> RequestLine<'a> {
         RequestLine {

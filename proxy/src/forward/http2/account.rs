@@ -2,14 +2,21 @@
 
 use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
-use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{HOST, USER_AGENT},
+    request, response,
+};
 
 use super::{peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
-    observe::{Protocol, Record, RequestLine},
+    observe::{
+        Protocol, Record, RequestLine,
+        trace::{Edit, Incoming, Trace},
+    },
     route::Routed,
 };
 
@@ -28,6 +35,8 @@ pub(super) struct Account {
     failure: Option<Failure>,
     received: u64,
     sent: u64,
+    /// If requests are traced; apart, for there may be a thousand streams.
+    trace: Option<Box<Trace>>,
 }
 
 impl Account {
@@ -43,12 +52,89 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            trace: None,
             head,
         }
     }
 
+    /// Begins the request's trace, when its route is known.
+    pub(super) fn begin_trace(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        let settings = worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        let mut incoming = Incoming::default();
+        for (name, value) in &self.head.headers {
+            incoming.visit(name.as_str().as_bytes(), value.as_bytes());
+        }
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        let ids = &worker.trace_ids;
+        let trace = Trace::begin(settings, route, &incoming, ids, "2", self.started);
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// Writes the trace into what is about to be sent.
+    pub(super) fn write_trace(&mut self, headers: &mut HeaderMap) {
+        let settings = match &self.trace {
+            Some(_) => self.peers.client.connection.worker.settings(),
+            None => return,
+        };
+        // A reload may have turned tracing off meanwhile.
+        if let (Some(trace), Some(settings)) = (&mut self.trace, &settings.tracing) {
+            trace.each_edit(settings, |edit| match edit {
+                Edit::Add(name, value) | Edit::Replace(name, value) => {
+                    if let Ok(value) = HeaderValue::from_bytes(value) {
+                        headers.insert(HeaderName::from_static(name), value);
+                    }
+                }
+                Edit::Remove(name) => {
+                    headers.remove(name);
+                }
+            });
+        }
+    }
+
+    /// Another attempt follows one at `peer` that ended so.
+    pub(super) fn trace_again(&mut self, peer: SocketAddr, failure: Failure) {
+        let worker = &self.peers.client.connection.worker;
+        if let Some(trace) = &mut self.trace {
+            trace.reached(peer);
+            trace.again(&worker.trace_ids, Some(failure), Instant::now());
+        }
+    }
+
+    /// An upstream answers with `head`.
+    pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status.as_u16());
+            if trace.is_grpc() {
+                // Of a call that failed at once, there are no trailers.
+                trace.note_grpc_status(headers);
+            }
+        }
+    }
+
+    /// What came after the answer's body.
+    pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.note_grpc_status(trailers);
+        }
+    }
+
+    /// Whether anybody wants to know an answer's trailers.
+    pub(super) fn wants_trailers(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_grpc())
+    }
+
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
+        if let Some(trace) = &mut self.trace {
+            trace.reached(place.session.peer);
+        }
         self.upstream = Some(place.session.peer);
         self.is_reused = place.is_reused;
     }
@@ -61,6 +147,14 @@ impl Account {
             && let Some(host) = headers.get(HOST)
         {
             self.head.headers.insert(HOST, host.clone());
+        }
+        if self.trace.is_some() {
+            // So do its spans some more.
+            for name in [USER_AGENT, HeaderName::from_static("tracestate")] {
+                for value in headers.get_all(&name) {
+                    self.head.headers.append(&name, value.clone());
+                }
+            }
         }
     }
 
@@ -100,7 +194,8 @@ impl Drop for Account {
             None => authority.unwrap_or_default(),
         };
         let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
-        connection.record(&Record {
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
@@ -118,7 +213,16 @@ impl Drop for Account {
             bytes_received: self.received,
             bytes_sent: self.sent,
             duration: self.started.elapsed(),
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(self.status, self.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            connection.trace(&trace, &record, |visit| {
+                for (name, value) in &self.head.headers {
+                    visit(name.as_str().as_bytes(), value.as_bytes());
+                }
+            });
+        }
     }
 }
 

@@ -95,6 +95,7 @@ async fn begin(
     let mut refused: Option<Place> = None;
     let mut tried = Tried::default();
     let key = route(account);
+    account.begin_trace();
     // What its route answers itself or does not admit ends here.
     match way(account, &key).choose() {
         Ok(hop) => account.hop = Some(hop),
@@ -117,7 +118,9 @@ async fn begin(
             },
         };
         let is_end = !upload.has_body();
-        let (response, sink) = match place.session.send(outgoing(&account.head), is_end) {
+        let mut request = outgoing(&account.head);
+        account.write_trace(request.headers_mut());
+        let (response, sink) = match place.session.send(request, is_end) {
             Ok(stream) => stream,
             Err(Unsent::SessionOver) => {
                 sessions.retire(&place.session);
@@ -141,6 +144,7 @@ async fn begin(
         let error = match answer.await {
             Answer::Response(mut response) => {
                 account.report(Outcome::of_status(response.status().as_u16()));
+                account.note_answer(response.status(), response.headers());
                 let cookie = key.set_cookie.as_deref().map(HeaderValue::try_from);
                 if let Some(Ok(cookie)) = cookie {
                     response.headers_mut().append(SET_COOKIE, cookie);
@@ -163,6 +167,7 @@ async fn begin(
             || error.is_io() && stream.place.is_reused && account.head.method.is_idempotent();
         if may_replay && !is_informed && replays < MAX_REPLAYS && upload.rewind() {
             replays += 1;
+            account.trace_again(stream.place.session.peer, failure_of(&error));
             refused = Some(stream.place);
             continue;
         }
@@ -222,9 +227,12 @@ fn try_another(
     tried: &mut Tried,
 ) -> Result<(), Failure> {
     let hop = account.hop.take().ok_or(failure)?;
+    let peer = hop.peer;
     hop.failed(failure, tried)?;
     account.hop = way(account, key).choose_after(tried)?;
-    account.hop.is_some().then_some(()).ok_or(failure)
+    account.hop.is_some().then_some(()).ok_or(failure)?;
+    account.trace_again(peer, failure);
+    Ok(())
 }
 
 fn way<'a>(account: &'a Account, key: &'a Key) -> Way<'a> {

@@ -21,7 +21,7 @@ use crate::{
     detect::{Detected, First},
     dispatch::{Dialled, Way},
     failure::Failure,
-    observe::{Protocol, Record},
+    observe::{Protocol, Record, trace::Trace},
     route::Routed,
 };
 
@@ -110,6 +110,25 @@ impl Tunnel {
             _ => None,
         }
     }
+
+    /// Nothing of it goes on with the connection, so that it need not be there before the end.
+    fn trace(&self) -> Option<Trace> {
+        let Connection {
+            worker, accepted, ..
+        } = &self.connection;
+        let settings = worker.settings();
+        let settings = settings.tracing.as_ref().filter(|t| t.connections)?;
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        Some(Trace::connection(
+            settings,
+            route,
+            &worker.trace_ids,
+            *accepted,
+        ))
+    }
 }
 
 impl Drop for Tunnel {
@@ -124,7 +143,8 @@ impl Drop for Tunnel {
             Detected::Tls { .. } => Protocol::Tls,
             _ => Protocol::Opaque,
         };
-        self.connection.record(&Record {
+        let trace = self.trace();
+        let record = Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
@@ -138,6 +158,11 @@ impl Drop for Tunnel {
             bytes_received: self.traffic.received.get(),
             bytes_sent: self.traffic.sent.get(),
             duration: self.connection.accepted.elapsed(),
-        });
+            trace: trace.as_ref().map(|trace| trace.ids(None, self.failure)),
+        };
+        self.connection.record(&record);
+        if let Some(trace) = trace {
+            self.connection.trace(&trace, &record, |_| {});
+        }
     }
 }

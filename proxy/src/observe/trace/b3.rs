@@ -190,7 +190,9 @@ mod tests {
                 trace: None,
                 ..headers
             };
-            let decision = expected.0.map(|sampled| Found::decision(sampled, expected.1));
+            let decision = expected
+                .0
+                .map(|sampled| Found::decision(sampled, expected.1));
             assert_eq!(parse_multi(alone), decision);
         }
     }

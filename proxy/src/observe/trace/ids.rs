@@ -28,7 +28,7 @@ pub struct TraceIds {
 
 /// Draws ids for one worker.
 #[derive(Debug)]
-pub struct Ids {
+pub(crate) struct Ids {
     rng: Rng,
     /// Keeps the traces of two generators apart that happen upon the same numbers: all of this kind
     /// walk one circle of 2^64.
@@ -37,7 +37,7 @@ pub struct Ids {
 
 impl Ids {
     /// Seeded by the system's randomness.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let random = RandomState::new();
         Self::seeded(random.hash_one(0), random.hash_one(1))
     }
@@ -49,7 +49,7 @@ impl Ids {
         }
     }
 
-    pub fn trace(&self) -> TraceId {
+    pub(super) fn trace(&self) -> TraceId {
         loop {
             let high = Rng::new(self.rng.next() ^ self.salt).next();
             let id = u128::from(high) << 64 | u128::from(self.rng.next());
@@ -59,7 +59,7 @@ impl Ids {
         }
     }
 
-    pub fn span(&self) -> SpanId {
+    pub(super) fn span(&self) -> SpanId {
         loop {
             if let Some(id) = SpanId::new(self.rng.next()) {
                 return id;
@@ -170,7 +170,13 @@ mod tests {
 
     #[test]
     fn digits_are_lower_case_and_not_all_zero() {
-        for wrong in ["", "0", "000000000000000A", "000000000000000g", "0000000000000000"] {
+        for wrong in [
+            "",
+            "0",
+            "000000000000000A",
+            "000000000000000g",
+            "0000000000000000",
+        ] {
             assert_eq!(SpanId::parse(wrong.as_bytes()), None, "{wrong}");
         }
         assert_eq!(TraceId::parse(&[b'0'; 32]), None);
@@ -184,8 +190,8 @@ mod tests {
             let span = SpanId::new(span).unwrap();
             prop_assert_eq!(TraceId::parse(&trace.hex()), Some(trace));
             prop_assert_eq!(SpanId::parse(&span.hex()), Some(span));
-            prop_assert_eq!(trace.to_string().as_bytes(), &trace.hex());
-            prop_assert_eq!(span.to_string().as_bytes(), &span.hex());
+            prop_assert_eq!(trace.to_string().into_bytes(), trace.hex());
+            prop_assert_eq!(span.to_string().into_bytes(), span.hex());
         }
     }
 }

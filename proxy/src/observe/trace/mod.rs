@@ -35,7 +35,8 @@ mod tests;
 mod w3c;
 
 pub(crate) use export::run as export;
-pub(crate) use ids::{Ids, SpanId, TraceId, TraceIds};
-pub(crate) use propagation::Incoming;
+pub(crate) use ids::Ids;
+pub use ids::{SpanId, TraceId, TraceIds};
+pub(crate) use propagation::{Edit, Incoming};
 pub(crate) use queue::{TraceFigures, Tracer};
 pub(crate) use request::Trace;

@@ -34,7 +34,10 @@ pub(super) struct Flags {
 pub(super) enum Found {
     Parent(Parent),
     /// Whether to sample, and no trace.
-    Decision { sampled: bool, is_debug: bool },
+    Decision {
+        sampled: bool,
+        is_debug: bool,
+    },
 }
 
 impl Found {
@@ -146,7 +149,9 @@ impl<'a> Incoming<'a> {
     pub(super) fn has_state_of(&self, trace: TraceId) -> bool {
         self.has_tracestate
             && self.tracestate.is_valid()
-            && self.traceparent().is_some_and(|parent| parent.trace == trace)
+            && self
+                .traceparent()
+                .is_some_and(|parent| parent.trace == trace)
     }
 
     pub(super) fn present(&self) -> Present {
@@ -421,7 +426,9 @@ mod tests {
         let mut onward = onward(true, false);
         onward.written(&ALL);
         let mut added = 0;
-        onward.each_edit(&ALL, |edit| added += usize::from(matches!(edit, Edit::Add(..))));
+        onward.each_edit(&ALL, |edit| {
+            added += usize::from(matches!(edit, Edit::Add(..)))
+        });
         assert_eq!(added, 0);
     }
 }

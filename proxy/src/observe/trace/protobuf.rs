@@ -52,7 +52,8 @@ impl<'a> Message<'a> {
         }
         let mut prefix = [0; 10];
         let count = write_varint(len as u64, &mut prefix);
-        self.out.splice(start..=start, prefix[..count].iter().copied());
+        self.out
+            .splice(start..=start, prefix[..count].iter().copied());
     }
 
     /// The beginning of a field of `len` bytes, which are to follow.

@@ -293,7 +293,9 @@ mod tests {
     }
 
     fn push(tracer: &Tracer, worker: usize, len: usize) {
-        tracer.push(worker, 1, |out| Message::new(out).bytes(2, &vec![b'x'; len]));
+        tracer.push(worker, 1, |out| {
+            Message::new(out).bytes(2, &vec![b'x'; len])
+        });
     }
 
     fn lens(taken: &mut Taken, max_spans: usize, max_bytes: usize) -> Vec<usize> {
@@ -312,7 +314,10 @@ mod tests {
         (0..6).for_each(|_| push(&tracer, 0, 10));
         push(&tracer, 1, 10);
         let figures = tracer.figures().expect("it is on");
-        assert_eq!((figures.waiting, figures.dropped[0]), (5, ("queue_full", 2)));
+        assert_eq!(
+            (figures.waiting, figures.dropped[0]),
+            (5, ("queue_full", 2))
+        );
         // A request's spans go together or not at all.
         tracer.push(1, 4, |_| panic!("there is no room for four"));
         assert_eq!(tracer.dropped(), 6);
@@ -343,7 +348,9 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_by_bytes_too_but_never_empty() {
         let tracer = tracer(1, 100, 1);
-        [10, 10, 300, 10].into_iter().for_each(|len| push(&tracer, 0, len));
+        [10, 10, 300, 10]
+            .into_iter()
+            .for_each(|len| push(&tracer, 0, len));
         let mut taken = Taken::default();
         tracer.take(&mut taken);
         assert_eq!(lens(&mut taken, 100, 30), [2, 1, 1]);

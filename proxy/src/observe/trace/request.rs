@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Instant};
 
+use http::HeaderMap;
 use outrigger_config::{RouteTracing, Tracing};
 
 use super::{
@@ -132,11 +133,14 @@ impl Trace {
         self.attempt.status = Some(status);
     }
 
-    pub(crate) fn ended_with_grpc(&mut self, status: u8) {
-        self.grpc_status = Some(status);
+    /// The code that a gRPC call ends with, from its answer's trailers, or its head if there is no
+    /// more.
+    pub(crate) fn note_grpc_status(&mut self, headers: &HeaderMap) {
+        let status = headers.get("grpc-status").and_then(|s| s.to_str().ok());
+        self.grpc_status = status.and_then(|s| s.parse().ok()).or(self.grpc_status);
     }
 
-    /// Whether the code that a gRPC call ends with should be told.
+    /// Whether that is wanted.
     pub(crate) fn is_grpc(&self) -> bool {
         self.is_grpc
     }
@@ -181,21 +185,11 @@ impl Trace {
         if !self.is_exported(record.status, record.failure) {
             return;
         }
-        let mut seen = Seen::of(self, record);
+        let mut seen = Seen::of(self);
         headers(&mut |name, value| seen.visit(name, value));
         tracer.push(worker, spans::count(self, record), |out| {
             spans::of_request(out, self, record, &seen);
         });
-    }
-
-    /// The connection is over.
-    pub(crate) fn finish_connection(&self, tracer: &Tracer, worker: usize, record: &Record<'_>) {
-        if self.is_exported(record.status, record.failure) {
-            let seen = Seen::of(self, record);
-            tracer.push(worker, 1, |out| {
-                spans::of_connection(out, self, record, &seen);
-            });
-        }
     }
 
     pub(super) fn keeps_tracestate(&self) -> bool {

@@ -90,7 +90,12 @@ mod tests {
     fn a_ratio_takes_its_part_and_a_higher_one_all_of_that_too() {
         let ids = Ids::seeded(7, 8);
         let traces: Vec<_> = (0..20_000).map(|_| ids.trace()).collect();
-        let taken = |ratio| traces.iter().filter(|t| is_within(**t, Ratio(ratio))).count();
+        let taken = |ratio| {
+            traces
+                .iter()
+                .filter(|t| is_within(**t, Ratio(ratio)))
+                .count()
+        };
         assert_eq!(taken(0.0), 0);
         assert_eq!(taken(1.0), traces.len());
         // Six standard deviations of a fair draw.
@@ -98,7 +103,10 @@ mod tests {
             let expected = ratio * traces.len() as f64;
             let deviation = (expected * (1.0 - ratio)).sqrt();
             let taken = taken(ratio) as f64;
-            assert!((taken - expected).abs() < 6.0 * deviation, "{ratio}: {taken}");
+            assert!(
+                (taken - expected).abs() < 6.0 * deviation,
+                "{ratio}: {taken}"
+            );
         }
         for trace in &traces {
             let decisions = [0.01, 0.1, 0.5, 1.0].map(|ratio| is_within(*trace, Ratio(ratio)));
@@ -114,7 +122,10 @@ mod tests {
         assert!(!sampled("sampling: 1", parent(Some(false))));
         assert!(sampled("sampling: 1", parent(None)));
         assert!(!sampled("sampling: 0", parent(None)));
-        assert!(!sampled("sampling: 0, parent_based: false", parent(Some(true))));
+        assert!(!sampled(
+            "sampling: 0, parent_based: false",
+            parent(Some(true))
+        ));
         assert!(!sampled("sampling: 1", Some(Found::decision(false, false))));
         assert!(sampled("sampling: 0", Some(Found::decision(true, true))));
     }

@@ -18,7 +18,7 @@ use crate::{
     dispatch::without_port,
     failure::{Failure, Fault},
     observe::{
-        Protocol, Record, RequestLine,
+        Record, RequestLine,
         access_log::{mask_query, split_query, without_userinfo},
     },
 };
@@ -65,7 +65,7 @@ impl Clock {
 }
 
 impl<'h> Seen<'h> {
-    pub(super) fn of(trace: &Trace, record: &Record<'_>) -> Self {
+    pub(super) fn of(trace: &Trace) -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             user_agent: None,
@@ -73,7 +73,7 @@ impl<'h> Seen<'h> {
             keeps_tracestate: trace.keeps_tracestate(),
             clock: Clock {
                 wall: wall.map_or(0, |since| since.as_nanos() as u64),
-                monotonic: trace.started + record.duration,
+                monotonic: Instant::now(),
             },
         }
     }
@@ -147,7 +147,13 @@ pub(super) fn of_connection(
     seen: &Seen<'_>,
 ) {
     Message::new(out).nested(SPANS, |span| {
-        begin(span, trace, seen, trace.attempt.span.number(), trace.parent.map(|p| p.number()));
+        begin(
+            span,
+            trace,
+            seen,
+            trace.attempt.span.number(),
+            trace.parent.map(|p| p.number()),
+        );
         span.nested(5, |name| write_word(name, record.protocol.label()));
         span.varint(6, CLIENT);
         time(span, seen.clock, trace.started, seen.clock.monotonic);
@@ -192,7 +198,13 @@ impl Http<'_> {
             seen,
             ..
         } = self;
-        begin(span, trace, seen, trace.server.number(), trace.parent.map(|p| p.number()));
+        begin(
+            span,
+            trace,
+            seen,
+            trace.server.number(),
+            trace.parent.map(|p| p.number()),
+        );
         self.name(span);
         span.varint(6, SERVER);
         time(span, seen.clock, trace.started, seen.clock.monotonic);
@@ -228,9 +240,19 @@ impl Http<'_> {
             seen,
             ..
         } = self;
-        let failure = if is_last { record.failure } else { attempt.failure };
+        let failure = if is_last {
+            record.failure
+        } else {
+            attempt.failure
+        };
         let grpc_status = trace.grpc_status.filter(|_| is_last);
-        begin(span, trace, seen, attempt.span.number(), Some(trace.server.number()));
+        begin(
+            span,
+            trace,
+            seen,
+            attempt.span.number(),
+            Some(trace.server.number()),
+        );
         self.name(span);
         span.varint(6, CLIENT);
         let ended = attempt.ended.unwrap_or(seen.clock.monotonic);
@@ -269,7 +291,12 @@ impl Http<'_> {
     fn name(&self, span: &mut Message<'_>) {
         match self.rpc_method() {
             Some(method) => span.nested(5, |name| write_text(name, &[method])),
-            None => span.bytes(5, known_method(self.request.method).unwrap_or("HTTP").as_bytes()),
+            None => span.bytes(
+                5,
+                known_method(self.request.method)
+                    .unwrap_or("HTTP")
+                    .as_bytes(),
+            ),
         }
     }
 

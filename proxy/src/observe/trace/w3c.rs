@@ -144,10 +144,7 @@ mod tests {
     #[test]
     fn a_traceparent_is_read() {
         let parent = parse(GOOD).unwrap();
-        assert_eq!(
-            parent.trace.to_string(),
-            "4bf92f3577b34da6a3ce929d0e0e4736"
-        );
+        assert_eq!(parent.trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(parent.span.to_string(), "00f067aa0ba902b7");
         assert_eq!((parent.sampled, parent.is_random), (Some(true), false));
         let flags = |flags| parse(&GOOD.replace("-01", flags)).unwrap();

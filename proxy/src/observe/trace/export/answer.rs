@@ -59,7 +59,11 @@ pub(super) fn of_grpc(
     if status != StatusCode::OK {
         return of_http(status, headers, body);
     }
-    let said = |name: &str| trailers.and_then(|t| t.get(name)).or_else(|| headers.get(name));
+    let said = |name: &str| {
+        trailers
+            .and_then(|t| t.get(name))
+            .or_else(|| headers.get(name))
+    };
     let Some(code) = said("grpc-status") else {
         return Answer::retry("an answer without grpc-status");
     };
@@ -166,7 +170,12 @@ mod tests {
     #[test]
     fn grpc_codes_sort_into_retry_and_refusal() {
         let of = |pairs: &[(&'static str, &'static str)]| {
-            of_grpc(StatusCode::OK, &HeaderMap::new(), Some(&headers(pairs)), b"")
+            of_grpc(
+                StatusCode::OK,
+                &HeaderMap::new(),
+                Some(&headers(pairs)),
+                b"",
+            )
         };
         assert!(matches!(of(&[("grpc-status", "0")]), Answer::Taken { .. }));
         for code in ["1", "4", "10", "11", "14", "15"] {

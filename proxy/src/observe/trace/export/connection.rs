@@ -9,11 +9,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Request, Response, header,
+    HeaderName, HeaderValue, Request, header,
     uri::{PathAndQuery, Scheme, Uri},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{body::Incoming, client::conn};
+use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_config::{OtlpProtocol, Tracing};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

@@ -155,7 +155,10 @@ impl Exporter<'_> {
     }
 
     fn complain(&mut self, why: &str) {
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+        if self
+            .complained
+            .is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY)
+        {
             self.complained = Some(Instant::now());
             tracing::warn!(
                 collector = %self.settings.endpoint,
@@ -211,8 +214,7 @@ impl Envelope {
         }
         let mut inner = Vec::with_capacity(16);
         Message::new(&mut inner).head(2, scope_spans);
-        let resource_spans =
-            self.resource.len() + inner.len() + scope_spans + self.schema.len();
+        let resource_spans = self.resource.len() + inner.len() + scope_spans + self.schema.len();
         let mut message = Message::new(&mut out);
         message.head(1, resource_spans);
         message.raw(&self.resource);
