@@ -1,6 +1,8 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
+mod retry;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::{
@@ -85,6 +87,7 @@ pub(crate) fn cross(
                 format!("there is no cluster `{}`; {fix}", route.cluster),
             );
         }
+        retry::of_route(route, &path, to);
         subset(
             route,
             by_name.get(route.cluster.as_str()).copied(),
@@ -546,6 +549,7 @@ fn adaptive_concurrency(adaptive: &AdaptiveConcurrency, path: &str, to: &mut Fin
 }
 
 fn defaults(defaults: &Defaults, to: &mut Findings) {
+    retry::of_defaults(defaults, to);
     if let Some(outlier) = &defaults.outlier_detection {
         outlier_detection(outlier, "defaults.outlier_detection", to);
     }

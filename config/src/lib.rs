@@ -34,5 +34,6 @@ pub use scope::Scope;
 pub use secret::Secret;
 pub use settings::*;
 pub use snapshot::{
-    Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot, Subject, Target,
+    Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable, Snapshot,
+    Subject, Target,
 };

@@ -14,7 +14,7 @@ use outrigger_config::{Settings, Snapshot, Subject};
 use crate::{
     cluster::Clusters,
     dispatch::Onward,
-    route::{Route, Routed},
+    route::{Fallback, Route, Routed},
 };
 
 /// What all threads share of it.
@@ -82,7 +82,7 @@ pub(crate) struct InForce {
     /// By the place in the snapshot's table.
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
-    defaults: Option<Arc<Onward>>,
+    defaults: Option<Fallback>,
     asks_sni: bool,
 }
 
@@ -100,7 +100,10 @@ impl InForce {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
-            Some(Arc::new(Onward::new(cluster, settings, None)))
+            Some(Fallback {
+                onward: Arc::new(Onward::new(cluster, settings, None)),
+                limits: in_force.snapshot.default_policy.clone(),
+            })
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_sni |= decision.settings.matches.sni.is_some();

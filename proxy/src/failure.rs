@@ -38,6 +38,12 @@ pub enum Failure {
     UpstreamIncomplete,
     /// What the upstream said is not the protocol it should speak.
     UpstreamProtocol,
+    /// The request took longer than its route, or the client's own gRPC deadline, allows.
+    RequestTimeout,
+    /// The last try that the route allows took too long.
+    TryTimeout,
+    /// The request went on for longer than the route's `max_stream_duration`.
+    StreamTimeout,
     /// Nothing moved for longer than the idle timeout.
     IdleTimeout,
     /// One side closed and the other said nothing more.
@@ -109,6 +115,9 @@ impl Failure {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "per_try_timeout",
+            Self::StreamTimeout => "max_stream_duration",
             Self::IdleTimeout => "idle_timeout",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::Drained => "drained",
@@ -137,6 +146,9 @@ impl Failure {
             | Self::UpstreamClosed
             | Self::UpstreamIncomplete
             | Self::UpstreamProtocol
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
             | Self::IdleTimeout
             | Self::HalfCloseTimeout => Fault::Upstream,
         }
@@ -164,7 +176,12 @@ impl Failure {
             | Self::Overflow
             | Self::Shed
             | Self::Drained => 503,
-            Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
+            Self::ConnectTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout => 504,
         }
     }
 
@@ -186,6 +203,9 @@ impl Failure {
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamIncomplete => "http_response_incomplete",
             Self::UpstreamProtocol => "http_protocol_error",
+            Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => {
+                "http_response_timeout"
+            }
             Self::IdleTimeout | Self::HalfCloseTimeout => "connection_read_timeout",
         }
     }
@@ -211,6 +231,9 @@ impl Failure {
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",
+            Self::RequestTimeout => "the answer took longer than the request's timeout",
+            Self::TryTimeout => "no answer began within the timeout of one try",
+            Self::StreamTimeout => "the request went on for its longest duration",
             Self::IdleTimeout => "nothing moved for the idle timeout",
             Self::HalfCloseTimeout => "one side closed and the other stayed silent",
             Self::Drained => "the proxy is shutting down",

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use outrigger_config::{Decision, Subject, Target as RouteTarget};
+use outrigger_config::{Decision, RequestPolicy, Subject, Target as RouteTarget};
 
 use crate::{
     cluster::Clusters,
@@ -25,6 +25,15 @@ pub struct Routed {
     pub target: Target,
     /// None if no route holds.
     pub route: Option<Arc<Route>>,
+    /// Its time limits and retries, if it has any.
+    pub limits: Option<Arc<RequestPolicy>>,
+}
+
+/// What holds for traffic that no route sends to a cluster.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    pub(crate) onward: Arc<Onward>,
+    pub(crate) limits: Option<Arc<RequestPolicy>>,
 }
 
 impl Route {
@@ -51,15 +60,18 @@ impl Routed {
     pub(crate) fn decide(
         subject: &Subject<'_>,
         route: Option<&Arc<Route>>,
-        defaults: Option<&Arc<Onward>>,
+        defaults: Option<&Fallback>,
     ) -> Self {
-        let onward = route.and_then(|r| r.onward.as_ref()).or(defaults);
+        let own = route.and_then(|r| r.onward.as_ref());
+        let defaults = defaults.filter(|_| own.is_none());
+        let limits = route.and_then(|r| r.decision.policy.as_ref());
         Self {
-            target: match onward {
+            target: match own.or(defaults.map(|d| &d.onward)) {
                 Some(onward) => Target::Cluster(onward.at(subject.destination)),
                 None => Target::Original,
             },
             route: route.cloned(),
+            limits: limits.or(defaults.and_then(|d| d.limits.as_ref())).cloned(),
         }
     }
 

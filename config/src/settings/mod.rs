@@ -23,11 +23,14 @@ pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
     EndpointBreaker, EndpointFile, FailurePercentage, GrpcCheck, HashOn, HealthCheck, HttpCheck,
     Labels, LeastRequest, LoadBalancer, Locality, Maglev, MinRtt, OriginalDestination,
-    OutlierDetection, PeakEwma, RingHash, SlowStart, SubsetFallback, SuccessRate, TcpCheck,
-    ZoneAware,
+    OutlierDetection, PeakEwma, RetryBudget, RingHash, SlowStart, SubsetFallback, SuccessRate,
+    TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
-pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use route::{
+    BackOff, GrpcTimeout, Hedge, Match, ORIGINAL_DESTINATION, RateLimited, ResetFormat,
+    ResetHeader, RetriableHeader, Retry, RetryOn, Route,
+};
 pub use supervisor::Supervisor;
 pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 

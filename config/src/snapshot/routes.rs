@@ -14,6 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::RequestPolicy;
 use crate::{Cluster, Match, ORIGINAL_DESTINATION, Route};
 
 /// What is known of a connection or request.
@@ -74,6 +75,8 @@ pub struct Decision {
     /// As written, names in lower case: every policy that needs no compiling is read from here.
     pub settings: Route,
     pub target: Target,
+    /// Its time limits and retries, if it asks for any.
+    pub policy: Option<Arc<RequestPolicy>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +130,7 @@ impl RouteTable {
                 index,
                 name,
                 target,
+                policy: RequestPolicy::of_route(&route),
                 settings: route,
             }));
             // Nothing after it is ever reached.

@@ -37,7 +37,7 @@ use crate::{
     buffer::{Buffer, BufferPool},
     connection::Connection,
     deadline::after,
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
 };
 
@@ -212,7 +212,8 @@ async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Fa
         target: &target,
         key: &key,
     };
-    way.connect(way.choose()?, client).await
+    way.connect(way.choose()?, client, &mut Tried::default())
+        .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

@@ -1,11 +1,18 @@
 //! `routes`: which traffic goes to which cluster.
 
+mod retry;
+mod timeout;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::RouteTracing;
-use super::cluster::Labels;
-use crate::{Network, PortRange};
+pub use retry::{
+    BackOff, Hedge, RateLimited, ResetFormat, ResetHeader, RetriableHeader, Retry, RetryOn,
+};
+pub use timeout::GrpcTimeout;
+
+use super::{RouteTracing, cluster::Labels};
+use crate::{Network, PortRange, Span};
 
 /// The cluster name that stands for the address that was dialled, without any policy but `defaults`.
 pub const ORIGINAL_DESTINATION: &str = "original_destination";
@@ -29,6 +36,28 @@ pub struct Route {
     /// How this route's requests are sampled. Default: as `tracing` says.
     #[serde(default)]
     pub tracing: Option<RouteTracing>,
+    /// From the last byte of a request to the last of its answer, retries included; then 504, or a
+    /// reset if the answer has begun. Default `null`: as long as a direct connection would have taken.
+    /// Envoy's 15 s would end long downloads and streams that nobody thought of.
+    #[serde(default)]
+    pub timeout: Option<Span>,
+    /// No byte either way during a request. Default `null`: no limit.
+    #[serde(default)]
+    pub idle_timeout: Option<Span>,
+    /// From a request's head to the end of its answer, whatever goes on in between; tunnels made by an
+    /// upgrade or CONNECT included. Default `null`: no limit.
+    #[serde(default)]
+    pub max_stream_duration: Option<Span>,
+    /// No byte either way in an opaque connection or a tunnel. Default `null`: `timeouts.tunnel_idle`.
+    #[serde(default)]
+    pub tunnel_idle_timeout: Option<Span>,
+    /// Honours the deadline of gRPC requests. Default: `{}` where any of these times or `retry` is
+    /// set, else none.
+    #[serde(default)]
+    pub grpc_timeout: Option<GrpcTimeout>,
+    /// Sends failed requests again. Default: none; `{}` does so once where it is safe.
+    #[serde(default)]
+    pub retry: Option<Retry>,
 }
 
 /// What is known of the traffic. A key that is left out holds always; one whose subject the traffic

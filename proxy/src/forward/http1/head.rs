@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use httparse::{EMPTY_HEADER, Error, Header, Status};
+use outrigger_config::Headers;
 
 use crate::buffer::Buffer;
 
@@ -144,6 +145,21 @@ pub(super) fn each_line<'a>(head: &'a [u8], mut visit: impl FnMut(Parsed<'a>)) {
             });
         }
         start = whole.end;
+    }
+}
+
+/// The header lines of a whole head that was parsed before; for what is seldom asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
+
+impl Headers for HeaderLines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let Self(head) = self;
+        each_line(head, |line| {
+            if line.name.eq_ignore_ascii_case(name.as_bytes()) {
+                visit(line.value);
+            }
+        });
     }
 }
 

@@ -169,18 +169,24 @@ impl RequestHead {
         }
     }
 
-    /// Shows each value of the header `name`; for what is seldom asked.
-    fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        let head = &head[..self.len];
+    /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
+    pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
+        let head = &buffer.filled()[..self.len];
         let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
         let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut edits = Edits::default();
+        // It was parsed before, so that nothing fails.
         let _ = head::visit_lines(head, start, lines, |line| {
             if line.name.eq_ignore_ascii_case(name) {
-                visit(line.value);
+                edits.remove(line.range(head));
             }
             Ok(())
         });
+        let end = self.len - b"\r\n".len();
+        edits.replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self.edits = edits;
+        self.apply_edits(buffer);
+        self.edits = Edits::default();
     }
 
     /// Whether sending it twice does no more than sending it once.
@@ -210,7 +216,7 @@ impl Lines<'_> {
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.head.each_value(self.bytes, name, visit);
+        head::HeaderLines(&self.bytes[..self.head.len]).each(name, visit);
     }
 }
 

@@ -7,6 +7,7 @@ use std::{ops::Range, time::Instant};
 
 use super::{
     Session,
+    attempt::AttemptEnd,
     head::{self, Version},
     progress::Progress,
     record::Outcome,
@@ -51,19 +52,41 @@ impl Session {
     }
 
     /// What an attempt has come to.
-    pub(super) fn note_attempt(&mut self, lease: &Lease, progress: &Progress) {
-        if let Some(trace) = &mut self.trace {
-            trace.reached(lease.upstream.peer);
-            if let Some(status) = progress.status.get() {
-                trace.answered(status);
-            }
+    pub(super) fn note_attempt(&mut self, end: &AttemptEnd, lease: &Lease, progress: &Progress) {
+        let Some(trace) = &mut self.trace else {
+            return;
+        };
+        trace.reached(lease.upstream.peer);
+        let status = match end {
+            AttemptEnd::Discarded(answer) => Some(answer.head.status),
+            _ => progress.status.get(),
+        };
+        match (end, status) {
+            (AttemptEnd::NoAnswer(_), _) => trace.failed(Failure::UpstreamClosed),
+            (AttemptEnd::TooLong(passed), None) => trace.failed(passed.failure()),
+            (_, Some(status)) => trace.answered(status),
+            (_, None) => {}
         }
     }
 
-    /// Another attempt follows one that ended so; its span is the one that goes on.
-    pub(super) fn trace_again(&mut self, head: &mut RequestHead, failure: Option<Failure>) {
+    /// An attempt did not get as far as an upstream.
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        if let Some(trace) = &mut self.trace {
+            trace.failed(failure);
+        }
+    }
+
+    /// The attempt is over, and there is to be another one.
+    pub(super) fn end_attempt(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(Instant::now());
+        }
+    }
+
+    /// The next attempt begins; its span is the one that goes on.
+    pub(super) fn trace_again(&mut self, head: &mut RequestHead) {
         if let (Some(trace), Some(settings)) = (&mut self.trace, &self.settings.tracing) {
-            trace.again(&self.connection.worker.trace_ids, failure, Instant::now());
+            trace.again(&self.connection.worker.trace_ids, Instant::now());
             trace.each_edit(settings, |edit| head.edit_line(&mut self.input, &edit));
         }
     }

@@ -1,6 +1,12 @@
 //! What is told of one request when it is over, however it ends.
 
-use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
+use std::{
+    mem,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
@@ -8,11 +14,15 @@ use http::{
     request, response,
 };
 
-use super::{peers::Peers, sessions::Place};
+use super::{peers::Peers, sessions::Place, upload::Upload};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
+    forward::{
+        deadlines::{self, Passed},
+        policed::Policed,
+    },
     observe::{
         Protocol, Record, RequestLine,
         trace::{Edit, Incoming, Trace},
@@ -25,6 +35,8 @@ use crate::{
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
     pub(super) routed: Routed,
+    /// The time limits and retries of its route.
+    pub(super) policed: Option<Rc<Policed>>,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
@@ -44,6 +56,7 @@ impl Account {
         Self {
             peers,
             routed: Routed::default(),
+            policed: None,
             hop: None,
             started: Instant::now(),
             upstream: None,
@@ -98,12 +111,25 @@ impl Account {
         }
     }
 
-    /// Another attempt follows one at `peer` that ended so.
-    pub(super) fn trace_again(&mut self, peer: SocketAddr, failure: Failure) {
+    /// An attempt came to no answer.
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        if let Some(trace) = &mut self.trace {
+            trace.failed(failure);
+        }
+    }
+
+    /// The attempt is over, and there is to be another one.
+    pub(super) fn end_attempt(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(Instant::now());
+        }
+    }
+
+    /// The next attempt begins.
+    pub(super) fn trace_again(&mut self) {
         let worker = &self.peers.client.connection.worker;
         if let Some(trace) = &mut self.trace {
-            trace.reached(peer);
-            trace.again(&worker.trace_ids, Some(failure), Instant::now());
+            trace.again(&worker.trace_ids, Instant::now());
         }
     }
 
@@ -134,6 +160,9 @@ impl Account {
     pub(super) fn sent_at(&mut self, place: &Place) {
         if let Some(trace) = &mut self.trace {
             trace.reached(place.session.peer);
+        }
+        if let Some(policed) = &self.policed {
+            policed.deadlines.begin_try();
         }
         self.upstream = Some(place.session.peer);
         self.is_reused = place.is_reused;
@@ -169,6 +198,39 @@ impl Account {
         if let Some(hop) = &mut self.hop {
             hop.report(outcome, Instant::now());
         }
+    }
+
+    /// Ready when a time limit has passed.
+    pub(super) fn poll_deadlines(
+        &self,
+        cx: &mut Context<'_>,
+        upload: &Upload,
+        is_answered: bool,
+    ) -> Poll<Passed> {
+        let Some(policed) = &self.policed else {
+            return Poll::Pending;
+        };
+        let progress = deadlines::Progress {
+            moved: self.received + self.sent,
+            is_received: upload.is_received(),
+            is_answered,
+        };
+        policed.deadlines.poll(cx, progress)
+    }
+
+    /// Counts a limit that has passed.
+    pub(super) fn passed(&self, passed: Passed) -> Failure {
+        let policed = self.policed.as_ref();
+        policed.map_or_else(|| passed.failure(), |policed| policed.passed(passed))
+    }
+
+    /// Whether the client has heard `100 Continue` already; it has from here on.
+    pub(super) fn has_continued(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| p.is_grpc())
     }
 
     pub(super) fn add_received(&mut self, bytes: u64) {

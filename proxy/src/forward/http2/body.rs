@@ -46,10 +46,22 @@ enum End {
     Trailers(Box<HeaderMap>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     chunks: Vec<Bytes>,
     len: usize,
+    /// Bytes; with more, nothing is kept.
+    most: usize,
+}
+
+impl Kept {
+    fn new(most: usize) -> Self {
+        Self {
+            chunks: Vec::new(),
+            len: 0,
+            most,
+        }
+    }
 }
 
 /// How a direction ended.
@@ -80,8 +92,24 @@ impl Body {
 
     /// Keeps what is sent, within a limit, until [`Self::forget`].
     pub(super) fn replayable(mut self) -> Self {
-        self.kept = Some(Kept::default());
+        self.kept = Some(Kept::new(KEPT_FOR_REPLAY));
         self
+    }
+
+    /// Keeps at least `bytes`, where anything is kept.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            kept.most = kept.most.max(bytes);
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether the source has been read to its end.
+    pub(super) fn is_received(&self) -> bool {
+        self.end.is_some()
     }
 
     /// Bytes read from the source.
@@ -104,9 +132,10 @@ impl Body {
 
     /// Starts again from the first byte, for another sink. False when that is no longer possible.
     pub(super) fn rewind(&mut self) -> bool {
-        let Some(kept) = self.kept.replace(Kept::default()) else {
+        let Some(kept) = self.kept.take() else {
             return false;
         };
+        self.kept = Some(Kept::new(kept.most));
         self.acknowledged += kept.len;
         self.held.push_front(kept.chunks);
         self.has_sent = false;
@@ -210,7 +239,7 @@ impl Body {
         let len = chunk.len();
         if let Some(kept) = &mut self.kept {
             kept.len += len;
-            if kept.len <= KEPT_FOR_REPLAY {
+            if kept.len <= kept.most {
                 kept.chunks.push(chunk.clone());
             } else {
                 self.kept = None;

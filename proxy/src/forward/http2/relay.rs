@@ -12,7 +12,7 @@ use super::{
     sessions::Place,
     upload::Upload,
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::deadlines::Passed};
 
 pub(super) struct Relay {
     download: Option<Body>,
@@ -25,6 +25,8 @@ pub(super) enum Relayed {
     ClientReset(Reason),
     /// The code for the client, and what is recorded.
     UpstreamFailed(Reason, Failure),
+    /// A time limit of the route.
+    TooLong(Passed),
 }
 
 impl Relay {

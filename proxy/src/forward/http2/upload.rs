@@ -39,6 +39,23 @@ impl Upload {
         self.body.is_some()
     }
 
+    /// Keeps at least `bytes` of it to be sent again.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(body) = &mut self.body {
+            body.keep(bytes);
+        }
+    }
+
+    /// Whether [`Self::rewind`] would do.
+    pub(super) fn is_kept(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.is_kept())
+    }
+
+    /// Whether all of it has come from the client.
+    pub(super) fn is_received(&self) -> bool {
+        !self.is_under_way() || self.body.as_ref().is_none_or(|body| body.is_received())
+    }
+
     /// Relays; ready when the client has reset the stream.
     pub(super) fn poll(
         &mut self,

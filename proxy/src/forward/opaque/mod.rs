@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+pub use patience::TunnelLimits;
 pub use relay::{Relayed, relay};
 use relay::{Traffic, relay_counted};
 
@@ -19,7 +20,7 @@ use crate::{
     cluster::Outcome,
     connection::Connection,
     detect::{Detected, First},
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
     observe::{Protocol, Record, trace::Trace},
     route::Routed,
@@ -85,7 +86,8 @@ impl Tunnel {
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(way.connect(way.choose()?, &self.client)).await?
+                let mut tried = Tried::default();
+                Box::pin(way.connect(way.choose()?, &self.client, &mut tried)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -97,6 +99,7 @@ impl Tunnel {
             upstream,
             to_upstream,
             to_client,
+            TunnelLimits::of(connection, &self.routed),
             &self.traffic,
         )
         .await

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 22] = [
+const ALL: [Failure; 25] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -29,6 +29,9 @@ const ALL: [Failure; 22] = [
     Failure::BreakerTripped,
     Failure::Overflow,
     Failure::Shed,
+    Failure::RequestTimeout,
+    Failure::TryTimeout,
+    Failure::StreamTimeout,
 ];
 
 pub(super) fn number(failure: Failure) -> usize {
@@ -55,6 +58,9 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::BreakerTripped => 19,
         Failure::Overflow => 20,
         Failure::Shed => 21,
+        Failure::RequestTimeout => 22,
+        Failure::TryTimeout => 23,
+        Failure::StreamTimeout => 24,
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     ids::{SpanId, TraceId},
     w3c::{self, TraceState},
 };
+use crate::retry::grpc;
 
 /// The sender's span, of which ours is a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +114,7 @@ impl<'a> Incoming<'a> {
             10 if is(B3_FLAGS) => self.flags.visit(value),
             11 if is(TRACEPARENT) => self.traceparent.visit(value),
             11 if is(B3_SPAN) => self.span.visit(value),
-            12 if is("content-type") => self.is_grpc |= is_grpc(value),
+            12 if is("content-type") => self.is_grpc |= grpc::is_grpc(value),
             12 if is(B3_TRACE) => self.trace.visit(value),
             12 if is(B3_SAMPLED) => self.sampled.visit(value),
             17 if is(B3_PARENT) => self.parent.visit(value),
@@ -173,16 +174,6 @@ impl<'a> Incoming<'a> {
     fn traceparent(&self) -> Option<Parent> {
         self.traceparent.get().and_then(w3c::parse_traceparent)
     }
-}
-
-/// `application/grpc`, and what may follow it: `+proto`, parameters.
-fn is_grpc(content_type: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    content_type
-        .split_at_checked(GRPC.len())
-        .is_some_and(|(kind, rest)| {
-            kind.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b'+' | b';' | b' ', ..])
-        })
 }
 
 /// One header to be written.
@@ -356,7 +347,7 @@ mod tests {
         for (value, expected) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
-            ("Application/gRPC; x=y", true),
+            ("application/grpc; x=y", true),
             ("application/grpc-web", false),
             ("application/json", false),
         ] {

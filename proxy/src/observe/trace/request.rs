@@ -145,12 +145,25 @@ impl Trace {
         self.is_grpc
     }
 
-    /// The attempt came to nothing, or to an answer that is not the last; another one begins.
-    pub(crate) fn again(&mut self, ids: &Ids, failure: Option<Failure>, now: Instant) {
+    /// The attempt came to no answer.
+    pub(crate) fn failed(&mut self, failure: Failure) {
+        self.attempt.failure = Some(failure);
+    }
+
+    /// Whatever the attempt came to, it is not the last.
+    pub(crate) fn end_attempt(&mut self, now: Instant) {
+        self.attempt.ended = Some(now);
+    }
+
+    /// Another attempt begins, unless the last one was none: nothing has come of it.
+    pub(crate) fn again(&mut self, ids: &Ids, now: Instant) {
+        if self.attempt.status.is_none() && self.attempt.failure.is_none() {
+            return;
+        }
         let mut ended = std::mem::replace(&mut self.attempt, Attempt::begin(ids.span(), now));
-        ended.ended = Some(now);
-        ended.failure = failure;
+        ended.ended.get_or_insert(now);
         self.onward.span = self.attempt.span;
+        self.grpc_status = None;
         if self.earlier.len() < MAX_ATTEMPTS - 1 {
             self.earlier.push(ended);
         }

@@ -240,11 +240,7 @@ impl Http<'_> {
             seen,
             ..
         } = self;
-        let failure = if is_last {
-            record.failure
-        } else {
-            attempt.failure
-        };
+        let failure = record.failure.filter(|_| is_last).or(attempt.failure);
         let grpc_status = trace.grpc_status.filter(|_| is_last);
         begin(
             span,

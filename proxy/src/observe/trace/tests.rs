@@ -219,11 +219,8 @@ fn what_goes_on_is_the_client_span_of_the_attempt_under_way() {
     };
     write(&mut trace);
     trace.reached(peer());
-    trace.again(
-        &Ids::seeded(3, 4),
-        Some(Failure::UpstreamClosed),
-        Instant::now(),
-    );
+    trace.failed(Failure::UpstreamClosed);
+    trace.again(&Ids::seeded(3, 4), Instant::now());
     write(&mut trace);
     trace.reached(peer());
     trace.answered(404);
@@ -459,7 +456,8 @@ fn attempts_without_end_have_spans_with_one() {
     let mut trace = begin(&settings, &[]);
     for _ in 0..1000 {
         trace.reached(peer());
-        trace.again(&ids, None, Instant::now());
+        trace.answered(503);
+        trace.again(&ids, Instant::now());
     }
     trace.reached(peer());
     let spans = spans(&settings, &trace, &test_record(), &[]);
