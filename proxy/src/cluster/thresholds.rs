@@ -75,8 +75,8 @@ impl Thresholds {
 
     pub fn retry(self: &Arc<Self>) -> Result<Permit, Overflow> {
         if let Some(budget) = &*self.retry_budget.load() {
-            let active = self.requests.live() + self.retries.live() + self.pending.live();
-            self.retries.set_max(budget::allowed(budget, active));
+            self.retries
+                .set_max(budget::allowed(budget, self.requests.live()));
         }
         self.take(Kind::Retry).ok_or(Overflow::Retries)
     }

@@ -80,7 +80,7 @@ impl Deadlines {
             .and_then(|r| r.hedge.as_ref())
             .is_some_and(|h| h.on_per_try_timeout);
         let per_try = retry.and_then(|r| r.per_try_timeout).map(|t| t.0);
-        Self {
+        let this = Self {
             request: policy.timeout,
             idle: policy.idle_timeout,
             // Such a try goes on.
@@ -94,7 +94,9 @@ impl Deadlines {
             moved: Cell::new(0),
             moved_at: Cell::new(begun),
             timer: RefCell::new(Box::pin(sleep_until(after(begun, Duration::MAX)))),
-        }
+        };
+        this.hasten();
+        this
     }
 
     /// A try begins: there is a connection for it.

@@ -75,6 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{super::conditions::tests::Head, *};
+    use crate::cluster::Rng;
 
     /// Sat, 28 Nov 2026 12:00:00 GMT.
     fn noon() -> SystemTime {

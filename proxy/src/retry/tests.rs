@@ -2,6 +2,7 @@ use outrigger_config::{BackOff, Cluster as Settings, Locality, RetryOn, Span};
 use proptest::prelude::*;
 
 use super::{conditions::tests::Head, *};
+use crate::cluster::Rng;
 
 const IDEMPOTENT: Repeatable = Repeatable {
     is_idempotent: true,
