@@ -71,6 +71,7 @@ impl Connection {
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
         self.destination.metrics.observe(self.worker.id, record);
+        self.destination.exemplars.note(record);
         if let Some(log) = &self.worker.shared.access_log {
             log.write(self.worker.id, record);
         }

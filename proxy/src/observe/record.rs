@@ -64,6 +64,17 @@ pub struct Record<'a> {
     pub trace: Option<TraceIds>,
 }
 
+/// A switch of protocols is no answer that anyone waited for; what follows may last for hours.
+const SWITCHING_PROTOCOLS: u16 = 101;
+
+impl Record<'_> {
+    /// Whether its duration is one that somebody waited for.
+    pub(super) fn is_latency(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1 | Protocol::Http2)
+            && self.status != Some(SWITCHING_PROTOCOLS)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -3,11 +3,15 @@
 
 mod cell;
 mod destination;
+mod exemplar;
 mod latency;
 mod outcome;
 mod process_wide;
 mod reason;
 
 pub use destination::DestinationMetrics;
+pub use exemplar::Exemplars;
+pub(crate) use exemplar::OfBuckets;
+pub(crate) use latency::bucket_of_bound;
 pub(crate) use destination::Totals;
 pub use process_wide::{IdleUpstream, Metrics};
