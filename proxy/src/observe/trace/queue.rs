@@ -26,7 +26,7 @@ const KEPT: usize = 64 * 1024;
 
 /// Why spans were dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drop {
+pub(crate) enum Loss {
     QueueFull,
     /// The collector would not have them.
     Rejected,
@@ -34,7 +34,7 @@ pub(crate) enum Drop {
     Undeliverable,
 }
 
-impl Drop {
+impl Loss {
     const ALL: [Self; 3] = [Self::QueueFull, Self::Rejected, Self::Undeliverable];
 
     pub(crate) fn label(self) -> &'static str {
@@ -58,7 +58,7 @@ pub(crate) struct Tracer {
     is_closing: AtomicBool,
     settings: watch::Sender<Option<Arc<Tracing>>>,
     exported: AtomicU64,
-    dropped: [AtomicU64; Drop::ALL.len()],
+    dropped: [AtomicU64; Loss::ALL.len()],
     exports: [AtomicU64; 2],
 }
 
@@ -132,7 +132,7 @@ impl Tracer {
         let before = waiting.spans;
         if before + spans > max || waiting.bytes.len() >= max * SPAN_BYTES {
             drop(waiting);
-            return self.drop_spans(Drop::QueueFull, spans);
+            return self.drop_spans(Loss::QueueFull, spans);
         }
         encode(&mut waiting.bytes);
         waiting.spans = before + spans;
@@ -194,7 +194,7 @@ impl Tracer {
         self.wake.notify_one();
     }
 
-    pub(super) fn drop_spans(&self, why: Drop, count: usize) {
+    pub(super) fn drop_spans(&self, why: Loss, count: usize) {
         self.dropped[why as usize].fetch_add(count as u64, Ordering::Relaxed);
     }
 
@@ -222,7 +222,7 @@ impl Tracer {
         self.settings.borrow().as_ref()?;
         Some(TraceFigures {
             exported: count(&self.exported),
-            dropped: Drop::ALL.map(|why| (why.label(), count(&self.dropped[why as usize]))),
+            dropped: Loss::ALL.map(|why| (why.label(), count(&self.dropped[why as usize]))),
             exports: [
                 ("failure", count(&self.exports[0])),
                 ("success", count(&self.exports[1])),
@@ -264,6 +264,13 @@ impl Taken {
             bytes: &left[..len],
             spans,
         })
+    }
+
+    /// Forgets them all; returns how many there were.
+    pub(super) fn clear(&mut self) -> usize {
+        let spans = self.batch(usize::MAX, usize::MAX).map_or(0, |all| all.spans);
+        self.consume(self.bytes.len());
+        spans
     }
 
     /// The first `len` bytes are done with.
@@ -343,6 +350,9 @@ mod tests {
         assert_eq!(lens(&mut taken, 3, 1000), [3, 3, 1]);
         tracer.take(&mut taken);
         assert_eq!(lens(&mut taken, 3, 1000), [1]);
+        push(&tracer, 0, 10);
+        tracer.take(&mut taken);
+        assert_eq!((taken.clear(), taken.clear()), (1, 0));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use self::{answer::Answer, backoff::Backoff, connection::Connection};
 use super::{
     attributes::Attributes,
     protobuf::Message,
-    queue::{Batch, Drop, Taken, Tracer},
+    queue::{Batch, Loss, Taken, Tracer},
     resource,
 };
 use crate::{cluster::Rng, shared::Shared};
@@ -59,6 +59,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 async fn export(shared: &Arc<Shared>, settings: Option<&Tracing>, taken: &mut Taken) {
     let Some(settings) = settings else {
+        // There is no collector any more.
+        shared.tracer.take(taken);
+        shared.tracer.drop_spans(Loss::Undeliverable, taken.clear());
         return shared.tracer.closed().await;
     };
     let mut exporter = Exporter {
@@ -120,12 +123,12 @@ impl Exporter<'_> {
                 }
                 Answer::Refused(why) => {
                     self.tracer.note_export(false);
-                    return self.drop(Drop::Rejected, batch.spans, &why);
+                    return self.drop(Loss::Rejected, batch.spans, &why);
                 }
                 Answer::Retry { after, why } => {
                     self.tracer.note_export(false);
                     if attempt == MAX_ATTEMPTS || self.tracer.is_closing() {
-                        return self.drop(Drop::Undeliverable, batch.spans, &why);
+                        return self.drop(Loss::Undeliverable, batch.spans, &why);
                     }
                     self.complain(&why);
                     let pause = self.backoff.pause(after, self.rng.unit());
@@ -143,13 +146,13 @@ impl Exporter<'_> {
         self.tracer.note_exported(spans - rejected);
         self.backoff = Backoff::default();
         if rejected > 0 {
-            self.drop(Drop::Rejected, rejected, message);
+            self.drop(Loss::Rejected, rejected, message);
         } else if self.complained.take().is_some() {
             tracing::info!(collector = %self.settings.endpoint, "spans are exported again");
         }
     }
 
-    fn drop(&mut self, why: Drop, spans: usize, message: &str) {
+    fn drop(&mut self, why: Loss, spans: usize, message: &str) {
         self.tracer.drop_spans(why, spans);
         self.complain(message);
     }
