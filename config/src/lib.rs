@@ -7,7 +7,9 @@ mod collector;
 pub mod control;
 mod duration;
 mod file;
+mod fraction;
 mod network;
+mod pattern;
 mod percent;
 mod ports;
 mod problem;
@@ -23,8 +25,10 @@ mod yaml;
 pub use collector::CollectorUrl;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
+pub use fraction::Fraction;
 pub use ipnet::IpNet;
 pub use network::Network;
+pub use pattern::{MatchRegex, SearchRegex};
 pub use percent::Percent;
 pub use ports::PortRange;
 pub use problem::{Place, Problem, Severity};
@@ -34,6 +38,6 @@ pub use scope::Scope;
 pub use secret::Secret;
 pub use settings::*;
 pub use snapshot::{
-    Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable, Snapshot,
-    Subject, Target,
+    Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable,
+    Snapshot, Subject, Target,
 };

@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Cache};
 use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
-    cluster::Clusters,
+    cluster::{Clusters, Rng},
     dispatch::Onward,
     route::{Fallback, Route, Routed},
 };
@@ -83,7 +83,7 @@ pub(crate) struct InForce {
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Fallback>,
-    asks_sni: bool,
+    asks_tls: bool,
 }
 
 impl InForce {
@@ -92,7 +92,7 @@ impl InForce {
             snapshot,
             routes: Vec::new(),
             defaults: None,
-            asks_sni: false,
+            asks_tls: false,
         }
     }
 
@@ -106,7 +106,7 @@ impl InForce {
             })
         });
         for decision in in_force.snapshot.routes.iter() {
-            in_force.asks_sni |= decision.settings.matches.sni.is_some();
+            in_force.asks_tls |= decision.settings.matches.asks_tls();
             let route = Arc::new(Route::resolve(decision, clusters));
             in_force.routes.push(route);
         }
@@ -117,14 +117,14 @@ impl InForce {
         !self.routes.is_empty() || self.defaults.is_some()
     }
 
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.asks_sni
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.asks_tls
     }
 
-    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+    pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
         let position = self.snapshot.routes.position(subject);
         let route = position.and_then(|at| self.routes.get(at));
-        Routed::decide(subject, route, self.defaults.as_ref())
+        Routed::decide(subject, route, self.defaults.as_ref(), rng)
     }
 }
 

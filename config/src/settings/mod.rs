@@ -28,8 +28,10 @@ pub use cluster::{
 };
 pub use connections::{Limits, Pool, Timeouts};
 pub use route::{
-    BackOff, GrpcTimeout, Hedge, Match, ORIGINAL_DESTINATION, RateLimited, ResetFormat,
-    ResetHeader, RetriableHeader, Retry, RetryOn, Route,
+    Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
+    Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
+    ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite, Route, Scheme,
+    Share,
 };
 pub use supervisor::Supervisor;
 pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};

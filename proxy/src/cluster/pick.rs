@@ -297,6 +297,16 @@ impl Cluster {
         hosts.members.iter().map(|m| m.endpoint.clone()).collect()
     }
 
+    /// The name that the endpoint at `address` is asked by, if it has one.
+    pub fn hostname(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts.load();
+        let mut members = hosts.members.iter();
+        members
+            .find(|m| m.endpoint.address == address)?
+            .hostname
+            .clone()
+    }
+
     /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
     pub fn subset(&self, labels: &Labels, now: Instant) -> Subset {
         let mut control = self.lock();
@@ -359,6 +369,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
+                hostname: one.hostname.as_deref().map(Into::into),
             });
         }
         for (address, (endpoint, since)) in left {

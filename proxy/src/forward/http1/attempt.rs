@@ -20,6 +20,7 @@ use super::{
 use crate::{
     buffer::Buffer,
     forward::{deadlines::Passed, policed::Policed},
+    route::HeaderEdits,
     upstream::poll_disturbed,
     worker::Worker,
 };
@@ -35,6 +36,8 @@ pub(super) struct Attempt<'a> {
     pub(super) input: &'a mut Buffer,
     pub(super) overflow: &'a mut Buffer,
     pub(super) output: &'a mut Buffer,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
     pub(super) policed: Option<&'a Policed>,
     pub(super) progress: &'a Progress,
@@ -87,6 +90,7 @@ impl Attempt<'_> {
             upstream,
             output: self.output,
             request: self.request,
+            edits: self.edits,
             set_cookie: self.set_cookie,
             policed: self.policed,
             progress,

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{
     body::Body,
-    head,
+    edit, head,
     io::{read, write_some},
     progress::Progress,
     request::{Method, RequestHead},
@@ -21,6 +21,7 @@ use crate::{
         splice::{self, splice_exact},
     },
     retry::{AnswerHead, Fate},
+    route::HeaderEdits,
     worker::Worker,
 };
 
@@ -33,6 +34,8 @@ pub(super) struct Download<'a> {
     /// Taken from the pool when an answer arrives, and left with what follows it.
     pub(super) output: &'a mut Buffer,
     pub(super) request: &'a RequestHead,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     /// To be added to the answer.
     pub(super) set_cookie: Option<&'a str>,
     /// What may have the request sent again instead of its answer relayed.
@@ -103,6 +106,9 @@ impl Download<'_> {
         }
         let keeps_client =
             self.request.keeps_alive && head.keeps_alive && !self.worker.drain.has_started();
+        if let Some(edits) = self.edits {
+            edit::response(&mut head, edits, self.output.filled());
+        }
         if let Some(cookie) = self.set_cookie {
             head.add_line("Set-Cookie", cookie);
         }

@@ -11,8 +11,9 @@ use tokio::io::Interest;
 use super::{
     Next, OwnedLease, Session,
     attempt::{Attempt, AttemptEnd},
-    body::Body,
-    download::{Answer, Discarded},
+    body::{Body, Framing},
+    download::{Answer as Answered, Discarded},
+    edit, mirror,
     progress::Progress,
     record::Outcome,
     request::RequestHead,
@@ -29,7 +30,7 @@ use crate::{
         policed::{ATTEMPT_COUNT, Policed},
     },
     retry::Fate,
-    route::Routed,
+    route::{self, Answer, Copy, Routed},
     upstream::Lease,
     worker::Worker,
 };
@@ -42,10 +43,10 @@ struct Buffers {
 }
 
 /// A request's body, as far as it is in the input.
-struct Arrived {
+pub(super) struct Arrived {
     /// What is still to come.
-    body: Body,
-    count: usize,
+    pub(super) body: Body,
+    pub(super) count: usize,
 }
 
 /// One request under way.
@@ -53,6 +54,8 @@ struct Exchange {
     head: RequestHead,
     outcome: Outcome,
     key: Key,
+    /// To be sent when the request is whole.
+    copies: Vec<Copy>,
     policed: Option<Box<Policed>>,
     tried: Tried,
     buffers: Buffers,
@@ -87,21 +90,31 @@ impl Session {
     /// Forwards the request whose head begins the input, and its answer.
     pub(super) async fn exchange(&mut self, mut head: RequestHead) -> Next {
         let mut outcome = Outcome::begin(head.len);
-        if let Err(how) = self.arrived(&head) {
-            let failure = Failure::BadRequest(how);
-            return self.refuse(Some(&head), failure, outcome).await;
-        }
+        let arrived = match self.arrived(&head) {
+            Ok(arrived) => arrived,
+            Err(how) => {
+                let failure = Failure::BadRequest(how);
+                return self.refuse(Some(&head), failure, outcome).await;
+            }
+        };
         head.apply_edits(&mut self.input);
         let key;
         (outcome.routed, key) = self.route(&head);
         self.begin_trace(&mut head, &outcome);
         // What its route answers itself or does not admit ends here.
+        match self.answer_of_route(&head, &outcome.routed).await {
+            Ok(None) => {}
+            Ok(Some(answer)) => return self.answer(head, &arrived, answer, outcome).await,
+            Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
+        }
+        let copies = self.prepare(&mut head, &arrived, &outcome.routed);
         let lines = head.lines(self.input.filled());
         let mut exchange = Exchange {
             policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines).map(Box::new),
             head,
             outcome,
             key,
+            copies,
             tried: Tried::default(),
             buffers: Buffers::default(),
         };
@@ -150,6 +163,13 @@ impl Session {
                 return exchange.unreached(failure, &self.connection.worker);
             }
         };
+        if arrived.body.is_done() {
+            self.mirror(exchange, exchange.head.len + arrived.count);
+        }
+        let peer = lease.upstream.peer;
+        if let Some(host) = exchange.outcome.routed.auto_host(peer) {
+            edit::set_host(&mut exchange.head, host.as_bytes(), &mut self.input);
+        }
         if let Some(number) = exchange.policed.as_ref().and_then(|p| p.attempt()) {
             let number = number.to_string();
             let head = &mut exchange.head;
@@ -159,6 +179,9 @@ impl Session {
         let end = self
             .attempt(exchange, arrived.body, &lease, &progress)
             .await;
+        if progress.is_request_complete.get() && !progress.has_streamed.get() {
+            self.mirror(exchange, progress.in_input.get());
+        }
         exchange.outcome.add(&lease, &progress);
         self.note_attempt(&end, &lease, &progress);
         hop.report_end(&end, &lease, &progress);
@@ -249,6 +272,70 @@ impl Session {
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
+    }
+
+    /// What the request's route answers in an upstream's place, after the delay that it may ask for.
+    async fn answer_of_route(
+        &self,
+        head: &RequestHead,
+        routed: &Routed,
+    ) -> Result<Option<Answer>, Failure> {
+        if routed.route.is_none() {
+            return Ok(None);
+        }
+        let bytes = self.input.filled();
+        let lines = head.lines(bytes);
+        let fault = routed.fault(Some(&lines), &self.connection.worker.rng);
+        if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay) {
+            // Seldom, and large while it lasts.
+            Box::pin(route::wait(delay, &self.client)).await?;
+        }
+        if let Some(abort) = fault.and_then(|fault| fault.abort) {
+            return Ok(Some(abort));
+        }
+        if !routed.answers_itself() {
+            return Ok(None);
+        }
+        let original = self.connection.original.0.to_string();
+        let authority = head.host(bytes).unwrap_or(original.as_bytes());
+        Ok(routed.answer(&lines.as_request(), authority))
+    }
+
+    /// Makes of the head what the route wants sent on, and tells of which copies are to be made. So
+    /// that they can be, a body that is yet to come stays in the input.
+    fn prepare(&mut self, head: &mut RequestHead, arrived: &Arrived, routed: &Routed) -> Vec<Copy> {
+        let Some(route) = &routed.route else {
+            return Vec::new();
+        };
+        if route.edits_request() {
+            edit::request(head, route, &mut self.input);
+        }
+        if !mirror::can_be_copied(head) {
+            return Vec::new();
+        }
+        let mut copies = routed.copies(&self.connection.worker.rng);
+        if let Framing::Length(length) = head.framing {
+            copies.retain(|copy| length <= copy.max_body_bytes as u64);
+        }
+        let largest = copies.iter().map(|copy| copy.max_body_bytes).max();
+        if let Some(largest) = largest.filter(|_| !arrived.body.is_done()) {
+            let length = match head.framing {
+                Framing::Length(length) => length as usize,
+                Framing::Chunked | Framing::UntilClose => largest,
+            };
+            // One byte more than all of it, for there is space while more is read.
+            self.input.grow(head.len + length + 1);
+        }
+        copies
+    }
+
+    /// Sends the copies of a request that is whole within the first `len` bytes of the input.
+    fn mirror(&self, exchange: &mut Exchange, len: usize) {
+        for copy in exchange.copies.drain(..) {
+            let request = &self.input.filled()[..len];
+            let head = &exchange.head;
+            mirror::send(&self.connection, self.settings.limits, &copy, head, request);
+        }
     }
 
     /// An upstream connection that may carry the request, which `is_whole` if nothing of it is still
@@ -378,6 +465,8 @@ impl Session {
             input: &mut self.input,
             overflow: &mut exchange.buffers.overflow,
             output: &mut exchange.buffers.output,
+            edits: (exchange.outcome.routed.route.as_ref())
+                .and_then(|r| r.response_headers.as_ref()),
             set_cookie: exchange.key.set_cookie.as_deref(),
             policed,
             progress,
@@ -406,7 +495,7 @@ impl Session {
         &mut self,
         exchange: &Exchange,
         mut lease: Lease,
-        answer: &Answer,
+        answer: &Answered,
         progress: &Progress,
     ) -> (Next, Option<Failure>) {
         let Exchange {

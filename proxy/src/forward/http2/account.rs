@@ -14,7 +14,7 @@ use http::{
     request, response,
 };
 
-use super::{peers::Peers, sessions::Place, upload::Upload};
+use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place, upload::Upload};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
@@ -40,6 +40,10 @@ pub(super) struct Account {
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
+    /// What the client asked for, if its route has changed that.
+    pub(super) asked: Option<Box<Asked>>,
+    /// To be sent when the request is whole.
+    pub(super) copies: Option<Box<Copies>>,
     started: Instant,
     upstream: Option<SocketAddr>,
     is_reused: bool,
@@ -66,6 +70,8 @@ impl Account {
             received: size(&head.headers),
             sent: 0,
             trace: None,
+            asked: None,
+            copies: None,
             head,
         }
     }
@@ -249,13 +255,20 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.peers.client.connection;
-        let uri = &self.head.uri;
+        let uri = self
+            .asked
+            .as_ref()
+            .map_or(&self.head.uri, |asked| &asked.uri);
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
-        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = match &self.asked {
+            Some(asked) => asked.host.as_ref(),
+            None => self.head.headers.get(HOST),
+        };
+        let host = host.map(HeaderValue::as_bytes);
         let trace = self.trace.take();
         let record = Record {
             protocol: Protocol::Http2,

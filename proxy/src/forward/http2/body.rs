@@ -7,6 +7,7 @@
 //! frames, and small ones can be joined here.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -33,6 +34,8 @@ pub(super) struct Body {
     /// Set once the source has been read to its end.
     end: Option<End>,
     kept: Option<Kept>,
+    /// Whoever makes copies of it.
+    copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
     /// Kept for whoever wants to know them.
@@ -83,6 +86,7 @@ impl Body {
             acknowledged: 0,
             end: None,
             kept: None,
+            copy: None,
             has_sent: false,
             received: 0,
             trailers: None,
@@ -110,6 +114,11 @@ impl Body {
     /// Whether the source has been read to its end.
     pub(super) fn is_received(&self) -> bool {
         self.end.is_some()
+    }
+
+    /// Has `copy` see what is read from the source, from the first byte on.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        self.copy = Some(copy);
     }
 
     /// Bytes read from the source.
@@ -164,8 +173,11 @@ impl Body {
             match ready!(self.source.poll_data(cx)) {
                 Some(Ok(chunk)) => {
                     self.received += chunk.len() as u64;
+                    if let Some(copy) = &self.copy {
+                        copy.borrow_mut().add(&chunk);
+                    }
                     if self.source.is_end_stream() {
-                        self.end = Some(End::Data);
+                        self.note_end(End::Data);
                     }
                     if is_blocked || !self.has_room(chunk.len(), sink) {
                         self.window.hold(chunk.len());
@@ -187,13 +199,23 @@ impl Body {
                         if self.keeps_trailers {
                             self.trailers = Some(trailers.clone());
                         }
-                        self.end = Some(End::Trailers(trailers));
+                        self.note_end(End::Trailers(trailers));
                     }
-                    Ok(None) => self.end = Some(End::Data),
+                    Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
             }
         }
+    }
+
+    fn note_end(&mut self, end: End) {
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().end(match &end {
+                End::Data => None,
+                End::Trailers(trailers) => Some(trailers),
+            });
+        }
+        self.end = Some(end);
     }
 
     /// Whether `sink` takes `len` bytes now. The first chunk of a body, at most one frame, always

@@ -305,8 +305,12 @@ fn a_bucket_names_the_trace_of_the_last_exported_request_in_openmetrics_alone() 
         panic!("{annotated:?}");
     };
     let (bucket, exemplar) = line.split_once(" # ").expect("an exemplar");
-    assert!(bucket.contains("le=\"0.0025\"") && bucket.ends_with("} 3"), "{line}");
-    let expected = "{trace_id=\"00000000000000000000000000000002\",span_id=\"0000000000000007\"} 0.0015 ";
+    assert!(
+        bucket.contains("le=\"0.0025\"") && bucket.ends_with("} 3"),
+        "{line}"
+    );
+    let expected =
+        "{trace_id=\"00000000000000000000000000000002\",span_id=\"0000000000000007\"} 0.0015 ";
     assert!(exemplar.starts_with(expected), "{line}");
     assert!(!self::text(&shared, Format::Prometheus).contains("trace_id"));
 }

@@ -10,8 +10,8 @@ mod process_wide;
 mod reason;
 
 pub use destination::DestinationMetrics;
+pub(crate) use destination::Totals;
 pub use exemplar::Exemplars;
 pub(crate) use exemplar::OfBuckets;
 pub(crate) use latency::bucket_of_bound;
-pub(crate) use destination::Totals;
 pub use process_wide::{IdleUpstream, Metrics};

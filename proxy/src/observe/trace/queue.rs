@@ -268,7 +268,9 @@ impl Taken {
 
     /// Forgets them all; returns how many there were.
     pub(super) fn clear(&mut self) -> usize {
-        let spans = self.batch(usize::MAX, usize::MAX).map_or(0, |all| all.spans);
+        let spans = self
+            .batch(usize::MAX, usize::MAX)
+            .map_or(0, |all| all.spans);
         self.consume(self.bytes.len());
         spans
     }

@@ -92,9 +92,10 @@ impl<'h> Seen<'h> {
     }
 }
 
-/// Whether the request counts as failed: by us, by its answer, or by the code of its gRPC call.
+/// Whether the request counts as failed: by us, by its answer, or by the code of its gRPC call. What
+/// we refuse for its client's fault does not, or a flood of such would be exported whole.
 pub(super) fn has_failed(trace: &Trace, status: Option<u16>, failure: Option<Failure>) -> bool {
-    failure.is_some()
+    failure.is_some_and(|f| f.status() >= 500 || f == Failure::ClientClosed)
         || status.is_some_and(|status| status >= 500)
         || trace.grpc_status.is_some_and(is_servers_error)
 }
