@@ -222,7 +222,7 @@ mod tests {
         #[test]
         fn all_else_of_a_head_stays_as_it_was(
             lines in proptest::collection::vec(
-                ("(?i)(traceparent|tracestate|x-[a-z]{1,8})", "[ -~]{0,20}"), 0..8),
+                ("traceparent|TraceParent|tracestate|TRACESTATE|[xX]-[a-z]{1,8}", "[ -~]{0,20}"), 0..8),
             value in "[!-~]{1,60}",
         ) {
             let text: String = lines.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();

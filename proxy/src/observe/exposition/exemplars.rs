@@ -8,7 +8,7 @@ use crate::{
     shared::Shared,
 };
 
-const BUCKET: &str = "outrigger_request_duration_seconds_bucket{destination=\"";
+const BUCKET: &str = "outrigger_request_duration_seconds_bucket{";
 
 /// By destination; only of those that have any.
 pub(super) struct Annotations(HashMap<String, OfBuckets>);
@@ -39,10 +39,15 @@ impl Annotations {
     }
 
     fn exemplar(&self, line: &str) -> Option<String> {
-        let (destination, rest) = line.strip_prefix(BUCKET)?.split_once('"')?;
-        let (_, bound) = rest.split_once("le=\"")?;
-        let (bound, _) = bound.split_once('"')?;
-        let bucket = bucket_of_bound(bound.parse().ok()?);
-        Some(self.0.get(destination)?[bucket].as_ref()?.to_string())
+        let labels = line.strip_prefix(BUCKET)?;
+        let bucket = bucket_of_bound(label(labels, "le=\"")?.parse().ok()?);
+        let exemplars = self.0.get(label(labels, "destination=\"")?)?;
+        Some(exemplars[bucket].as_ref()?.to_string())
     }
+}
+
+/// A value that holds no quotes, which neither addresses nor numbers do.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = labels.split_once(name)?;
+    Some(rest.split_once('"')?.0)
 }
