@@ -22,6 +22,7 @@ use crate::{
     address::OriginalDst,
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
+    rate_limit::{Limits, RateLimits},
     upstream::{self, Upstream},
     worker::Worker,
 };
@@ -37,6 +38,7 @@ pub struct Onward {
     subset: Option<Subset>,
     hash_on: Option<HashOn>,
     connect_timeout: Duration,
+    pub rate_limits: Option<Arc<Limits>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -88,7 +90,13 @@ pub struct Dialled {
 }
 
 impl Onward {
-    pub(crate) fn new(cluster: Arc<Cluster>, settings: &Settings, subset: Option<Subset>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        settings: &Settings,
+        subset: Option<Subset>,
+        limits: &RateLimits,
+    ) -> Self {
+        let is_per_destination = settings.original_destination.is_some();
         let hash_on = match &settings.load_balancer {
             LoadBalancer::RingHash(ring) => Some(ring.hash_on.clone()),
             LoadBalancer::Maglev(maglev) => Some(maglev.hash_on.clone()),
@@ -102,6 +110,7 @@ impl Onward {
             subset,
             hash_on,
             connect_timeout: settings.connect_timeout.0,
+            rate_limits: limits.compile(&settings.rate_limits, is_per_destination),
         }
     }
 
@@ -117,6 +126,7 @@ impl Onward {
             subset: None,
             hash_on: None,
             connect_timeout: self.connect_timeout,
+            rate_limits: self.rate_limits.clone(),
         })
     }
 

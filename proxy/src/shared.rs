@@ -21,6 +21,7 @@ use crate::{
     control::ControlState,
     failure::Failure,
     observe::{AccessLog, Metrics, RefusalLog, trace::Tracer},
+    rate_limit::RateLimits,
     readiness::Readiness,
     reload::Reloads,
 };
@@ -35,6 +36,7 @@ pub struct Shared {
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
     pub clusters: Arc<Clusters>,
+    pub rate_limits: RateLimits,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
     pub access_log: Option<AccessLog>,
@@ -158,6 +160,7 @@ impl Shared {
             listeners: Vec::new(),
             registry: Registry::new(workers),
             clusters: Arc::default(),
+            rate_limits: RateLimits::new(Instant::now()),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
             access_log: None,

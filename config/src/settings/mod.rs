@@ -5,6 +5,7 @@ mod access_log;
 mod capture;
 mod cluster;
 mod connections;
+mod rate_limit;
 mod route;
 mod supervisor;
 mod tracing;
@@ -27,6 +28,11 @@ pub use cluster::{
     TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
+pub use rate_limit::{
+    GenericKey, MaskedRemoteAddress, RateLimit, RateLimitAction, RateLimitDescriptor,
+    RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
+    RequestHeaders, TokenBucket,
+};
 pub use route::{
     Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
     Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
@@ -67,6 +73,8 @@ pub struct Settings {
     pub routes: Vec<Route>,
     /// Groups of endpoints that routes lead to. Default: none.
     pub clusters: Vec<Cluster>,
+    /// Services that `rate_limits` can ask. Default: none.
+    pub rate_limit_services: Vec<RateLimitService>,
     pub defaults: Defaults,
 }
 
@@ -89,6 +97,7 @@ impl Default for Settings {
             locality: Locality::default(),
             routes: Vec::new(),
             clusters: Vec::new(),
+            rate_limit_services: Vec::new(),
             defaults: Defaults::default(),
         }
     }

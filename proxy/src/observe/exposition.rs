@@ -7,6 +7,7 @@ mod destinations;
 mod exemplars;
 mod pages;
 mod process_wide;
+mod rate_limits;
 mod series;
 
 use std::iter;
@@ -64,11 +65,14 @@ impl Exposition {
         });
         let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
         let end = (format == Format::OpenMetrics).then(|| "# EOF\n".to_owned());
+        let (limits, services) = rate_limits::rows(&shared.rate_limits);
         Self(Box::new(
             iter::once_with(|| encode(process_wide))
                 .chain(destinations)
                 .chain(Pages::new(format, clusters::FAMILIES, clusters))
                 .chain(Pages::new(format, clusters::ENDPOINT_FAMILIES, endpoints))
+                .chain(Pages::new(format, rate_limits::LIMIT_FAMILIES, limits))
+                .chain(Pages::new(format, rate_limits::SERVICE_FAMILIES, services))
                 .chain(end),
         ))
     }

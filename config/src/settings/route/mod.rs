@@ -8,10 +8,12 @@ mod mirror;
 mod retry;
 mod timeout;
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{RouteTracing, cluster::Labels};
+use super::{RateLimit, RouteTracing, cluster::Labels};
 use crate::Span;
 
 pub use action::{Redirect, RedirectCode, Respond, Scheme, Share};
@@ -70,6 +72,9 @@ pub struct Route {
     /// Delays or fails a share of the traffic on purpose, to see how its client copes. Default: none.
     #[serde(default)]
     pub fault: Option<Fault>,
+    /// How much may take this route. Default: no limit.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
     /// How this route's requests are sampled. Default: as `tracing` says.
     #[serde(default)]
     pub tracing: Option<RouteTracing>,
@@ -98,6 +103,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// What it is called at this place in the list, from 0.
+    pub(crate) fn name_at(&self, index: usize) -> Cow<'_, str> {
+        match &self.name {
+            Some(name) => name.into(),
+            None => format!("route-{}", index + 1).into(),
+        }
+    }
+
     /// Every cluster that it names, mirrors included, with the key's path below the route's.
     pub(crate) fn clusters(&self) -> impl Iterator<Item = (String, &str)> {
         let one = self

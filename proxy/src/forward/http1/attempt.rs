@@ -11,6 +11,7 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::{Body, Framing},
     download::{Answer, Discarded, Download, DownloadEnd},
     progress::Progress,
@@ -39,6 +40,7 @@ pub(super) struct Attempt<'a> {
     /// What the route changes in the answer.
     pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
+    pub(super) added: &'a Added,
     pub(super) policed: Option<&'a Policed>,
     pub(super) progress: &'a Progress,
 }
@@ -92,6 +94,7 @@ impl Attempt<'_> {
             request: self.request,
             edits: self.edits,
             set_cookie: self.set_cookie,
+            added: self.added,
             policed: self.policed,
             progress,
         };

@@ -10,6 +10,7 @@ use tokio::io::Interest;
 
 use super::{
     Next, OwnedLease, Session,
+    admission::{Added, Denied},
     attempt::{Attempt, AttemptEnd},
     body::{Body, Framing},
     download::{Answer as Answered, Discarded},
@@ -54,6 +55,8 @@ struct Exchange {
     head: RequestHead,
     outcome: Outcome,
     key: Key,
+    /// To the answer, by limits.
+    added: Added,
     /// To be sent when the request is whole.
     copies: Vec<Copy>,
     policed: Option<Box<Policed>>,
@@ -102,9 +105,24 @@ impl Session {
         (outcome.routed, key) = self.route(&head);
         self.begin_trace(&mut head, &outcome);
         // What its route answers itself or does not admit ends here.
+        let mut added = Added::new();
+        if outcome.routed.has_rate_limits() {
+            match Box::pin(self.admit(&mut head, &outcome.routed)).await {
+                Ok(lines) => added = lines,
+                Err(Denied::Answered(answer)) => {
+                    return self.answer(head, &arrived, *answer, outcome).await;
+                }
+                Err(Denied::Failed(failure)) => {
+                    return self.refuse(Some(&head), failure, outcome).await;
+                }
+            }
+        }
         match self.answer_of_route(&head, &outcome.routed).await {
             Ok(None) => {}
-            Ok(Some(answer)) => return self.answer(head, &arrived, answer, outcome).await,
+            Ok(Some(mut answer)) => {
+                answer.headers.extend(added);
+                return self.answer(head, &arrived, answer, outcome).await;
+            }
             Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
         }
         let copies = self.prepare(&mut head, &arrived, &outcome.routed);
@@ -114,6 +132,7 @@ impl Session {
             head,
             outcome,
             key,
+            added,
             copies,
             tried: Tried::default(),
             buffers: Buffers::default(),
@@ -268,7 +287,10 @@ impl Session {
             return Default::default();
         }
         let lines = head.lines(self.input.filled());
-        let routed = self.connection.route_request(lines.as_request());
+        let mut routed = self.connection.route_request(lines.as_request());
+        if let Some(pinned) = &self.pinned {
+            routed.stay_with(&pinned.target);
+        }
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
@@ -468,6 +490,7 @@ impl Session {
             edits: (exchange.outcome.routed.route.as_ref())
                 .and_then(|r| r.response_headers.as_ref()),
             set_cookie: exchange.key.set_cookie.as_deref(),
+            added: &exchange.added,
             policed,
             progress,
         };

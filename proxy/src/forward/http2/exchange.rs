@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{HOST, SET_COOKIE},
     request::Parts,
 };
@@ -19,6 +19,7 @@ use outrigger_config::{Headers, HttpRequest};
 
 use super::{
     account::Account,
+    admission,
     body::Body,
     edit,
     mirror::{Copies, Recorded},
@@ -127,8 +128,16 @@ async fn begin(
     let key = route(account);
     account.begin_trace();
     // What its route answers itself or does not admit ends here.
+    let mut added = Vec::new();
+    if account.routed.has_rate_limits() {
+        match Box::pin(admission::admit(client, account)).await? {
+            Ok(lines) => added = lines,
+            Err(answer) => return send_answer(client, account, *answer),
+        }
+    }
     if account.routed.route.is_some() {
-        if let Some(answer) = answer_of_route(client, account).await? {
+        if let Some(mut answer) = answer_of_route(client, account).await? {
+            answer.headers.extend(added);
             return send_answer(client, account, answer);
         }
         prepare(upload, account);
@@ -145,6 +154,7 @@ async fn begin(
         client,
         account,
         key,
+        added,
         replays: 0,
         refused: None,
         tried: Tried::default(),
@@ -174,6 +184,8 @@ struct Asking<'a> {
     client: &'a mut SendResponse<Bytes>,
     account: &'a mut Account,
     key: Key,
+    /// To the answer, by limits.
+    added: Vec<(HeaderName, HeaderValue)>,
     replays: usize,
     /// Where it was not processed.
     refused: Option<Place>,
@@ -344,6 +356,9 @@ impl Asking<'_> {
         if let Some(Ok(cookie)) = cookie {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
+        for (name, value) in self.added.drain(..) {
+            response.headers_mut().append(name, value);
+        }
         Relay::start(stream, response, self.client, self.upload, self.account).map_err(TryEnd::Over)
     }
 
@@ -431,7 +446,7 @@ fn route(account: &mut Account) -> Key {
 }
 
 /// As routes see it.
-fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'a>) -> HttpRequest<'a> {
+pub(super) fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'a>) -> HttpRequest<'a> {
     HttpRequest {
         host: authority(head).and_then(without_port),
         method: head.method.as_str(),
@@ -464,6 +479,9 @@ async fn answer_of_route(
     }
     if let Some(abort) = fault.and_then(|fault| fault.abort) {
         return Ok(Some(abort));
+    }
+    if !account.routed.answers_itself() {
+        return Ok(None);
     }
     let original = connection.original.0.to_string();
     let authority = authority(&account.head).unwrap_or(original.as_bytes());
@@ -523,7 +541,7 @@ fn prepare(upload: &mut Upload, account: &mut Account) {
 
 /// The header lines as routes see them.
 #[derive(Debug)]
-struct Lines<'a>(&'a HeaderMap);
+pub(super) struct Lines<'a>(pub(super) &'a HeaderMap);
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
@@ -595,7 +613,10 @@ fn poll_answer(
 }
 
 /// Ready when the client has given up; a client that is gone counts as one that cancels.
-fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
+pub(super) fn poll_client_reset(
+    cx: &mut Context<'_>,
+    client: &mut SendResponse<Bytes>,
+) -> Poll<Reason> {
     client
         .poll_reset(cx)
         .map(|reset| reset.unwrap_or(Reason::CANCEL))

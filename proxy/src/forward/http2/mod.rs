@@ -13,6 +13,7 @@
 //! side; requests, responses, interim responses, trailers and resets go through.
 
 mod account;
+mod admission;
 mod body;
 mod edit;
 mod exchange;

@@ -1,11 +1,6 @@
 //! The connection to the collector, kept from one export to the next.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
@@ -16,7 +11,6 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_config::{OtlpProtocol, Tracing};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::answer::{self, Answer};
 use crate::{
@@ -147,7 +141,7 @@ impl<'a> Connection<'a> {
     }
 
     async fn connect(&self) -> Result<Sender, Failure> {
-        let stream = TokioIo::new(Stream(self.dial().await?));
+        let stream = TokioIo::new(self.dial().await?);
         Ok(match self.settings.protocol {
             OtlpProtocol::Grpc => {
                 let (sender, connection) =
@@ -178,48 +172,5 @@ impl<'a> Connection<'a> {
             }
         }
         Err(failure.into())
-    }
-}
-
-/// What hyper reads and writes; known as ours for as long as that has it.
-struct Stream(Upstream);
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.stream).poll_read(cx, into)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 }
