@@ -9,11 +9,12 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use outrigger_config::{OtlpProtocol, Tracing};
 
 use super::answer::{self, Answer};
 use crate::{
+    grpc,
     shared::Shared,
     upstream::{self, Upstream},
 };
@@ -24,8 +25,6 @@ const MAX_ANSWER: usize = 64 * 1024;
 const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const HTTP_PATH: &str = "/v1/traces";
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 pub(super) struct Connection<'a> {
     shared: &'a Arc<Shared>,
     settings: &'a Tracing,
@@ -34,7 +33,7 @@ pub(super) struct Connection<'a> {
 
 enum Sender {
     Http1(conn::http1::SendRequest<Full<Bytes>>),
-    Http2(conn::http2::SendRequest<Full<Bytes>>),
+    Http2(grpc::Sender),
 }
 
 impl<'a> Connection<'a> {
@@ -61,7 +60,7 @@ impl<'a> Connection<'a> {
         self.sender = None;
     }
 
-    async fn exchange(&mut self, message: Bytes) -> Result<Answer, Failure> {
+    async fn exchange(&mut self, message: Bytes) -> Result<Answer, grpc::Error> {
         let request = self.request(message)?;
         let mut sender = self.sender().await?;
         let (parts, body) = match &mut sender {
@@ -82,7 +81,7 @@ impl<'a> Connection<'a> {
         })
     }
 
-    fn request(&self, message: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, message: Bytes) -> Result<Request<Full<Bytes>>, grpc::Error> {
         let Tracing {
             endpoint, protocol, ..
         } = self.settings;
@@ -127,7 +126,7 @@ impl<'a> Connection<'a> {
     }
 
     /// The one of the export before, if the collector has kept it.
-    async fn sender(&mut self) -> Result<Sender, Failure> {
+    async fn sender(&mut self) -> Result<Sender, grpc::Error> {
         let mut kept = self.sender.take();
         let is_ready = match &mut kept {
             Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
@@ -140,16 +139,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    async fn connect(&self) -> Result<Sender, Failure> {
-        let stream = TokioIo::new(self.dial().await?);
+    async fn connect(&self) -> Result<Sender, grpc::Error> {
+        let upstream = self.dial().await?;
         Ok(match self.settings.protocol {
-            OtlpProtocol::Grpc => {
-                let (sender, connection) =
-                    conn::http2::handshake(TokioExecutor::new(), stream).await?;
-                tokio::task::spawn_local(connection);
-                Sender::Http2(sender)
-            }
+            OtlpProtocol::Grpc => Sender::Http2(grpc::handshake(upstream).await?),
             OtlpProtocol::HttpProtobuf => {
+                let stream = TokioIo::new(upstream);
                 let (sender, connection) = conn::http1::handshake(stream).await?;
                 tokio::task::spawn_local(connection);
                 Sender::Http1(sender)
@@ -158,7 +153,7 @@ impl<'a> Connection<'a> {
     }
 
     /// As one of our own connections, which nothing captures.
-    async fn dial(&self) -> Result<Upstream, Failure> {
+    async fn dial(&self) -> Result<Upstream, grpc::Error> {
         let Tracing {
             endpoint, protocol, ..
         } = self.settings;
