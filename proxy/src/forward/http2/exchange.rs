@@ -382,6 +382,7 @@ impl Asking<'_> {
             }
             Err(Answer::TooLong(passed)) => {
                 let failure = self.account.passed(passed);
+                self.account.attempt_failed(failure);
                 if passed.is_of_try() {
                     self.again(Fate::TimedOut)?;
                 }
