@@ -31,6 +31,7 @@ mod health;
 mod host_set;
 mod keeper;
 mod manager;
+mod outlook;
 mod outcome;
 mod outlier;
 mod per_destination;

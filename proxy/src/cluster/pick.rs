@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
-    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
+    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality,
 };
 use tokio::sync::Notify;
 
@@ -46,7 +46,7 @@ pub struct PickContext<'a> {
 
 /// A subset of a cluster, by the number that [`Cluster::subset`] gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subset(usize);
+pub struct Subset(pub(super) usize);
 
 /// Why there is no endpoint for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,26 +213,17 @@ impl Cluster {
         let permit = self.thresholds.request().map_err(PickError::Overflow)?;
         let hosts = self.hosts.load();
         let policy = &hosts.policy;
-        let view = match context.subset.map(|s| hosts.subsets.get(s.0)) {
-            None => &hosts.all,
-            Some(Some(Some(view))) => view,
-            Some(None | Some(None)) => match policy.settings.subset_fallback {
-                SubsetFallback::NoFallback => return Err(PickError::NoEndpoint),
-                SubsetFallback::AnyEndpoint => &hosts.all,
-            },
-        };
-        if view.is_empty() {
-            return Err(match hosts.members.is_empty() {
-                true => PickError::NoEndpoint,
-                false => PickError::Unhealthy,
-            });
-        }
+        let view = hosts.view(context.subset)?;
         let adaptive = match &*self.adaptive.load() {
             Some(limit) if !limit.admit() => return Err(PickError::Shed),
             Some(limit) => Some(limit.clone()),
             None => None,
         };
-        let Some((host, admission)) = view.pick(policy, context, rng, now) else {
+        let admit = |endpoint: &Endpoint| match &policy.settings.endpoint_breaker {
+            None => Some(Admission::Ordinary),
+            Some(breaker) => endpoint.breaker.admit(breaker, endpoint.millis(now)),
+        };
+        let Some((host, admission)) = view.pick(policy, context, rng, now, admit) else {
             if let Some(limit) = adaptive {
                 limit.withdraw();
             }
@@ -278,6 +269,14 @@ impl Cluster {
     /// What the cluster says of each endpoint of the present host set.
     pub(super) fn members(&self) -> Arc<[Member]> {
         self.hosts.load().members.clone()
+    }
+
+    pub(super) fn hosts(&self) -> Arc<HostSet> {
+        self.hosts.load_full()
+    }
+
+    pub(super) fn adaptive(&self) -> Option<Arc<AdaptiveConcurrency>> {
+        self.adaptive.load_full()
     }
 
     /// Every endpoint of the present host set.

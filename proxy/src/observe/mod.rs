@@ -8,6 +8,7 @@ mod metrics;
 mod process;
 mod record;
 mod refusal_log;
+mod traffic;
 
 pub use access_log::AccessLog;
 pub use exposition::{Exposition, Format};
@@ -16,6 +17,7 @@ pub(crate) use metrics::Totals;
 pub use metrics::{DestinationMetrics, IdleUpstream, Metrics};
 pub use record::{Protocol, Record, RequestLine};
 pub use refusal_log::RefusalLog;
+pub(crate) use traffic::traffic;
 
 #[cfg(test)]
 pub(crate) use record::tests::record as test_record;
