@@ -33,7 +33,10 @@ pub fn explain(listener: SocketAddr, question: &Question) -> Result<Option<Expla
         return Ok(None);
     };
     let proxy = control.hello()?;
-    if !proxy.listeners.contains(&listener) {
+    let is_there = |own: &SocketAddr| {
+        own.port() == listener.port() && (own.ip() == listener.ip() || own.ip().is_unspecified())
+    };
+    if !proxy.listeners.iter().any(is_there) {
         return Ok(None);
     }
     let doing = "asking the proxy what it would do";

@@ -43,6 +43,11 @@ impl Configuration {
     }
 
     /// For what is seldom done; a worker has a cheaper way.
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
+        self.current.load_full()
+    }
+
+    /// As [`Self::in_force`].
     pub fn settings(&self) -> Arc<Settings> {
         self.current.load().snapshot.settings.clone()
     }
@@ -112,6 +117,10 @@ impl InForce {
 
     pub(crate) fn has_routes(&self) -> bool {
         !self.routes.is_empty() || self.defaults.is_some()
+    }
+
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
     pub(crate) fn asks_sni(&self) -> bool {

@@ -15,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{Cluster as Settings, Cookie, HashOn, Headers, LoadBalancer};
+use outrigger_config::{
+    Cluster as Settings, Cookie, HashOn, Headers, Labels, LoadBalancer, control::ClusterOutlook,
+};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{
@@ -151,28 +153,58 @@ impl Target {
 
     /// The key of a request from `client`.
     pub fn key(&self, worker: &Worker, client: IpAddr, headers: &dyn Headers) -> Key {
+        let key = self.key_said(Some(client), headers);
+        match self {
+            Self::Cluster(onward) if key.hash.is_none() => match &onward.hash_on {
+                Some(HashOn::Cookie(cookie)) => match cookie.ttl {
+                    Some(ttl) => Key::new_cookie(worker, cookie, ttl.0),
+                    None => key,
+                },
+                _ => key,
+            },
+            _ => key,
+        }
+    }
+
+    /// The key as far as the request itself has it.
+    fn key_said(&self, client: Option<IpAddr>, headers: &dyn Headers) -> Key {
         let Self::Cluster(onward) = self else {
             return Key::default();
         };
+        let mut hash = None;
         match &onward.hash_on {
-            None => Key::default(),
-            Some(HashOn::Source) => Key::of_source(client),
+            None => {}
+            Some(HashOn::Source) => return client.map(Key::of_source).unwrap_or_default(),
             Some(HashOn::Header(name)) => {
-                let mut hash = None;
                 headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
-                Key::of(hash)
             }
             Some(HashOn::Cookie(cookie)) => {
-                let mut hash = None;
                 headers.each("cookie", &mut |value| {
                     hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
                 });
-                match cookie.ttl {
-                    Some(ttl) if hash.is_none() => Key::new_cookie(worker, cookie, ttl.0),
-                    _ => Key::of(hash),
-                }
             }
         }
+        Key::of(hash)
+    }
+
+    /// What choosing an endpoint for such a request would come to; nothing is chosen.
+    pub(crate) fn outlook(
+        &self,
+        client: Option<IpAddr>,
+        headers: &dyn Headers,
+        labels: &Labels,
+        now: Instant,
+    ) -> Option<(ClusterOutlook, Option<Failure>)> {
+        let Self::Cluster(onward) = self else {
+            return None;
+        };
+        let context = PickContext {
+            hash: self.key_said(client, headers).hash,
+            tried: &[],
+            subset: onward.subset,
+        };
+        let (outlook, refusal) = onward.cluster.outlook(&context, labels, now);
+        Some((outlook, refusal.map(failure_of)))
     }
 
     /// The key where there is no request to look at.

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{HttpRequest, NoHeaders, Settings, Snapshot, Subject, Target};
 use outrigger_iptables::{
     listeners,
     ruleset::{RuleAt, Ruleset},
@@ -14,7 +13,6 @@ pub(super) fn tell(
     ruleset: &Ruleset,
     connection: &Connection,
     verdict: &Verdict,
-    route: Option<&str>,
     all: bool,
 ) {
     let to = connection.destination;
@@ -52,12 +50,6 @@ pub(super) fn tell(
             );
         }
         steps(ruleset, way, all);
-    }
-    if let Some(route) = route {
-        println!("  there {route}");
-    }
-    for what in &ruleset.unseen {
-        println!("not seen: {what}");
     }
 }
 
@@ -119,54 +111,10 @@ pub(super) fn listener(to: SocketAddr) -> Option<String> {
     Some(listener.name_owners().who())
 }
 
-/// What the proxy of these settings would do with the connection, if it ends there: by the data
-/// plane's own function.
-pub(super) fn route(
-    verdict: &Verdict,
-    settings: Settings,
-    destination: SocketAddr,
-    host: Option<&str>,
-) -> Option<String> {
-    let Some(End::Here { to }) = verdict.certain() else {
-        return None;
-    };
-    if to.port() != settings.port() {
-        return None;
-    }
-    let snapshot = Snapshot::compile(settings, None);
-    let subject = Subject {
-        request: host.map(|host| HttpRequest {
-            host: Some(host),
-            method: "GET",
-            path: Some(b"/"),
-            headers: &NoHeaders,
-        }),
-        ..Subject::at(destination)
-    };
-    let Some(decision) = snapshot.routes.decide(&subject) else {
-        return Some(format!(
-            "no route holds: the proxy passes it on to {destination}"
-        ));
-    };
-    let number = decision.index + 1;
-    Some(match &decision.target {
-        Target::OriginalDestination => {
-            format!("route {number} holds: the proxy passes it on to {destination}")
-        }
-        Target::Cluster(cluster) => {
-            format!(
-                "route {number} holds: the proxy passes it on to cluster {}",
-                cluster.name
-            )
-        }
-    })
-}
-
 pub(super) fn as_json(
     ruleset: &Ruleset,
     connection: &Connection,
     verdict: &Verdict,
-    route: Option<&str>,
 ) -> Value {
     let rule = |at: RuleAt| {
         let (table, chain, rule) = ruleset.rule(at);
@@ -204,7 +152,6 @@ pub(super) fn as_json(
         "destination": connection.destination.to_string(),
         "certain": verdict.certain().is_some(),
         "ways": ways,
-        "route": route,
         "unseen": ruleset.unseen,
     })
 }

@@ -8,6 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::{Headers, HttpRequest, Subject};
+
 /// A connection, or a request on it. What is left out is not known: a route that asks for it does not
 /// hold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,16 +32,41 @@ pub struct Question {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestHead {
-    /// With or without a port.
+    /// Without its port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// With its query.
+    /// With its query. Default: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Default: GET.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
+}
+
+impl Question {
+    /// As routes see it.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            sni: self.sni.as_deref(),
+            request: self.request.as_ref().map(|request| HttpRequest {
+                host: request.host.as_deref(),
+                method: request.method.as_deref().unwrap_or("GET"),
+                path: Some(request.path.as_deref().unwrap_or("/").as_bytes()),
+                headers: request,
+            }),
+            ..Subject::at(self.destination)
+        }
+    }
+}
+
+impl Headers for RequestHead {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        for (_, value) in self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
+            visit(value.as_bytes());
+        }
+    }
 }
 
 /// What the functions of the data plane make of a [`Question`] at this moment.
@@ -50,6 +77,9 @@ pub struct Explanation {
     pub config_generation: u64,
     /// None: no route holds.
     pub route: Option<RouteOutlook>,
+    /// Where nothing is said of what the connection carries: routes that would come before, and hold
+    /// for some of what it may carry.
+    pub undecided: Vec<String>,
     /// None: it is passed on to where it was dialled, under no policy.
     pub cluster: Option<ClusterOutlook>,
     /// Why it would be refused at once, as in the access log: `no_endpoint`, `overflow`, `loop` …
@@ -64,8 +94,7 @@ pub struct Explanation {
 pub struct RouteOutlook {
     /// Which of the file's routes it is, from 0.
     pub index: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: String,
     /// What it asks for, each of which holds; as written in the file.
     pub matches: Value,
     /// What else it does, as written in the file.

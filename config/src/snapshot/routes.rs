@@ -183,6 +183,25 @@ impl RouteTable {
         (first < self.routes.len()).then_some(first)
     }
 
+    /// For a `subject` of whose contents nothing is known: the routes before the one that holds which
+    /// would hold for some contents.
+    pub fn undecided(&self, subject: &Subject<'_>) -> impl Iterator<Item = &Arc<Decision>> {
+        let is_known = subject.request.is_some() || subject.sni.is_some();
+        let end = match self.position(subject) {
+            _ if is_known => 0,
+            Some(position) => position,
+            None => self.routes.len(),
+        };
+        let to = subject.destination;
+        self.routes[..end].iter().filter(move |decision| {
+            let Match {
+                destination, port, ..
+            } = &decision.settings.matches;
+            destination.is_none_or(|network| contains(network.0, to.ip()))
+                && port.is_none_or(|port| port.contains(to.port()))
+        })
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Decision>> {
         self.routes.iter()
     }
