@@ -9,7 +9,9 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::Signal,
-    termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr},
+    termios::{
+        LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+    },
 };
 
 use crate::sys::Signals;

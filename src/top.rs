@@ -65,7 +65,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
         }
     };
     if let Some(screen) = screen {
-        return match (Live { port, args, screen, first: 0 }).run() {
+        return match (Live {
+            port,
+            args,
+            screen,
+            first: 0,
+        })
+        .run()
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("proxyctl top: the terminal: {error}");

@@ -106,7 +106,9 @@ impl Table {
             Row::new(Some(of.destination), of.live, counts, &now.latency_bounds)
         });
         Self {
-            rows: rows.filter(|r| r.live > 0 || r.counts.requests > 0).collect(),
+            rows: rows
+                .filter(|r| r.live > 0 || r.counts.requests > 0)
+                .collect(),
             span: Some(span),
         }
     }
@@ -308,13 +310,19 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_the_one_sorted_by_is_marked() {
-        let mut table = Table::totals(&traffic(&[("192.0.2.1:80", 0, 3), ("[2001:db8::1]:443", 0, 12_345)]));
+        let mut table = Table::totals(&traffic(&[
+            ("192.0.2.1:80", 0, 3),
+            ("[2001:db8::1]:443", 0, 12_345),
+        ]));
         table.sort(Column::Requests);
         let lines = table.lines(Some(Column::Requests), 0, 10);
         assert!(lines[0].contains("REQUESTS*"), "{lines:?}");
         assert!(lines[1].starts_with("[2001:db8::1]:443"), "{lines:?}");
         assert!(lines[1].contains("12.3k"), "{lines:?}");
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.len() == lines[0].len()),
+            "{lines:?}"
+        );
         assert_eq!(table.lines(None, 1, 1).len(), 2);
     }
 

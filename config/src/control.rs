@@ -13,7 +13,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use explain::{
-    ClusterOutlook, EndpointOutlook, Explanation, Objection, Question, RequestHead, RouteOutlook, Use,
+    ClusterOutlook, EndpointOutlook, Explanation, Objection, Question, RequestHead, RouteOutlook,
+    Use,
 };
 pub use traffic::{ConfigurationState, Counts, DestinationTraffic, Traffic};
 pub use watch::{

@@ -124,7 +124,9 @@ fn tell(explained: &Explained, question: &Question) {
     }
     match &explanation.cluster {
         Some(cluster) => tell_cluster(cluster),
-        None => println!("  no policy applies: no limit, breaker or health check stands in its way"),
+        None => {
+            println!("  no policy applies: no limit, breaker or health check stands in its way")
+        }
     }
     let Use { now, max } = explanation.connections;
     if now >= max {
@@ -164,7 +166,9 @@ fn first_sentence(explanation: &Explanation) -> String {
     };
     let then = match (&explanation.refusal, cluster.and_then(|c| c.chosen)) {
         (Some(refusal), _) => format!(", which REFUSES it now: {}", because(refusal)),
-        (None, Some(chosen)) if cluster.is_some_and(|c| !c.is_default) => format!(", there to {chosen}"),
+        (None, Some(chosen)) if cluster.is_some_and(|c| !c.is_default) => {
+            format!(", there to {chosen}")
+        }
         (None, _) => String::new(),
     };
     format!("{route}: {to}{then}.")
@@ -209,8 +213,12 @@ fn tell_cluster(cluster: &ClusterOutlook) {
     let eligible = cluster.endpoints.iter().filter(|e| e.is_eligible).count();
     let how = match (&*cluster.load_balancer, cluster.has_key) {
         ("round_robin", _) => "one after the other, by weight",
-        ("least_request", _) => "of a few drawn by weight the one with the fewest requests under way",
-        ("peak_ewma", _) => "of two drawn by weight the one with the least latency times requests under way",
+        ("least_request", _) => {
+            "of a few drawn by weight the one with the fewest requests under way"
+        }
+        ("peak_ewma", _) => {
+            "of two drawn by weight the one with the least latency times requests under way"
+        }
         ("random", _) => "at random, by weight",
         (_, true) => "by the request's key",
         (_, false) => "at random, for want of a key",
@@ -219,11 +227,7 @@ fn tell_cluster(cluster: &ClusterOutlook) {
         "  {}: chooses {how}; {eligible} of {} endpoints may be chosen{}",
         cluster.load_balancer,
         cluster.endpoints.len() + cluster.omitted,
-        if cluster.omitted > 0 {
-            " at least"
-        } else {
-            ""
-        }
+        if cluster.omitted > 0 { " at least" } else { "" }
     );
     if cluster.is_panicking {
         println!("  so few are well that all are used (panic_threshold)");
@@ -245,8 +249,15 @@ fn tell_cluster(cluster: &ClusterOutlook) {
         limit(cluster.pending_requests, "pending requests"),
         limit(cluster.retries, "retries"),
     ];
-    limits.extend(cluster.concurrency.map(|of| limit(of, "of adaptive concurrency")));
-    println!("  under way, of what circuit_breaker allows: {}", limits.join(", "));
+    limits.extend(
+        cluster
+            .concurrency
+            .map(|of| limit(of, "of adaptive concurrency")),
+    );
+    println!(
+        "  under way, of what circuit_breaker allows: {}",
+        limits.join(", ")
+    );
 }
 
 fn told_endpoint(endpoint: &EndpointOutlook, chosen: Option<SocketAddr>) -> String {
@@ -260,12 +271,19 @@ fn told_endpoint(endpoint: &EndpointOutlook, chosen: Option<SocketAddr>) -> Stri
     } else {
         told += &format!(": gets {} %", endpoint.share_percent);
     }
-    let objections = endpoint.objections.iter().map(|o| o.explanation().to_owned());
+    let objections = endpoint
+        .objections
+        .iter()
+        .map(|o| o.explanation().to_owned());
     let mut facts: Vec<_> = objections.collect();
     if endpoint.active > 0 {
         facts.push(format!("{} under way", endpoint.active));
     }
-    if let Some(breaker) = endpoint.breaker.as_ref().filter(|state| *state != "admitting") {
+    if let Some(breaker) = endpoint
+        .breaker
+        .as_ref()
+        .filter(|state| *state != "admitting")
+    {
         facts.push(format!("breaker {breaker}"));
     }
     match facts.is_empty() {

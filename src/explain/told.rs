@@ -9,12 +9,7 @@ use outrigger_iptables::{
 };
 use serde_json::{Value, json};
 
-pub(super) fn tell(
-    ruleset: &Ruleset,
-    connection: &Connection,
-    verdict: &Verdict,
-    all: bool,
-) {
+pub(super) fn tell(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict, all: bool) {
     let to = connection.destination;
     match verdict.certain() {
         Some(end) => println!("A connection to {to} {}.", sentence(end, to)),
@@ -111,11 +106,7 @@ pub(super) fn listener(to: SocketAddr) -> Option<String> {
     Some(listener.name_owners().who())
 }
 
-pub(super) fn as_json(
-    ruleset: &Ruleset,
-    connection: &Connection,
-    verdict: &Verdict,
-) -> Value {
+pub(super) fn as_json(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict) -> Value {
     let rule = |at: RuleAt| {
         let (table, chain, rule) = ruleset.rule(at);
         json!({

@@ -10,10 +10,7 @@ use outrigger_iptables::{Overlap, Winner};
 use serde_json::{Value, json};
 
 use super::Look;
-use crate::{
-    run::Report,
-    traffic::Column,
-};
+use crate::{run::Report, traffic::Column};
 
 /// Destinations that are shown; `proxyctl top` shows all.
 const SHOWN: usize = 10;
@@ -150,7 +147,9 @@ fn configuration(traffic: &Traffic) -> String {
     let refused = match (of.is_latest_good, of.rejected) {
         (_, 0) => String::new(),
         (true, times) => format!(", refused {times} times before"),
-        (false, _) => ", and THE LATEST FILE IS REFUSED: see the proxy's log, or `proxyctl validate`".into(),
+        (false, _) => {
+            ", and THE LATEST FILE IS REFUSED: see the proxy's log, or `proxyctl validate`".into()
+        }
     };
     format!(
         "configuration generation {}, reloaded {} times{refused}",

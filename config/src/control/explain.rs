@@ -63,7 +63,11 @@ impl Question {
 
 impl Headers for RequestHead {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        for (_, value) in self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
+        for (_, value) in self
+            .headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+        {
             visit(value.as_bytes());
         }
     }

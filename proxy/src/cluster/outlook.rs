@@ -115,10 +115,7 @@ impl<'h> Found<'h> {
 
     fn breaker_objects(&self, endpoint: &Endpoint, now: Instant) -> Option<Objection> {
         let settings = self.hosts.policy.settings.endpoint_breaker.as_ref()?;
-        if endpoint
-            .breaker
-            .would_admit(settings, endpoint.millis(now))
-        {
+        if endpoint.breaker.would_admit(settings, endpoint.millis(now)) {
             return None;
         }
         Some(match endpoint.breaker_state() {

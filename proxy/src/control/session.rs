@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use outrigger_config::control::{LoopOutcome, MAX_LINE, NOT_UNDERSTOOD, Reply, Request, Tether, Watch};
+use outrigger_config::control::{
+    LoopOutcome, MAX_LINE, NOT_UNDERSTOOD, Reply, Request, Tether, Watch,
+};
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::failure::Failure;
@@ -72,7 +74,8 @@ impl Session {
             Request::Status => return Reply::Status(Box::new(self.state.status())),
             Request::Explain(_) | Request::Traffic { .. } => {
                 let told = (self.hooks.tell)(&request);
-                return told.unwrap_or_else(|| Reply::Refused("this proxy does not tell that".into()));
+                return told
+                    .unwrap_or_else(|| Reply::Refused("this proxy does not tell that".into()));
             }
             Request::LoopProbe { target } => return self.probe_loop(target).await,
             Request::ExpectCanary { targets, nonce } => {

@@ -19,7 +19,9 @@ fn shared(text: &str) -> Shared {
     shared.clusters.fill(text);
     let settings = outrigger_config::parse(text).expect("good settings");
     let snapshot = Snapshot::compile(settings, Some(&shared.configuration.snapshot()));
-    shared.configuration.publish(Arc::new(snapshot), &shared.clusters);
+    shared
+        .configuration
+        .publish(Arc::new(snapshot), &shared.clusters);
     shared
 }
 
@@ -52,10 +54,18 @@ fn the_route_its_reason_and_its_cluster_are_told() {
     let route = told.route.expect("a route");
     assert_eq!((route.index, &*route.name), (0, "api"));
     assert_eq!(route.matches["host"], "*.internal");
-    assert_eq!(route.matches.as_object().map(|keys| keys.len()), Some(2), "{}", route.matches);
+    assert_eq!(
+        route.matches.as_object().map(|keys| keys.len()),
+        Some(2),
+        "{}",
+        route.matches
+    );
     assert_eq!(route.policy["cluster"], "api");
     let cluster = told.cluster.expect("a cluster");
-    assert_eq!((&*cluster.load_balancer, cluster.has_key), ("ring_hash", false));
+    assert_eq!(
+        (&*cluster.load_balancer, cluster.has_key),
+        ("ring_hash", false)
+    );
     assert_eq!(cluster.chosen, None);
     assert_eq!((told.refusal, told.config_generation), (None, 2));
 }
@@ -67,12 +77,16 @@ fn a_key_chooses_the_endpoint_that_real_requests_with_it_go_to() {
     let rng = crate::cluster::Rng::new(1);
     for user in ["ada", "bob", "cleo", "dan"] {
         let question = asking("203.0.113.7:80", "a.internal", &[("X-User", user)]);
-        let told = explain(&shared, &question, Instant::now()).cluster.expect("a cluster");
+        let told = explain(&shared, &question, Instant::now())
+            .cluster
+            .expect("a cluster");
         let context = crate::cluster::PickContext {
             hash: Some(crate::cluster::hash_of(user.as_bytes())),
             ..Default::default()
         };
-        let picked = cluster.pick(&context, &rng, Instant::now()).expect("an endpoint");
+        let picked = cluster
+            .pick(&context, &rng, Instant::now())
+            .expect("an endpoint");
         assert!(told.has_key);
         assert_eq!(told.chosen, Some(picked.endpoint.address), "{user}");
     }
@@ -96,7 +110,11 @@ fn without_a_word_of_its_contents_the_routes_that_might_hold_are_named() {
     // On another port that route holds for nothing.
     let told = explain(&shared, &about("203.0.113.7:81"), Instant::now());
     assert!(told.undecided.is_empty(), "{:?}", told.undecided);
-    let told = explain(&shared, &asking("203.0.113.7:80", "x.org", &[]), Instant::now());
+    let told = explain(
+        &shared,
+        &asking("203.0.113.7:80", "x.org", &[]),
+        Instant::now(),
+    );
     assert!(told.undecided.is_empty(), "{:?}", told.undecided);
 }
 
@@ -110,7 +128,10 @@ fn a_question_asked_again_and_again_leaves_no_trace() {
     }
     let cluster = shared.clusters.find("api").expect("it is configured");
     for endpoint in cluster.endpoints() {
-        let requests = endpoint.counts.requests.load(std::sync::atomic::Ordering::Relaxed);
+        let requests = endpoint
+            .counts
+            .requests
+            .load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!((requests, endpoint.active()), (0, 0));
     }
     assert_eq!(shared.registry.count(), 0);

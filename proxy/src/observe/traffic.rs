@@ -90,7 +90,16 @@ mod tests {
 
     fn address(n: usize) -> SocketAddr {
         let part = |shift: usize| (n >> shift) as u16;
-        let ip = [0x2001, 0xdb8, 0xffff, 0xffff, 0xffff, 0xffff, part(16), part(0)];
+        let ip = [
+            0x2001,
+            0xdb8,
+            0xffff,
+            0xffff,
+            0xffff,
+            0xffff,
+            part(16),
+            part(0),
+        ];
         (ip, 65_535).into()
     }
 

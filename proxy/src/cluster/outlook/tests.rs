@@ -4,8 +4,8 @@ use outrigger_config::{Cluster as Settings, Endpoint as Described, LoadBalancer,
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::Rng;
 use crate::cluster::Outcome;
+use crate::cluster::Rng;
 
 fn address(port: u16) -> SocketAddr {
     ([192, 0, 2, 1], port).into()
@@ -19,7 +19,9 @@ fn cluster(text: &str, endpoints: &[Described], now: Instant) -> Arc<Cluster> {
 }
 
 fn endpoints(count: u16) -> Vec<Described> {
-    (1..=count).map(|port| Described::at(address(port))).collect()
+    (1..=count)
+        .map(|port| Described::at(address(port)))
+        .collect()
 }
 
 /// What befell an endpoint.
@@ -168,7 +170,11 @@ fn a_breaker_that_probes_is_foretold_as_long_as_it_has_a_probe_left() {
     let later = now + Duration::from_secs(1);
     let (due, refusal) = outlook(later);
     assert_eq!((due.chosen, refusal), (Some(address(1)), None));
-    assert_eq!(due.endpoints[0].breaker.as_deref(), Some("tripped"), "asking begins no probe");
+    assert_eq!(
+        due.endpoints[0].breaker.as_deref(),
+        Some("tripped"),
+        "asking begins no probe"
+    );
     let probe = cluster.pick(&context, &rng, later).expect("a probe");
     let (out, refusal) = outlook(later);
     assert_eq!(out.endpoints[0].objections, [Objection::BreakerProbing]);
@@ -188,5 +194,9 @@ fn of_many_endpoints_those_that_may_be_chosen_are_told_first() {
     assert_eq!((outlook.endpoints.len(), outlook.omitted), (MOST_TOLD, 200));
     assert!(outlook.endpoints.iter().all(|e| e.is_eligible));
     let line = serde_json::to_string(&outlook).expect("plain data");
-    assert!(line.len() < outrigger_config::control::MAX_LINE / 2, "{}", line.len());
+    assert!(
+        line.len() < outrigger_config::control::MAX_LINE / 2,
+        "{}",
+        line.len()
+    );
 }
