@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use explain::{
     ClusterOutlook, EndpointOutlook, Explanation, Objection, Question, RequestHead, RouteOutlook,
-    Use,
+    TargetOutlook, Use,
 };
 pub use traffic::{ConfigurationState, Counts, DestinationTraffic, Traffic};
 pub use watch::{

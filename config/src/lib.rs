@@ -6,7 +6,9 @@ mod check;
 pub mod control;
 mod duration;
 mod file;
+mod fraction;
 mod network;
+mod pattern;
 mod percent;
 mod ports;
 mod problem;
@@ -19,8 +21,10 @@ mod yaml;
 
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
+pub use fraction::Fraction;
 pub use ipnet::IpNet;
 pub use network::Network;
+pub use pattern::{MatchRegex, SearchRegex};
 pub use percent::Percent;
 pub use ports::PortRange;
 pub use problem::{Place, Problem, Severity};
@@ -28,5 +32,6 @@ pub use schema::schema;
 pub use scope::Scope;
 pub use settings::*;
 pub use snapshot::{
-    Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot, Subject, Target,
+    Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot,
+    Subject, Target,
 };

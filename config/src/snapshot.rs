@@ -1,12 +1,14 @@
 //! A configuration as the data plane uses it: compiled once, never changed.
 
-mod routes;
+pub(crate) mod routes;
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{Cluster, Settings};
 
-pub use routes::{Decision, Headers, HttpRequest, NoHeaders, RouteTable, Subject, Target};
+pub use routes::{
+    Action, Branch, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Subject, Target,
+};
 
 /// Everything that one configuration says. Requests hold the parts that they need, each in an `Arc`
 /// of its own, so that none holds the whole of an old one in memory.

@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Cache};
 use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
-    cluster::Clusters,
+    cluster::{Clusters, Rng},
     dispatch::Onward,
     route::{Route, Routed},
 };
@@ -88,7 +88,7 @@ pub(crate) struct InForce {
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Arc<Onward>>,
-    asks_sni: bool,
+    asks_tls: bool,
 }
 
 impl InForce {
@@ -97,7 +97,7 @@ impl InForce {
             snapshot,
             routes: Vec::new(),
             defaults: None,
-            asks_sni: false,
+            asks_tls: false,
         }
     }
 
@@ -108,7 +108,7 @@ impl InForce {
             Some(Arc::new(Onward::new(cluster, settings, None)))
         });
         for decision in in_force.snapshot.routes.iter() {
-            in_force.asks_sni |= decision.settings.matches.sni.is_some();
+            in_force.asks_tls |= decision.settings.matches.asks_tls();
             let route = Arc::new(Route::resolve(decision, clusters));
             in_force.routes.push(route);
         }
@@ -123,14 +123,22 @@ impl InForce {
         &self.snapshot
     }
 
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.asks_sni
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.asks_tls
     }
 
-    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
-        let position = self.snapshot.routes.position(subject);
-        let route = position.and_then(|at| self.routes.get(at));
-        Routed::decide(subject, route, self.defaults.as_ref())
+    pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
+        let defaults = self.defaults.as_ref();
+        Routed::decide(subject, self.holds(subject), defaults, rng)
+    }
+
+    /// The route that holds.
+    pub(crate) fn holds(&self, subject: &Subject<'_>) -> Option<&Arc<Route>> {
+        self.routes.get(self.snapshot.routes.position(subject)?)
+    }
+
+    pub(crate) fn defaults(&self) -> Option<&Arc<Onward>> {
+        self.defaults.as_ref()
     }
 }
 

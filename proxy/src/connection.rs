@@ -19,7 +19,7 @@ use crate::{
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
     control::is_probe,
-    detect::{self, Detected},
+    detect::{self, ClientHello, Detected},
     failure::Failure,
     forward,
     observe::Record,
@@ -39,12 +39,13 @@ pub struct Connection {
 
 impl Connection {
     /// Where it goes, with what is known of it.
-    pub fn route(&self, sni: Option<&str>) -> Routed {
+    pub fn route(&self, hello: Option<&ClientHello>) -> Routed {
         if !self.worker.has_routes() {
             return Routed::default();
         }
         self.worker.route(&Subject {
-            sni,
+            sni: hello.and_then(|hello| hello.server_name.as_deref()),
+            alpn: hello.map_or(&[], |hello| &hello.alpn),
             ..Subject::at(self.original.0)
         })
     }
@@ -103,7 +104,7 @@ pub async fn serve(
     match first.detected {
         Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
         Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
-        Detected::Tls { .. } | Detected::Opaque => {
+        Detected::Tls(_) | Detected::Opaque => {
             Box::pin(forward::opaque::serve(connection, stream, first)).await;
         }
     }

@@ -118,6 +118,43 @@ impl Onward {
         })
     }
 
+    /// What choosing an endpoint for such a request to `destination` would come to; nothing is chosen.
+    pub(crate) fn outlook(
+        &self,
+        destination: SocketAddr,
+        client: Option<IpAddr>,
+        headers: &dyn Headers,
+        labels: &Labels,
+        now: Instant,
+    ) -> (ClusterOutlook, Option<Failure>) {
+        let context = PickContext {
+            hash: self.key_said(client, headers).hash,
+            tried: &[],
+            subset: self.subset,
+        };
+        let cluster = self.cluster.glance_at(destination, now);
+        let (outlook, refusal) = cluster.outlook(&context, labels, now);
+        (outlook, refusal.map(failure_of))
+    }
+
+    /// The key of a request as far as the request itself has it.
+    fn key_said(&self, client: Option<IpAddr>, headers: &dyn Headers) -> Key {
+        let mut hash = None;
+        match &self.hash_on {
+            None => {}
+            Some(HashOn::Source) => return client.map(Key::of_source).unwrap_or_default(),
+            Some(HashOn::Header(name)) => {
+                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
+            }
+            Some(HashOn::Cookie(cookie)) => {
+                headers.each("cookie", &mut |value| {
+                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
+                });
+            }
+        }
+        Key::of(hash)
+    }
+
     /// A connection's permit, waited for as long as for a connection.
     async fn permit(&self, worker: &Worker) -> Result<Permit, Failure> {
         let thresholds = self.cluster.thresholds();
@@ -153,58 +190,17 @@ impl Target {
 
     /// The key of a request from `client`.
     pub fn key(&self, worker: &Worker, client: IpAddr, headers: &dyn Headers) -> Key {
-        let key = self.key_said(Some(client), headers);
-        match self {
-            Self::Cluster(onward) if key.hash.is_none() => match &onward.hash_on {
-                Some(HashOn::Cookie(cookie)) => match cookie.ttl {
-                    Some(ttl) => Key::new_cookie(worker, cookie, ttl.0),
-                    None => key,
-                },
-                _ => key,
-            },
-            _ => key,
-        }
-    }
-
-    /// The key as far as the request itself has it.
-    fn key_said(&self, client: Option<IpAddr>, headers: &dyn Headers) -> Key {
         let Self::Cluster(onward) = self else {
             return Key::default();
         };
-        let mut hash = None;
+        let key = onward.key_said(Some(client), headers);
         match &onward.hash_on {
-            None => {}
-            Some(HashOn::Source) => return client.map(Key::of_source).unwrap_or_default(),
-            Some(HashOn::Header(name)) => {
-                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
-            }
-            Some(HashOn::Cookie(cookie)) => {
-                headers.each("cookie", &mut |value| {
-                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
-                });
-            }
+            Some(HashOn::Cookie(cookie)) if key.hash.is_none() => match cookie.ttl {
+                Some(ttl) => Key::new_cookie(worker, cookie, ttl.0),
+                None => key,
+            },
+            _ => key,
         }
-        Key::of(hash)
-    }
-
-    /// What choosing an endpoint for such a request would come to; nothing is chosen.
-    pub(crate) fn outlook(
-        &self,
-        client: Option<IpAddr>,
-        headers: &dyn Headers,
-        labels: &Labels,
-        now: Instant,
-    ) -> Option<(ClusterOutlook, Option<Failure>)> {
-        let Self::Cluster(onward) = self else {
-            return None;
-        };
-        let context = PickContext {
-            hash: self.key_said(client, headers).hash,
-            tried: &[],
-            subset: onward.subset,
-        };
-        let (outlook, refusal) = onward.cluster.outlook(&context, labels, now);
-        Some((outlook, refusal.map(failure_of)))
     }
 
     /// The key where there is no request to look at.

@@ -32,6 +32,10 @@ pub enum Failure {
     Overflow,
     /// Adaptive concurrency's limit is reached.
     Shed,
+    /// The route answers HTTP requests only, and this is no HTTP.
+    NotHttp,
+    /// The route's `fault`.
+    FaultInjected,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
@@ -106,6 +110,8 @@ impl Failure {
             Self::BreakerTripped => "breaker_tripped",
             Self::Overflow => "overflow",
             Self::Shed => "shed",
+            Self::NotHttp => "not_http",
+            Self::FaultInjected => "fault_injected",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -118,15 +124,18 @@ impl Failure {
 
     pub fn fault(self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                Fault::Client
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => Fault::Client,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectionLimit
             | Self::OutOfResources
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained
             | Self::Internal => Fault::Proxy,
             Self::NoEndpoint
@@ -145,7 +154,7 @@ impl Failure {
     /// The status code of a response made by the proxy for this failure.
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::NotHttp => 400,
             Self::HeadTimeout => 408,
             Self::HeadTooLarge => 431,
             Self::ClientClosed => 499,
@@ -163,6 +172,7 @@ impl Failure {
             | Self::BreakerTripped
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained => 503,
             Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
         }
@@ -171,12 +181,16 @@ impl Failure {
     /// The proxy error type of RFC 9209, section 2.3.
     pub fn proxy_error(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                "http_request_error"
-            }
-            Self::NotRedirected | Self::Internal | Self::OutOfResources | Self::Drained => {
-                "proxy_internal_error"
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => "http_request_error",
+            Self::NotRedirected
+            | Self::Internal
+            | Self::OutOfResources
+            | Self::FaultInjected
+            | Self::Drained => "proxy_internal_error",
             Self::Loop => "proxy_loop_detected",
             Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
             Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
@@ -208,6 +222,8 @@ impl Failure {
             Self::BreakerTripped => "the breakers of all endpoints are tripped",
             Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
+            Self::NotHttp => "the route answers HTTP requests only",
+            Self::FaultInjected => "the route asks for this fault",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",

@@ -39,6 +39,8 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub drain: Drain,
     pub rng: Rng,
+    /// Copies of requests under way.
+    pub(crate) copies: Cell<usize>,
     view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
@@ -68,6 +70,7 @@ impl Worker {
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
+            copies: Cell::new(0),
             live: Cell::new(0),
             idle: Notify::new(),
         }
@@ -83,14 +86,14 @@ impl Worker {
         self.view.borrow_mut().in_force().has_routes()
     }
 
-    /// Whether some route asks for the name in a ClientHello.
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.view.borrow_mut().in_force().asks_sni()
+    /// Whether some route asks for what stands in a ClientHello.
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.view.borrow_mut().in_force().asks_tls()
     }
 
     /// Where the routes in force lead.
     pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
-        self.view.borrow_mut().in_force().route(subject)
+        self.view.borrow_mut().in_force().route(subject, &self.rng)
     }
 
     /// Closes what is idle, for descriptors; tells whether there was any.

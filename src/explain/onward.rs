@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use outrigger_config::{
-    Settings, Snapshot, Target,
-    control::{ClusterOutlook, EndpointOutlook, Explanation, Question, RouteOutlook, Use},
+    Action, Settings, Snapshot, Target,
+    control::{
+        ClusterOutlook, EndpointOutlook, Explanation, Question, RouteOutlook, TargetOutlook, Use,
+    },
 };
 use outrigger_iptables::{
     Explained, Refusal,
@@ -53,16 +55,30 @@ impl Onward {
                 "no route holds: the proxy passes it on to {destination}"
             ));
         };
-        let name = &decision.name;
-        Self::File(match &decision.target {
-            Target::OriginalDestination => {
-                format!("route {name} holds: the proxy passes it on to {destination}")
+        let place = |target: &Target| match target {
+            Target::OriginalDestination => destination.to_string(),
+            Target::Cluster(cluster) => format!("cluster {}", cluster.name),
+        };
+        let then = match decision.action() {
+            Action::Forward([branch]) => {
+                format!("the proxy passes it on to {}", place(&branch.target))
             }
-            Target::Cluster(cluster) => format!(
-                "route {name} holds: the proxy passes it on to cluster {}",
-                cluster.name
-            ),
-        })
+            Action::Forward(branches) => {
+                let shares = branches.iter();
+                let shares = shares.map(|b| format!("{} ({})", place(&b.target), b.weight));
+                let shares = shares.collect::<Vec<_>>().join(", ");
+                format!("the proxy splits such traffic by weight: {shares}")
+            }
+            Action::Redirect(redirect) => {
+                format!("the proxy redirects its client ({})", redirect.code.0)
+            }
+            Action::Respond(respond) => format!("the proxy answers {} itself", respond.status),
+        };
+        let number = decision.index + 1;
+        Self::File(format!(
+            "route {} (number {number}) holds: {then}",
+            decision.name
+        ))
     }
 
     pub(super) fn is_unseen(&self) -> bool {
@@ -122,10 +138,15 @@ fn tell(explained: &Explained, question: &Question) {
     if let Some(route) = &explanation.route {
         tell_route(route);
     }
-    match &explanation.cluster {
-        Some(cluster) => tell_cluster(cluster),
-        None => {
-            println!("  no policy applies: no limit, breaker or health check stands in its way")
+    for target in &explanation.targets {
+        if explanation.targets.len() > 1 {
+            println!("  {} %: {}", target.share_percent, to_target(target));
+        }
+        match &target.cluster {
+            Some(cluster) => tell_cluster(cluster, target, question),
+            None => {
+                println!("  no policy applies: no limit, breaker or health check stands in its way")
+            }
         }
     }
     let Use { now, max } = explanation.connections;
@@ -138,25 +159,27 @@ fn tell(explained: &Explained, question: &Question) {
             explanation.undecided.join(", ")
         );
     }
-    if let Some(cluster) = &explanation.cluster
-        && !cluster.has_key
-        && ["ring_hash", "maglev"].contains(&&*cluster.load_balancer)
-        && explanation.refusal.is_none()
-        && question.client.is_none()
-    {
-        println!(
-            "  {} goes by a key that such a request does not have: a header or cookie (--header), or the client's address (--from)",
-            cluster.load_balancer
-        );
-    }
 }
 
 fn first_sentence(explanation: &Explanation) -> String {
-    let route = match &explanation.route {
-        Some(route) => format!("Route {} (number {}) holds", route.name, route.index + 1),
-        None => "No route holds".into(),
+    let Some(route) = &explanation.route else {
+        let to = explanation.targets.first().map(to_target);
+        return format!("No route holds: {}.", to.unwrap_or_default());
     };
-    let cluster = explanation.cluster.as_ref();
+    let then = match (&explanation.targets[..], route.answer) {
+        (_, Some(status)) => format!("the proxy answers {status} itself"),
+        ([target], None) => to_target(target),
+        (targets, None) => format!("such traffic is split among {} targets", targets.len()),
+    };
+    format!(
+        "Route {} (number {}) holds: {then}.",
+        route.name,
+        route.index + 1
+    )
+}
+
+fn to_target(target: &TargetOutlook) -> String {
+    let cluster = target.cluster.as_ref();
     let to = match cluster {
         None => "it is passed on to where it was dialled".into(),
         Some(cluster) if cluster.is_default => {
@@ -164,14 +187,13 @@ fn first_sentence(explanation: &Explanation) -> String {
         }
         Some(cluster) => format!("it goes to cluster {}", cluster.name),
     };
-    let then = match (&explanation.refusal, cluster.and_then(|c| c.chosen)) {
-        (Some(refusal), _) => format!(", which REFUSES it now: {}", because(refusal)),
+    match (&target.refusal, cluster.and_then(|c| c.chosen)) {
+        (Some(refusal), _) => format!("{to}, which is REFUSED now: {}", because(refusal)),
         (None, Some(chosen)) if cluster.is_some_and(|c| !c.is_default) => {
-            format!(", there to {chosen}")
+            format!("{to}, there to {chosen}")
         }
-        (None, _) => String::new(),
-    };
-    format!("{route}: {to}{then}.")
+        (None, _) => to,
+    }
 }
 
 /// The reason, and its word in metrics and logs.
@@ -201,7 +223,9 @@ fn tell_route(route: &RouteOutlook) {
     };
     println!("  the route asks for {asked}");
     if let Value::Object(keys) = &route.policy {
-        let more = keys.iter().filter(|(key, _)| *key != "cluster");
+        let more = keys
+            .iter()
+            .filter(|(key, _)| !["cluster", "split"].contains(&&***key));
         let more: Vec<_> = more.map(|(key, value)| format!("{key} {value}")).collect();
         if !more.is_empty() {
             println!("  it says besides: {}", more.join(", "));
@@ -209,7 +233,7 @@ fn tell_route(route: &RouteOutlook) {
     }
 }
 
-fn tell_cluster(cluster: &ClusterOutlook) {
+fn tell_cluster(cluster: &ClusterOutlook, target: &TargetOutlook, question: &Question) {
     let eligible = cluster.endpoints.iter().filter(|e| e.is_eligible).count();
     let how = match (&*cluster.load_balancer, cluster.has_key) {
         ("round_robin", _) => "one after the other, by weight",
@@ -229,6 +253,12 @@ fn tell_cluster(cluster: &ClusterOutlook) {
         cluster.endpoints.len() + cluster.omitted,
         if cluster.omitted > 0 { " at least" } else { "" }
     );
+    let is_by_key = ["ring_hash", "maglev"].contains(&&*cluster.load_balancer);
+    if is_by_key && !cluster.has_key && target.refusal.is_none() && question.client.is_none() {
+        println!(
+            "  the key would be a header or cookie (--header), or the client's address (--from)"
+        );
+    }
     if cluster.is_panicking {
         println!("  so few are well that all are used (panic_threshold)");
     }

@@ -70,7 +70,9 @@ fn route_cluster_and_endpoint_are_the_running_proxys_own() {
     let explanation = &before.json["onward"]["explanation"];
     assert_eq!(explanation["route"]["name"], "api", "{before:?}");
     assert_eq!(explanation["route"]["matches"]["host"], "*.internal");
-    let endpoints = explanation["cluster"]["endpoints"].as_array().unwrap();
+    let endpoints = explanation["targets"][0]["cluster"]["endpoints"]
+        .as_array()
+        .unwrap();
     assert_eq!(endpoints.len(), 2, "{before:?}");
     assert!(
         endpoints
@@ -92,7 +94,7 @@ fn route_cluster_and_endpoint_are_the_running_proxys_own() {
     );
     assert_eq!(dead["breaker"], "tripped");
     assert_eq!(
-        after.json["onward"]["explanation"]["cluster"]["chosen"],
+        after.json["onward"]["explanation"]["targets"][0]["cluster"]["chosen"],
         "10.77.0.2:80"
     );
 
@@ -121,7 +123,7 @@ fn a_key_names_the_endpoint_and_without_a_word_of_the_request_nothing_is_guessed
         let line =
             format!("explain 10.77.0.2:80 --host keyed.example --header x-user:{user} --json");
         let told = ctl(&pair.app, &line);
-        let chosen = &told.json["onward"]["explanation"]["cluster"]["chosen"];
+        let chosen = &told.json["onward"]["explanation"]["targets"][0]["cluster"]["chosen"];
         chosen
             .as_str()
             .unwrap_or_else(|| panic!("{told:?}"))
@@ -235,7 +237,8 @@ fn an_answer_that_trickles_is_given_up() {
 }
 
 fn endpoint<'a>(told: &'a Outcome, address: &str) -> &'a serde_json::Value {
-    let endpoints = told.json["onward"]["explanation"]["cluster"]["endpoints"].as_array();
+    let endpoints =
+        told.json["onward"]["explanation"]["targets"][0]["cluster"]["endpoints"].as_array();
     let endpoints = endpoints.unwrap_or_else(|| panic!("{told:?}"));
     endpoints
         .iter()

@@ -84,10 +84,8 @@ pub struct Explanation {
     /// Where nothing is said of what the connection carries: routes that would come before, and hold
     /// for some of what it may carry.
     pub undecided: Vec<String>,
-    /// None: it is passed on to where it was dialled, under no policy.
-    pub cluster: Option<ClusterOutlook>,
-    /// Why it would be refused at once, as in the access log: `no_endpoint`, `overflow`, `loop` …
-    pub refusal: Option<String>,
+    /// Where it may go, by the part of such traffic; none if the route answers it itself.
+    pub targets: Vec<TargetOutlook>,
     /// The connections that the proxy carries, and how many it takes.
     pub connections: Use,
 }
@@ -101,8 +99,22 @@ pub struct RouteOutlook {
     pub name: String,
     /// What it asks for, each of which holds; as written in the file.
     pub matches: Value,
-    /// What else it does, as written in the file.
+    /// What it does, as written in the file.
     pub policy: Value,
+    /// What the proxy itself answers, of a route that sends nothing on.
+    pub answer: Option<u16>,
+}
+
+/// One of the places that it may go to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetOutlook {
+    /// How much of such traffic the route sends here.
+    pub share_percent: f64,
+    /// None: where it was dialled, under no policy.
+    pub cluster: Option<ClusterOutlook>,
+    /// Why it would be refused at once, as in the access log: `no_endpoint`, `overflow`, `loop` …
+    pub refusal: Option<String>,
 }
 
 /// The cluster that it goes to.

@@ -26,7 +26,10 @@ pub use cluster::{
     ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
-pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use route::{
+    Abort, Condition, Delay, Fault, HeaderEdits, Match, Methods, Mirror, ORIGINAL_DESTINATION,
+    PathMatch, Redirect, RedirectCode, RegexRewrite, Respond, Rewrite, Route, Scheme, Share,
+};
 pub use supervisor::Supervisor;
 
 /// A key's path and what is wrong with its value.

@@ -164,15 +164,26 @@ impl Cluster {
             .original_destination
             .as_ref()
             .map_or(1, |o| o.max_destinations.get());
-        destinations.at(destination, max, now, || {
-            // Read under the lock, so that `update` does not miss it.
-            let policy = self.hosts.load().policy.clone();
-            let seed = hash_of(destination.to_string().as_bytes());
-            let counts = self.counts.clone();
-            let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
-            cluster.set_endpoints(&[Described::at(destination)], false, now);
-            Arc::new(cluster)
-        })
+        destinations.at(destination, max, now, || self.of(destination, now))
+    }
+
+    /// As [`Self::at`], but nothing is kept that was not before.
+    pub(crate) fn glance_at(self: &Arc<Self>, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        let Some(destinations) = &self.destinations else {
+            return self.clone();
+        };
+        let known = destinations.find(destination);
+        known.unwrap_or_else(|| self.of(destination, now))
+    }
+
+    fn of(&self, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        // Read when it is made, under the lock of who keeps it, so that `update` does not miss it.
+        let policy = self.hosts.load().policy.clone();
+        let seed = hash_of(destination.to_string().as_bytes());
+        let counts = self.counts.clone();
+        let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
+        cluster.set_endpoints(&[Described::at(destination)], false, now);
+        Arc::new(cluster)
     }
 
     /// The clusters of the original destinations in use.
@@ -285,6 +296,16 @@ impl Cluster {
         hosts.members.iter().map(|m| m.endpoint.clone()).collect()
     }
 
+    /// The name that the endpoint at `address` is asked by, if it has one.
+    pub fn hostname(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts.load();
+        let mut members = hosts.members.iter();
+        members
+            .find(|m| m.endpoint.address == address)?
+            .hostname
+            .clone()
+    }
+
     /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
     pub fn subset(&self, labels: &Labels, now: Instant) -> Subset {
         let mut control = self.lock();
@@ -347,6 +368,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
+                hostname: one.hostname.as_deref().map(Into::into),
             });
         }
         for (address, (endpoint, since)) in left {

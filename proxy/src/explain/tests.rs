@@ -61,13 +61,19 @@ fn the_route_its_reason_and_its_cluster_are_told() {
         route.matches
     );
     assert_eq!(route.policy["cluster"], "api");
-    let cluster = told.cluster.expect("a cluster");
+    let [target] = &told.targets[..] else {
+        panic!("one target: {:?}", told.targets);
+    };
+    let cluster = target.cluster.as_ref().expect("a cluster");
     assert_eq!(
         (&*cluster.load_balancer, cluster.has_key),
         ("ring_hash", false)
     );
-    assert_eq!(cluster.chosen, None);
-    assert_eq!((told.refusal, told.config_generation), (None, 2));
+    assert_eq!(
+        (cluster.chosen, &target.refusal, cluster.is_default),
+        (None, &None, false)
+    );
+    assert_eq!((target.share_percent, told.config_generation), (100.0, 2));
 }
 
 #[test]
@@ -77,9 +83,8 @@ fn a_key_chooses_the_endpoint_that_real_requests_with_it_go_to() {
     let rng = crate::cluster::Rng::new(1);
     for user in ["ada", "bob", "cleo", "dan"] {
         let question = asking("203.0.113.7:80", "a.internal", &[("X-User", user)]);
-        let told = explain(&shared, &question, Instant::now())
-            .cluster
-            .expect("a cluster");
+        let told = explain(&shared, &question, Instant::now());
+        let told = told.targets[0].cluster.as_ref().expect("a cluster");
         let context = crate::cluster::PickContext {
             hash: Some(crate::cluster::hash_of(user.as_bytes())),
             ..Default::default()
@@ -96,7 +101,7 @@ fn a_key_chooses_the_endpoint_that_real_requests_with_it_go_to() {
 fn what_would_be_refused_is_told_with_the_word_of_the_log() {
     let shared = shared(CLUSTERS);
     let told = explain(&shared, &about("203.0.113.9:443"), Instant::now());
-    assert_eq!(told.refusal.as_deref(), Some("no_endpoint"));
+    assert_eq!(told.targets[0].refusal.as_deref(), Some("no_endpoint"));
     let route = told.route.expect("a route");
     assert_eq!((route.index, &*route.name), (1, "route-2"));
 }
@@ -105,7 +110,11 @@ fn what_would_be_refused_is_told_with_the_word_of_the_log() {
 fn without_a_word_of_its_contents_the_routes_that_might_hold_are_named() {
     let shared = shared(CLUSTERS);
     let told = explain(&shared, &about("203.0.113.7:80"), Instant::now());
-    assert_eq!((told.route, told.cluster, told.refusal), (None, None, None));
+    assert_eq!(told.route, None);
+    assert_eq!(
+        (&told.targets[0].cluster, &told.targets[0].refusal),
+        (&None, &None)
+    );
     assert_eq!(told.undecided, ["api"]);
     // On another port that route holds for nothing.
     let told = explain(&shared, &about("203.0.113.7:81"), Instant::now());
@@ -135,4 +144,52 @@ fn a_question_asked_again_and_again_leaves_no_trace() {
         assert_eq!((requests, endpoint.active()), (0, 0));
     }
     assert_eq!(shared.registry.count(), 0);
+}
+
+#[test]
+fn a_split_is_told_target_by_target_and_an_answer_as_one() {
+    let shared = shared(
+        "
+clusters:
+- { name: old, endpoints: [{ address: '192.0.2.1:80' }] }
+- { name: new, endpoints: [{ address: '192.0.2.2:80' }] }
+routes:
+- { match: { path: { exact: /gone } }, respond: { status: 410 } }
+- { match: { port: 80 }, split: [{ cluster: old, weight: 9 }, { cluster: new, weight: 1 }] }
+",
+    );
+    let mut question = asking("203.0.113.7:80", "svc", &[]);
+    let told = explain(&shared, &question, Instant::now());
+    let targets: Vec<_> = told
+        .targets
+        .iter()
+        .map(|t| (t.cluster.as_ref().map(|c| &*c.name), t.share_percent))
+        .collect();
+    assert_eq!(targets, [(Some("old"), 90.0), (Some("new"), 10.0)]);
+
+    question.request.as_mut().expect("a request").path = Some("/gone".into());
+    let told = explain(&shared, &question, Instant::now());
+    assert_eq!(told.route.expect("a route").answer, Some(410));
+    assert!(told.targets.is_empty());
+}
+
+#[test]
+fn a_destination_that_nobody_uses_is_foretold_under_the_defaults_and_not_remembered() {
+    let now = Instant::now();
+    let settings = outrigger_config::parse("defaults: { circuit_breaker: { max_requests: 7 } }")
+        .expect("good settings");
+    let timeout = settings.timeouts.connect;
+    let defaults = settings
+        .defaults
+        .as_cluster(timeout)
+        .expect("they ask for something");
+    let cluster = crate::cluster::Cluster::new(defaults.clone().into(), Default::default(), 1, now);
+    let onward = Onward::new(cluster.clone(), &defaults, None);
+    let to = "203.0.113.7:80".parse().expect("an address");
+    let (outlook, failure) = onward.outlook(to, None, &NoHeaders, &Labels::new(), now);
+    assert_eq!(
+        (outlook.requests.max, outlook.chosen, failure),
+        (7, Some(to), None)
+    );
+    assert!(cluster.destinations().is_empty());
 }

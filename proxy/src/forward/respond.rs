@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, route::Answer};
 
 /// The name of this proxy in `Proxy-Status`.
 const NAME: &str = "outrigger";
@@ -43,6 +43,47 @@ pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
         headers.insert(HeaderName::from_static("proxy-status"), status);
     }
     (head, body.into())
+}
+
+/// A route's own answer. Its connection goes on if `keeps_client`.
+pub fn http1_answer(answer: &Answer, is_head: bool, keeps_client: bool) -> Vec<u8> {
+    let status = answer.status.as_u16();
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status)).into_bytes();
+    for (name, value) in &answer.headers {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    if !answer.is_bodiless() {
+        head.extend_from_slice(format!("content-length: {}\r\n", answer.body.len()).as_bytes());
+    }
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    head.extend_from_slice(format!("proxy-status: {status}\r\n").as_bytes());
+    if !keeps_client {
+        head.extend_from_slice(b"connection: close\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    if !is_head {
+        head.extend_from_slice(&answer.body);
+    }
+    head
+}
+
+/// The same for HTTP/2: the head, to which the body is added but for HEAD.
+pub fn http2_answer(answer: &Answer) -> Response<()> {
+    let mut head = Response::new(());
+    *head.status_mut() = answer.status;
+    let headers = head.headers_mut();
+    headers.clone_from(&answer.headers);
+    if !answer.is_bodiless() {
+        headers.insert(header::CONTENT_LENGTH, answer.body.len().into());
+    }
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    if let Ok(status) = HeaderValue::try_from(status) {
+        headers.insert(HeaderName::from_static("proxy-status"), status);
+    }
+    head
 }
 
 fn body(failure: Failure) -> String {

@@ -17,7 +17,7 @@ use super::{
     request::RequestHead,
     upload::{Upload, UploadEnd},
 };
-use crate::{buffer::Buffer, upstream::poll_disturbed, worker::Worker};
+use crate::{buffer::Buffer, route::HeaderEdits, upstream::poll_disturbed, worker::Worker};
 
 pub(super) struct Attempt<'a> {
     pub(super) worker: &'a Worker,
@@ -30,6 +30,8 @@ pub(super) struct Attempt<'a> {
     pub(super) input: &'a mut Buffer,
     pub(super) overflow: &'a mut Buffer,
     pub(super) output: &'a mut Buffer,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
     pub(super) progress: &'a Progress,
 }
@@ -70,6 +72,7 @@ impl Attempt<'_> {
             upstream,
             output: self.output,
             request: self.request,
+            edits: self.edits,
             set_cookie: self.set_cookie,
             progress,
         };

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{
     body::Body,
-    head,
+    edit, head,
     io::{read, write_some},
     progress::Progress,
     request::{Method, RequestHead},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     buffer::Buffer,
     forward::splice::{self, splice_exact},
+    route::HeaderEdits,
     worker::Worker,
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Download<'a> {
     /// Taken from the pool when an answer arrives, and left with what follows it.
     pub(super) output: &'a mut Buffer,
     pub(super) request: &'a RequestHead,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     /// To be added to the answer.
     pub(super) set_cookie: Option<&'a str>,
     pub(super) progress: &'a Progress,
@@ -77,6 +80,9 @@ impl Download<'_> {
         };
         let keeps_client =
             self.request.keeps_alive && head.keeps_alive && !self.worker.drain.has_started();
+        if let Some(edits) = self.edits {
+            edit::response(&mut head, edits, self.output.filled());
+        }
         if let Some(cookie) = self.set_cookie {
             head.add_line("Set-Cookie", cookie);
         }

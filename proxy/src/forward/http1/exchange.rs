@@ -6,8 +6,9 @@ use std::{io, mem, time::Instant};
 use super::{
     Next, OwnedLease, Session,
     attempt::{Attempt, AttemptEnd},
-    body::Body,
-    download::Answer,
+    body::{Body, Framing},
+    download::Answer as Answered,
+    edit, mirror,
     progress::Progress,
     record::Outcome,
     request::RequestHead,
@@ -19,7 +20,7 @@ use crate::{
     dispatch::{Dialled, Hop, Key, Target, Way},
     failure::Failure,
     forward::opaque,
-    route::Routed,
+    route::{self, Answer, Copy, Routed},
     upstream::Lease,
 };
 
@@ -31,10 +32,10 @@ struct Buffers {
 }
 
 /// A request's body, as far as it is in the input.
-struct Arrived {
+pub(super) struct Arrived {
     /// What is still to come.
-    body: Body,
-    count: usize,
+    pub(super) body: Body,
+    pub(super) count: usize,
 }
 
 impl Session {
@@ -54,6 +55,12 @@ impl Session {
         let key;
         (outcome.routed, key) = self.route(&head);
         // What its route answers itself or does not admit ends here.
+        match self.answer_of_route(&head, &outcome.routed).await {
+            Ok(None) => {}
+            Ok(Some(answer)) => return self.answer(head, &arrived, answer, outcome).await,
+            Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
+        }
+        let mut copies = self.prepare(&mut head, &arrived, &outcome.routed);
         let target = &outcome.routed.target;
         let reached = self
             .upstream_for(&head, target, &key, is_whole, outcome.started)
@@ -63,11 +70,27 @@ impl Session {
             Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
         };
         let mut buffers = Buffers::default();
+        if is_whole {
+            self.mirror(&mut copies, &head, head.len + arrived.count);
+        }
         loop {
+            if let Some(host) = outcome.routed.auto_host(lease.upstream.peer) {
+                edit::set_host(&mut head, host.as_bytes(), &mut self.input);
+            }
             let progress = Progress::new(head.len + arrived.count);
             let end = self
-                .attempt(&head, arrived.body, &lease, &key, &mut buffers, &progress)
+                .attempt(
+                    &head,
+                    arrived.body,
+                    &lease,
+                    (&outcome.routed, &key),
+                    &mut buffers,
+                    &progress,
+                )
                 .await;
+            if progress.is_request_complete.get() && !progress.has_streamed.get() {
+                self.mirror(&mut copies, &head, progress.in_input.get());
+            }
             outcome.add(&lease, &progress);
             hop.report_end(&end, &lease, &progress);
             let ended = match end {
@@ -135,6 +158,66 @@ impl Session {
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
+    }
+
+    /// What the request's route answers in an upstream's place, after the delay that it may ask for.
+    async fn answer_of_route(
+        &self,
+        head: &RequestHead,
+        routed: &Routed,
+    ) -> Result<Option<Answer>, Failure> {
+        if routed.route.is_none() {
+            return Ok(None);
+        }
+        let bytes = self.input.filled();
+        let lines = head.lines(bytes);
+        let fault = routed.fault(Some(&lines), &self.connection.worker.rng);
+        if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay) {
+            // Seldom, and large while it lasts.
+            Box::pin(route::wait(delay, &self.client)).await?;
+        }
+        if let Some(abort) = fault.and_then(|fault| fault.abort) {
+            return Ok(Some(abort));
+        }
+        let original = self.connection.original.0.to_string();
+        let authority = head.host(bytes).unwrap_or(original.as_bytes());
+        Ok(routed.answer(&lines.as_request(), authority))
+    }
+
+    /// Makes of the head what the route wants sent on, and tells of which copies are to be made. So
+    /// that they can be, a body that is yet to come stays in the input.
+    fn prepare(&mut self, head: &mut RequestHead, arrived: &Arrived, routed: &Routed) -> Vec<Copy> {
+        let Some(route) = &routed.route else {
+            return Vec::new();
+        };
+        if route.edits_request() {
+            edit::request(head, route, &mut self.input);
+        }
+        if !mirror::can_be_copied(head) {
+            return Vec::new();
+        }
+        let mut copies = routed.copies(&self.connection.worker.rng);
+        if let Framing::Length(length) = head.framing {
+            copies.retain(|copy| length <= copy.max_body_bytes as u64);
+        }
+        let largest = copies.iter().map(|copy| copy.max_body_bytes).max();
+        if let Some(largest) = largest.filter(|_| !arrived.body.is_done()) {
+            let length = match head.framing {
+                Framing::Length(length) => length as usize,
+                Framing::Chunked | Framing::UntilClose => largest,
+            };
+            // One byte more than all of it, for there is space while more is read.
+            self.input.grow(head.len + length + 1);
+        }
+        copies
+    }
+
+    /// Sends the copies of a request that is whole within the first `len` bytes of the input.
+    fn mirror(&self, copies: &mut Vec<Copy>, head: &RequestHead, len: usize) {
+        for copy in copies.drain(..) {
+            let request = &self.input.filled()[..len];
+            mirror::send(&self.connection, self.settings.limits, &copy, head, request);
+        }
     }
 
     /// An upstream connection that may carry the request.
@@ -210,7 +293,7 @@ impl Session {
         head: &RequestHead,
         body: Body,
         lease: &Lease,
-        key: &Key,
+        (routed, key): (&Routed, &Key),
         buffers: &mut Buffers,
         progress: &Progress,
     ) -> AttemptEnd {
@@ -224,6 +307,10 @@ impl Session {
             input: &mut self.input,
             overflow: &mut buffers.overflow,
             output: &mut buffers.output,
+            edits: routed
+                .route
+                .as_ref()
+                .and_then(|r| r.response_headers.as_ref()),
             set_cookie: key.set_cookie.as_deref(),
             progress,
         };
@@ -235,7 +322,7 @@ impl Session {
         &mut self,
         head: &RequestHead,
         mut lease: Lease,
-        answer: &Answer,
+        answer: &Answered,
         buffers: &Buffers,
         progress: &Progress,
         outcome: &Outcome,

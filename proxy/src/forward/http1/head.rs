@@ -159,7 +159,7 @@ fn offset(whole: &[u8], part: &[u8]) -> usize {
 }
 
 /// Replacements in a head, in the order of their places. Most heads have none.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edits(Vec<(Range<usize>, Vec<u8>)>);
 
 impl Edits {
@@ -186,6 +186,15 @@ impl Edits {
         for (at, with) in self.0.iter().rev() {
             buffer.replace(at.clone(), with);
         }
+    }
+
+    /// Where what begins at `start` does after the edits, be it that one of them replaces it.
+    pub(super) fn moved_start(&self, start: usize) -> usize {
+        let before = self
+            .0
+            .iter()
+            .filter(|(at, _)| at.end <= start && at.start < start);
+        before.fold(start, |place, (at, with)| place - at.len() + with.len())
     }
 
     /// Where a place that no edit touches lies after the edits.

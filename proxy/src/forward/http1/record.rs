@@ -1,27 +1,33 @@
 //! How a request went, told once it is over; and refusals, which are told to the client as well.
 
 use std::{
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use super::{
     Next, Session,
+    exchange::Arrived,
+    head::Version,
     io::write_some,
     progress::Progress,
-    request::{self, RequestHead},
+    request::{self, Method, RequestHead},
 };
 use crate::{
     failure::Failure,
     forward::respond,
     observe::{Protocol, Record},
-    route::Routed,
+    route::{Answer, Routed},
     upstream::Lease,
 };
 
 /// How long a client may take to accept a response of ours, which fits every socket buffer that is
 /// not full already.
 const REFUSAL_TAKES: Duration = Duration::from_secs(1);
+
+/// The same for an answer of a route's, which may be larger than a socket buffer.
+const ANSWER_TAKES: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub(super) struct Outcome {
@@ -82,6 +88,45 @@ impl Session {
         };
         self.record(head, &outcome);
         next
+    }
+
+    /// Answers the request that begins the input in an upstream's place, and records it.
+    pub(super) async fn answer(
+        &mut self,
+        head: RequestHead,
+        arrived: &Arrived,
+        answer: Answer,
+        mut outcome: Outcome,
+    ) -> Next {
+        let keeps_client = head.keeps_alive
+            && head.version == Version::Http11
+            && arrived.body.is_done()
+            && !self.connection.worker.drain.has_started();
+        let is_head = head.method == Method::Head;
+        let response = respond::http1_answer(&answer, is_head, keeps_client);
+        outcome.failure = answer.failure;
+        outcome.status = Some(answer.status.as_u16());
+        let sent = tokio::time::timeout(ANSWER_TAKES, async {
+            let mut sent = 0;
+            while sent < response.len() {
+                sent += write_some(&self.client, &response[sent..]).await?;
+                outcome.sent = sent as u64;
+            }
+            io::Result::Ok(())
+        });
+        let is_sent = matches!(sent.await, Ok(Ok(())));
+        if !is_sent {
+            outcome.failure = Some(Failure::ClientClosed);
+        }
+        self.record(Some(&head), &outcome);
+        match (is_sent, keeps_client) {
+            (false, _) => Next::Reset,
+            (true, true) => {
+                self.input.consume(head.len + arrived.count);
+                Next::Request
+            }
+            (true, false) => Next::Linger,
+        }
     }
 
     async fn tell(&self, failure: Failure) -> u64 {

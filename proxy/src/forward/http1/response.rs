@@ -88,6 +88,11 @@ impl ResponseHead {
         self.status < 200 && self.status != 101
     }
 
+    /// The head, which begins `bytes`, and the edits that are yet to be applied.
+    pub(super) fn parts<'a>(&'a mut self, bytes: &'a [u8]) -> (&'a [u8], &'a mut Edits) {
+        (&bytes[..self.len], &mut self.edits)
+    }
+
     /// Adds a line, with the edits that are yet to be applied.
     pub(super) fn add_line(&mut self, name: &str, value: &str) {
         let end = self.len - b"\r\n".len();

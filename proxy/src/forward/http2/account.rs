@@ -4,7 +4,7 @@ use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 
-use super::{peers::Peers, sessions::Place};
+use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
@@ -21,6 +21,10 @@ pub(super) struct Account {
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
+    /// What the client asked for, if its route has changed that.
+    pub(super) asked: Option<Box<Asked>>,
+    /// To be sent when the request is whole.
+    pub(super) copies: Option<Box<Copies>>,
     started: Instant,
     upstream: Option<SocketAddr>,
     is_reused: bool,
@@ -43,6 +47,8 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            asked: None,
+            copies: None,
             head,
         }
     }
@@ -93,13 +99,20 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.peers.client.connection;
-        let uri = &self.head.uri;
+        let uri = self
+            .asked
+            .as_ref()
+            .map_or(&self.head.uri, |asked| &asked.uri);
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
-        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = match &self.asked {
+            Some(asked) => asked.host.as_ref(),
+            None => self.head.headers.get(HOST),
+        };
+        let host = host.map(HeaderValue::as_bytes);
         connection.record(&Record {
             protocol: Protocol::Http2,
             client: connection.client,

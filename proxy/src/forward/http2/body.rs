@@ -7,6 +7,7 @@
 //! frames, and small ones can be joined here.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -33,6 +34,8 @@ pub(super) struct Body {
     /// Set once the source has been read to its end.
     end: Option<End>,
     kept: Option<Kept>,
+    /// Whoever makes copies of it.
+    copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
 }
@@ -68,6 +71,7 @@ impl Body {
             acknowledged: 0,
             end: None,
             kept: None,
+            copy: None,
             has_sent: false,
             received: 0,
         }
@@ -77,6 +81,11 @@ impl Body {
     pub(super) fn replayable(mut self) -> Self {
         self.kept = Some(Kept::default());
         self
+    }
+
+    /// Has `copy` see what is read from the source, from the first byte on.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        self.copy = Some(copy);
     }
 
     /// Bytes read from the source.
@@ -121,8 +130,11 @@ impl Body {
             match ready!(self.source.poll_data(cx)) {
                 Some(Ok(chunk)) => {
                     self.received += chunk.len() as u64;
+                    if let Some(copy) = &self.copy {
+                        copy.borrow_mut().add(&chunk);
+                    }
                     if self.source.is_end_stream() {
-                        self.end = Some(End::Data);
+                        self.note_end(End::Data);
                     }
                     if is_blocked || !self.has_room(chunk.len(), sink) {
                         self.window.hold(chunk.len());
@@ -139,12 +151,22 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.end = Some(End::Trailers(Box::new(trailers))),
-                    Ok(None) => self.end = Some(End::Data),
+                    Ok(Some(trailers)) => self.note_end(End::Trailers(Box::new(trailers))),
+                    Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
             }
         }
+    }
+
+    fn note_end(&mut self, end: End) {
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().end(match &end {
+                End::Data => None,
+                End::Trailers(trailers) => Some(trailers),
+            });
+        }
+        self.end = Some(end);
     }
 
     /// Whether `sink` takes `len` bytes now. The first chunk of a body, at most one frame, always

@@ -19,6 +19,8 @@ use outrigger_config::{Headers, HttpRequest};
 use super::{
     account::Account,
     body::Body,
+    edit,
+    mirror::{Copies, Recorded},
     peers::RunningExchange,
     relay::{Relay, Relayed, UpstreamStream, failure_of, reason_to_tell},
     session::Unsent,
@@ -30,6 +32,7 @@ use crate::{
     dispatch::{Key, Tried, Way, without_port},
     failure::Failure,
     forward::respond,
+    route,
 };
 
 /// How often a request that was not processed is sent again; then its client is told, and may try
@@ -53,6 +56,9 @@ pub(super) fn run(
     let mut account = Account::open(peers.clone(), head);
     async move {
         let failure = forward(&mut upload, &mut client, &mut account).await.err();
+        if let Some(copies) = account.copies.take() {
+            copies.send(&account.peers);
+        }
         account.close(failure);
         drop(running);
     }
@@ -96,6 +102,12 @@ async fn begin(
     let mut tried = Tried::default();
     let key = route(account);
     // What its route answers itself or does not admit ends here.
+    if account.routed.route.is_some() {
+        if let Some(answer) = answer_of_route(client, account).await? {
+            return send_answer(client, account, answer);
+        }
+        prepare(upload, account);
+    }
     match way(account, &key).choose() {
         Ok(hop) => account.hop = Some(hop),
         Err(failure) => return Err(refuse(client, account, failure)),
@@ -116,6 +128,9 @@ async fn begin(
                 Err(failure) => return Err(refuse(client, account, failure)),
             },
         };
+        if let Some(host) = account.routed.auto_host(place.session.peer) {
+            edit::set_host(account, &host);
+        }
         let is_end = !upload.has_body();
         let (response, sink) = match place.session.send(outgoing(&account.head), is_end) {
             Ok(stream) => stream,
@@ -141,6 +156,10 @@ async fn begin(
         let error = match answer.await {
             Answer::Response(mut response) => {
                 account.report(Outcome::of_status(response.status().as_u16()));
+                let route = account.routed.route.as_ref();
+                if let Some(edits) = route.and_then(|r| r.response_headers.as_ref()) {
+                    edits.apply(response.headers_mut());
+                }
                 let cookie = key.set_cookie.as_deref().map(HeaderValue::try_from);
                 if let Some(Ok(cookie)) = cookie {
                     response.headers_mut().append(SET_COOKIE, cookie);
@@ -186,20 +205,103 @@ fn route(account: &mut Account) -> Key {
     if !connection.worker.has_routes() {
         return Key::default();
     }
-    let head = &account.head;
-    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
-    let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
-    let headers = Lines(&head.headers);
-    let routed = connection.route_request(HttpRequest {
-        host: authority.or(host).and_then(without_port),
-        method: head.method.as_str(),
-        path: head.uri.path_and_query().map(|p| p.as_str().as_bytes()),
-        headers: &headers,
-    });
+    let headers = Lines(&account.head.headers);
+    let routed = connection.route_request(as_request(&account.head, &headers));
     let client = connection.client.0.ip();
     let key = routed.target.key(&connection.worker, client, &headers);
     account.routed = routed;
     key
+}
+
+/// As routes see it.
+fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'a>) -> HttpRequest<'a> {
+    HttpRequest {
+        host: authority(head).and_then(without_port),
+        method: head.method.as_str(),
+        path: head.uri.path_and_query().map(|p| p.as_str().as_bytes()),
+        headers,
+    }
+}
+
+/// The host that a request names, with its port.
+fn authority(head: &Parts) -> Option<&[u8]> {
+    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
+    authority.or(head.headers.get(HOST).map(HeaderValue::as_bytes))
+}
+
+/// What the request's route answers in an upstream's place, after the delay that it may ask for.
+async fn answer_of_route(
+    client: &mut SendResponse<Bytes>,
+    account: &Account,
+) -> Result<Option<route::Answer>, Failure> {
+    let connection = &account.peers.client.connection;
+    let headers = Lines(&account.head.headers);
+    let fault = account.routed.fault(Some(&headers), &connection.worker.rng);
+    if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay) {
+        let mut slept = Box::pin(tokio::time::sleep(delay));
+        let waited = poll_fn(|cx| match slept.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => poll_client_reset(cx, client).map(|_| Err(Failure::ClientClosed)),
+        });
+        waited.await?;
+    }
+    if let Some(abort) = fault.and_then(|fault| fault.abort) {
+        return Ok(Some(abort));
+    }
+    let original = connection.original.0.to_string();
+    let authority = authority(&account.head).unwrap_or(original.as_bytes());
+    let request = as_request(&account.head, &headers);
+    Ok(account.routed.answer(&request, authority))
+}
+
+/// Answers in an upstream's place, as the route wants it.
+fn send_answer(
+    client: &mut SendResponse<Bytes>,
+    account: &mut Account,
+    answer: route::Answer,
+) -> Result<Option<Relay>, Failure> {
+    let is_end = account.head.method == Method::HEAD || answer.body.is_empty();
+    let (head, ()) = respond::http2_answer(&answer).into_parts();
+    account.answered(&head);
+    let Ok(mut client) = client.send_response(Response::from_parts(head, ()), is_end) else {
+        return Err(Failure::ClientClosed);
+    };
+    if !is_end {
+        account.add_sent(answer.body.len() as u64);
+        // Fails only if the client is gone, and then nobody wants it.
+        let _ = client.send_data(answer.body, true);
+    }
+    answer.failure.map_or(Ok(None), Err)
+}
+
+/// Makes of the request what its route wants sent on, and tells of which copies are to be made.
+fn prepare(upload: &mut Upload, account: &mut Account) {
+    let Some(route) = account.routed.route.clone() else {
+        return;
+    };
+    if route.edits_request() {
+        edit::request(account, &route);
+    }
+    let copies = account
+        .routed
+        .copies(&account.peers.client.connection.worker.rng);
+    let largest = copies.iter().map(|copy| copy.max_body_bytes).max();
+    let Some(largest) = largest.filter(|_| account.head.method != Method::CONNECT) else {
+        return;
+    };
+    let body = upload.has_body().then(|| Recorded::up_to(largest));
+    let copies = Copies {
+        copies,
+        request: outgoing(&account.head),
+        body: body.clone(),
+    };
+    match body {
+        None => copies.send(&account.peers),
+        Some(body) => {
+            upload.copy_to(body);
+            account.copies = Some(Box::new(copies));
+        }
+    }
 }
 
 /// The header lines as routes see them.

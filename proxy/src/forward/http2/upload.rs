@@ -1,6 +1,10 @@
 //! The request's side of an exchange.
 
-use std::task::{Context, Poll};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -8,6 +12,7 @@ use h2::{Reason, SendStream};
 use super::{
     account::Account,
     body::{Body, Ended},
+    mirror::Recorded,
 };
 
 /// The request's body.
@@ -37,6 +42,13 @@ impl Upload {
 
     pub(super) fn has_body(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// Has `copy` see all of the body.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        if let Some(body) = &mut self.body {
+            body.copy_to(copy);
+        }
     }
 
     /// Relays; ready when the client has reset the stream.

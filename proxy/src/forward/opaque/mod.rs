@@ -18,7 +18,7 @@ use crate::{
     buffer::Buffer,
     cluster::Outcome,
     connection::Connection,
-    detect::{Detected, First},
+    detect::{ClientHello, Detected, First},
     dispatch::{Dialled, Way},
     failure::Failure,
     observe::{Protocol, Record},
@@ -30,7 +30,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let mut tunnel = Tunnel {
         connection,
         client,
-        routed: Routed::default(),
+        routed: first.routed.unwrap_or_default(),
         dialled: first.dialled,
         detected: first.detected,
         traffic: Traffic::default(),
@@ -70,10 +70,17 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, to_upstream: Buffer, to_client: Buffer) -> Result<(), Failure> {
         let connection = &self.connection;
-        self.routed = connection.route(self.sni());
-        // What its route does not admit ends here.
-        let target = &self.routed.target;
         let at_hand = self.dialled.take();
+        // A server that has spoken is the one to be spoken to, whatever its client says now.
+        if at_hand.is_none() || to_client.is_empty() && self.hello().is_some() {
+            let routed = connection.route(self.hello());
+            if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
+                self.routed = routed;
+                let rng = &connection.worker.rng;
+                self.routed.admit_opaque(rng, &self.client).await?;
+            }
+        }
+        let target = &self.routed.target;
         let mut dialled = match at_hand.filter(|d| d.hop.is_towards(target)) {
             Some(dialled) => dialled,
             None => {
@@ -104,9 +111,9 @@ impl Tunnel {
 }
 
 impl Tunnel {
-    fn sni(&self) -> Option<&str> {
+    fn hello(&self) -> Option<&ClientHello> {
         match &self.detected {
-            Detected::Tls { server_name } => server_name.as_deref(),
+            Detected::Tls(hello) => Some(hello),
             _ => None,
         }
     }
@@ -121,7 +128,7 @@ impl Drop for Tunnel {
             }
         }
         let protocol = match &self.detected {
-            Detected::Tls { .. } => Protocol::Tls,
+            Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
         self.connection.record(&Record {
@@ -132,7 +139,7 @@ impl Drop for Tunnel {
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
             upstream_reused: false,
             request: None,
-            sni: self.sni(),
+            sni: self.hello().and_then(|hello| hello.server_name.as_deref()),
             status: None,
             failure: self.failure,
             bytes_received: self.traffic.received.get(),

@@ -401,6 +401,7 @@ fn opaque_first(worker: &Worker) -> First {
         client_bytes: worker.buffers.take(),
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     }
 }
 
