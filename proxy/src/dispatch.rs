@@ -370,6 +370,18 @@ impl Hop {
         Ok(upstream)
     }
 
+    /// Whether anybody is interested in what comes of it.
+    pub fn is_watched(&self) -> bool {
+        self.picked.is_some()
+    }
+
+    /// The answer has begun, and does not tell yet what came of the request.
+    pub fn heard(&mut self, now: Instant) {
+        if let Some(picked) = &mut self.picked {
+            picked.heard(now);
+        }
+    }
+
     /// The request went to this peer, and this came of it.
     pub fn report(&mut self, outcome: Outcome, now: Instant) {
         if let Some(picked) = &mut self.picked {

@@ -247,6 +247,7 @@ impl Cluster {
             admission,
             adaptive,
             started: now,
+            heard: None,
             outcome: None,
             _permit: permit,
         })
@@ -463,11 +464,18 @@ pub struct Picked {
     admission: Admission,
     adaptive: Option<Arc<AdaptiveConcurrency>>,
     started: Instant,
+    /// When it began to answer, where that does not tell the outcome yet.
+    heard: Option<Instant>,
     outcome: Option<Outcome>,
     _permit: Permit,
 }
 
 impl Picked {
+    /// The answer has begun; its latency is told by this, its outcome later.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard.get_or_insert(now);
+    }
+
     /// The request has ended, or at least its answer's head is there.
     pub fn report(mut self, outcome: Outcome, now: Instant) {
         self.answered(outcome, now);
@@ -483,8 +491,9 @@ impl Picked {
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
+        let heard = self.heard.unwrap_or(now);
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
-            let latency = now.saturating_duration_since(self.started).as_micros() as u64;
+            let latency = heard.saturating_duration_since(self.started).as_micros() as u64;
             endpoint
                 .latency
                 .observe(ewma, latency, endpoint.micros(now));
@@ -492,7 +501,7 @@ impl Picked {
         match &self.adaptive {
             // How fast something fails does not tell how long the queue is.
             Some(limit) if outcome == Outcome::LocalOriginFailure => limit.withdraw(),
-            Some(limit) => limit.answered(self.started, now),
+            Some(limit) => limit.answered(self.started, heard),
             None => {}
         }
         if let Some(breaker) = &settings.endpoint_breaker {

@@ -2,9 +2,10 @@
 
 use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
-use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+use h2::RecvStream;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::HOST, request, response};
 
-use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place};
+use super::{edit::Asked, grpc, mirror::Copies, peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
@@ -30,6 +31,8 @@ pub(super) struct Account {
     is_reused: bool,
     status: Option<u16>,
     failure: Option<Failure>,
+    /// Of a gRPC call whose answer has begun: how it went is not known yet.
+    awaits_status: bool,
     received: u64,
     sent: u64,
 }
@@ -45,6 +48,7 @@ impl Account {
             is_reused: false,
             status: None,
             failure: Some(Failure::Drained),
+            awaits_status: false,
             received: size(&head.headers),
             sent: 0,
             asked: None,
@@ -80,6 +84,43 @@ impl Account {
     pub(super) fn report(&mut self, outcome: Outcome) {
         if let Some(hop) = &mut self.hop {
             hop.report(outcome, Instant::now());
+        }
+    }
+
+    /// The endpoint answers. What became of a gRPC call is told by its last header block, which is this one
+    /// only where there is no other.
+    pub(super) fn report_answer(&mut self, answer: &Response<RecvStream>) {
+        let Some(hop) = self.hop.as_mut().filter(|hop| hop.is_watched()) else {
+            return;
+        };
+        let now = Instant::now();
+        let status = answer.status();
+        if status != StatusCode::OK || !grpc::is_call(answer.headers()) {
+            hop.report(Outcome::of_status(status.as_u16()), now);
+        } else if let Some(status) = grpc::status(answer.headers()) {
+            hop.report(Outcome::of_grpc(status), now);
+        } else {
+            hop.heard(now);
+            self.awaits_status = true;
+        }
+    }
+
+    /// Whether the last header block is of interest.
+    pub(super) fn awaits_status(&self) -> bool {
+        self.awaits_status
+    }
+
+    /// The call has ended, with this status or with none, which is as bad as an error.
+    pub(super) fn report_status(&mut self, status: Option<u32>) {
+        if self.awaits_status {
+            self.report(status.map_or(Outcome::Error, Outcome::of_grpc));
+        }
+    }
+
+    /// The answer has broken off.
+    pub(super) fn report_broken(&mut self) {
+        if self.awaits_status {
+            self.report(Outcome::LocalOriginFailure);
         }
     }
 

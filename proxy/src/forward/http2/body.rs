@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{grpc, held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -38,6 +38,9 @@ pub(super) struct Body {
     copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
+    /// Whether the trailers are looked at for what became of a gRPC call.
+    is_call: bool,
+    status: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,6 +77,8 @@ impl Body {
             copy: None,
             has_sent: false,
             received: 0,
+            is_call: false,
+            status: None,
         }
     }
 
@@ -86,6 +91,17 @@ impl Body {
     /// Has `copy` see what is read from the source, from the first byte on.
     pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
         self.copy = Some(copy);
+    }
+
+    /// Looks for what became of a gRPC call.
+    pub(super) fn of_call(mut self, is_call: bool) -> Self {
+        self.is_call = is_call;
+        self
+    }
+
+    /// What the trailers said of the call.
+    pub(super) fn status(&self) -> Option<u32> {
+        self.status
     }
 
     /// Bytes read from the source.
@@ -151,7 +167,12 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.note_end(End::Trailers(Box::new(trailers))),
+                    Ok(Some(trailers)) => {
+                        if self.is_call {
+                            self.status = grpc::status(&trailers);
+                        }
+                        self.note_end(End::Trailers(Box::new(trailers)));
+                    }
                     Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },

@@ -155,7 +155,7 @@ async fn begin(
             poll_fn(|cx| poll_answer(cx, &mut stream, client, upload, account, &mut is_informed));
         let error = match answer.await {
             Answer::Response(mut response) => {
-                account.report(Outcome::of_status(response.status().as_u16()));
+                account.report_answer(&response);
                 let route = account.routed.route.as_ref();
                 if let Some(edits) = route.and_then(|r| r.response_headers.as_ref()) {
                     edits.apply(response.headers_mut());

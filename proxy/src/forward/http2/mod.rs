@@ -16,6 +16,7 @@ mod account;
 mod body;
 mod edit;
 mod exchange;
+mod grpc;
 mod held;
 mod mirror;
 mod peers;

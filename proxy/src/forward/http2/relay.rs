@@ -45,12 +45,15 @@ impl Relay {
             upstream.sink.send_reset(Reason::CANCEL);
             return Err(Failure::ClientClosed);
         };
+        if is_end {
+            account.report_status(None);
+        }
         if is_end && !upload.is_under_way() {
             return Ok(None);
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window)),
+            download: (!is_end).then(|| Body::new(body, window).of_call(account.awaits_status())),
             client,
             upstream,
         }))
@@ -67,8 +70,12 @@ impl Relay {
             let relayed = body.poll_relay(cx, &mut self.client);
             account.add_sent(body.received() - before);
             match relayed {
-                Poll::Ready(Ended::Complete) => self.download = None,
+                Poll::Ready(Ended::Complete) => {
+                    account.report_status(body.status());
+                    self.download = None;
+                }
                 Poll::Ready(Ended::SourceFailed(error)) => {
+                    account.report_broken();
                     let failure = match failure_of(&error) {
                         Failure::UpstreamClosed => Failure::UpstreamIncomplete,
                         failure => failure,
