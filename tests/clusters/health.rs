@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     backend::{Backend, HTTP2, three},
-    support::{Proxy, SOON, SVC4, World, wait_until},
+    support::{SOON, SVC4, World, wait_until},
 };
 
 /// Many a check until an endpoint rises or falls.
@@ -24,8 +24,8 @@ fn clustered(backends: &[Backend], shift: u16, check: &str) -> String {
 }
 
 /// The endpoints that checks find well, by number.
-fn healthy(proxy: &Proxy<'_>) -> Vec<usize> {
-    let (status, body) = proxy.admin("/clusters");
+fn healthy(world: &World) -> Vec<usize> {
+    let (status, body) = world.admin("/clusters");
     assert_eq!(status, 200, "{body}");
     let told: Value = serde_json::from_str(&body).expect("JSON");
     let endpoints = told["clusters"][0]["endpoints"].as_array().expect("a list");
@@ -44,18 +44,18 @@ fn checks(backend: &Backend, path: &str, status: u16) -> usize {
 fn http_checks_fall_and_rise_by_their_thresholds() {
     let world = World::new();
     let backends = three(&world);
-    let proxy = world.serve(&clustered(&backends, 0, "http: { path: /health }"));
+    let _proxy = world.serve(&clustered(&backends, 0, "http: { path: /health }"));
     wait_until(SOON, "all to be well, each by one check", || {
-        healthy(&proxy) == [0, 1, 2]
+        healthy(&world) == [0, 1, 2]
     });
     let one = &backends[1];
     one.fail();
-    wait_until(SOON, "b to fall", || healthy(&proxy) == [0, 2]);
+    wait_until(SOON, "b to fall", || healthy(&world) == [0, 2]);
     let failed = checks(one, "/health", 503);
     assert!(failed >= 3, "it fell after {failed} checks");
     let before = checks(one, "/health", 200);
     one.recover();
-    wait_until(SOON, "b to rise", || healthy(&proxy) == [0, 1, 2]);
+    wait_until(SOON, "b to rise", || healthy(&world) == [0, 1, 2]);
     let succeeded = checks(one, "/health", 200) - before;
     assert!(succeeded >= 4, "it rose after {succeeded} checks");
 }
@@ -64,8 +64,8 @@ fn http_checks_fall_and_rise_by_their_thresholds() {
 fn a_single_failed_check_is_no_fall() {
     let world = World::new();
     let backends = three(&world);
-    let proxy = world.serve(&clustered(&backends, 0, "http: { path: /health }"));
-    wait_until(SOON, "all to be well", || healthy(&proxy) == [0, 1, 2]);
+    let _proxy = world.serve(&clustered(&backends, 0, "http: { path: /health }"));
+    wait_until(SOON, "all to be well", || healthy(&world) == [0, 1, 2]);
     let one = &backends[1];
     one.fail();
     wait_until(SOON, "one failed check", || checks(one, "/health", 503) > 0);
@@ -77,7 +77,7 @@ fn a_single_failed_check_is_no_fall() {
     });
     // On a machine that was slow to recover it may have been three.
     assert!(
-        failed >= 3 || healthy(&proxy) == [0, 1, 2],
+        failed >= 3 || healthy(&world) == [0, 1, 2],
         "{failed} failed"
     );
 }
@@ -87,29 +87,29 @@ fn tcp_checks_ask_for_a_connection_and_for_what_comes_back() {
     let world = World::new();
     let mut backends = three(&world);
     let banner = "tcp: { send: \"GET /health HTTP/1.0\\r\\n\\r\\n\", receive: \" 200 \" }";
-    let proxy = world.serve(&clustered(&backends, 0, banner));
-    wait_until(SOON, "all to be well", || healthy(&proxy) == [0, 1, 2]);
+    let _proxy = world.serve(&clustered(&backends, 0, banner));
+    wait_until(SOON, "all to be well", || healthy(&world) == [0, 1, 2]);
     // One answers something else, another nothing.
     backends[0].fail();
     backends[2].kill();
-    wait_until(SOON, "a and c to fall", || healthy(&proxy) == [1]);
+    wait_until(SOON, "a and c to fall", || healthy(&world) == [1]);
     backends[0].recover();
     backends[2].start_again(&world);
-    wait_until(SOON, "a and c to rise", || healthy(&proxy) == [0, 1, 2]);
+    wait_until(SOON, "a and c to rise", || healthy(&world) == [0, 1, 2]);
 }
 
 #[test]
 fn grpc_checks_ask_the_health_service() {
     let world = World::new();
     let backends = three(&world);
-    let proxy = world.serve(&clustered(&backends, HTTP2, "grpc: { service: orders }"));
-    wait_until(SOON, "all to be well", || healthy(&proxy) == [0, 1, 2]);
+    let _proxy = world.serve(&clustered(&backends, HTTP2, "grpc: { service: orders }"));
+    wait_until(SOON, "all to be well", || healthy(&world) == [0, 1, 2]);
     let one = &backends[2];
     one.serving(2);
     wait_until(SOON, "c, which is NOT_SERVING, to fall", || {
-        healthy(&proxy) == [0, 1]
+        healthy(&world) == [0, 1]
     });
     one.serving(1);
-    wait_until(SOON, "c to rise", || healthy(&proxy) == [0, 1, 2]);
+    wait_until(SOON, "c to rise", || healthy(&world) == [0, 1, 2]);
     assert!(checks(one, "/grpc.health.v1.Health/Check", 200) >= 3);
 }
