@@ -24,6 +24,7 @@ use crate::{
     address::OriginalDst,
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
+    rate_limit::{Limits, RateLimits},
     upstream::{self, Upstream},
     worker::Worker,
 };
@@ -39,6 +40,7 @@ pub struct Onward {
     subset: Option<Subset>,
     hash_on: Option<HashOn>,
     connect_timeout: Duration,
+    pub rate_limits: Option<Arc<Limits>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -74,9 +76,13 @@ pub struct Hop {
     picked: Option<Picked>,
 }
 
-/// Endpoints that took no connection.
+/// Endpoints that a request need not be sent to again, if there are others.
 #[derive(Debug, Default)]
-pub struct Tried(Vec<SocketAddr>);
+pub struct Tried {
+    peers: Vec<SocketAddr>,
+    /// Of the present try: those that took no connection.
+    dials: usize,
+}
 
 /// A connection, and the try that it was made for.
 #[derive(Debug)]
@@ -86,7 +92,13 @@ pub struct Dialled {
 }
 
 impl Onward {
-    pub(crate) fn new(cluster: Arc<Cluster>, settings: &Settings, subset: Option<Subset>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        settings: &Settings,
+        subset: Option<Subset>,
+        limits: &RateLimits,
+    ) -> Self {
+        let is_per_destination = settings.original_destination.is_some();
         let hash_on = match &settings.load_balancer {
             LoadBalancer::RingHash(ring) => Some(ring.hash_on.clone()),
             LoadBalancer::Maglev(maglev) => Some(maglev.hash_on.clone()),
@@ -100,6 +112,7 @@ impl Onward {
             subset,
             hash_on,
             connect_timeout: settings.connect_timeout.0,
+            rate_limits: limits.compile(&settings.rate_limits, is_per_destination),
         }
     }
 
@@ -115,6 +128,7 @@ impl Onward {
             subset: None,
             hash_on: None,
             connect_timeout: self.connect_timeout,
+            rate_limits: self.rate_limits.clone(),
         })
     }
 
@@ -256,48 +270,81 @@ impl Way<'_> {
             .ok_or(Failure::NoEndpoint)
     }
 
-    /// An endpoint that was not tried; none if there is no other.
+    /// An endpoint that was not tried; none if there is no other and this try has met one that took no
+    /// connection.
     ///
     /// # Errors
     /// As [`Way::choose`].
     pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
         let Target::Cluster(onward) = self.target else {
-            return Ok(tried.0.is_empty().then(|| Hop::to(self.original.0)));
+            return Ok((tried.dials == 0).then(|| Hop::to(self.original.0)));
         };
-        if tried.0.len() >= MAX_DIALS {
+        if tried.dials >= MAX_DIALS {
             return Ok(None);
         }
+        let hop = self.pick(onward, &tried.peers)?;
+        Ok((tried.dials == 0 || !tried.peers.contains(&hop.peer)).then_some(hop))
+    }
+
+    /// For another try of a request: an endpoint that was not tried if there is one, unless the policy
+    /// does not care.
+    ///
+    /// # Errors
+    /// As [`Way::choose`].
+    pub fn choose_another(&self, tried: &Tried, prefers_others: bool) -> Result<Hop, Failure> {
+        match self.target {
+            Target::Original => Ok(Hop::to(self.original.0)),
+            Target::Cluster(onward) if prefers_others => self.pick(onward, &tried.peers),
+            Target::Cluster(onward) => self.pick(onward, &[]),
+        }
+    }
+
+    fn pick(&self, onward: &Arc<Onward>, tried: &[SocketAddr]) -> Result<Hop, Failure> {
         let context = PickContext {
             hash: self.key.hash,
-            tried: &tried.0,
+            tried,
             subset: onward.subset,
         };
-        let picked = onward
-            .cluster
-            .pick(&context, &self.worker.rng, Instant::now());
+        let now = Instant::now();
+        let picked = onward.cluster.pick(&context, &self.worker.rng, now);
         let picked = picked.map_err(failure_of)?;
-        let peer = picked.endpoint.address;
-        Ok((!tried.0.contains(&peer)).then(|| Hop {
-            peer,
+        Ok(Hop {
+            peer: picked.endpoint.address,
             onward: Some(onward.clone()),
             picked: Some(picked),
-        }))
+        })
     }
 
     /// Dials `hop`, and in its place another one if it takes no connection.
     ///
     /// # Errors
     /// As the last dial; `ClientClosed` when `client` is reset meanwhile.
-    pub async fn connect(&self, mut hop: Hop, client: &TcpStream) -> Result<Dialled, Failure> {
-        let mut tried = Tried::default();
+    pub async fn connect(
+        &self,
+        mut hop: Hop,
+        client: &TcpStream,
+        tried: &mut Tried,
+    ) -> Result<Dialled, Failure> {
         loop {
             match hop.dial(self.worker, Some(client)).await {
                 Ok(upstream) => return Ok(Dialled { upstream, hop }),
                 Err(failure) => {
-                    hop.failed(failure, &mut tried)?;
-                    hop = self.choose_after(&tried)?.ok_or(failure)?;
+                    hop.failed(failure, tried)?;
+                    hop = self.choose_after(tried)?.ok_or(failure)?;
                 }
             }
+        }
+    }
+}
+
+impl Tried {
+    /// Another try begins, which had better not go to `last`.
+    pub fn begin_again(&mut self, last: Option<SocketAddr>) {
+        self.dials = 0;
+        if let Some(last) = last
+            && !self.peers.contains(&last)
+        {
+            self.peers.push(last);
         }
     }
 }
@@ -405,7 +452,8 @@ impl Hop {
             return Err(failure);
         }
         self.report(Outcome::LocalOriginFailure, Instant::now());
-        tried.0.push(self.peer);
+        tried.dials += 1;
+        tried.peers.push(self.peer);
         Ok(())
     }
 }

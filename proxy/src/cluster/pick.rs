@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
-    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality,
+    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, is_host,
 };
 use tokio::sync::Notify;
 
@@ -87,6 +87,17 @@ pub struct ClusterCounts {
     pub no_endpoint: AtomicU64,
     pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
+    /// Requests sent again, hedges included.
+    pub retries: AtomicU64,
+    /// Of these, what brought an answer below 500.
+    pub retry_successes: AtomicU64,
+    /// Retries that `max_retries` or the budget did not allow.
+    pub retry_overflows: AtomicU64,
+    /// Requests that failed after the last retry that their policy allows.
+    pub retries_exhausted: AtomicU64,
+    /// Requests, and single tries, that took longer than their policy allows.
+    pub request_timeouts: AtomicU64,
+    pub try_timeouts: AtomicU64,
     pub host_sets: AtomicU64,
 }
 
@@ -369,7 +380,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
-                hostname: one.hostname.as_deref().map(Into::into),
+                hostname: hostname_of(one),
             });
         }
         for (address, (endpoint, since)) in left {
@@ -453,6 +464,12 @@ impl Cluster {
     fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As requests may ask for it: what a name server says may be anything.
+fn hostname_of(endpoint: &Described) -> Option<Arc<str>> {
+    let name = endpoint.hostname.as_deref();
+    name.filter(|name| is_host(name)).map(Into::into)
 }
 
 /// One request at one endpoint. Dropping it unreported means that the client gave it up, which

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{grpc, held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -38,9 +38,9 @@ pub(super) struct Body {
     copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
-    /// Whether the trailers are looked at for what became of a gRPC call.
-    is_call: bool,
-    status: Option<u32>,
+    /// Kept for whoever wants to know them.
+    trailers: Option<Box<HeaderMap>>,
+    keeps_trailers: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -49,10 +49,22 @@ enum End {
     Trailers(Box<HeaderMap>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     chunks: Vec<Bytes>,
     len: usize,
+    /// Bytes; with more, nothing is kept.
+    most: usize,
+}
+
+impl Kept {
+    fn new(most: usize) -> Self {
+        Self {
+            chunks: Vec::new(),
+            len: 0,
+            most,
+        }
+    }
 }
 
 /// How a direction ended.
@@ -77,15 +89,31 @@ impl Body {
             copy: None,
             has_sent: false,
             received: 0,
-            is_call: false,
-            status: None,
+            trailers: None,
+            keeps_trailers: false,
         }
     }
 
     /// Keeps what is sent, within a limit, until [`Self::forget`].
     pub(super) fn replayable(mut self) -> Self {
-        self.kept = Some(Kept::default());
+        self.kept = Some(Kept::new(KEPT_FOR_REPLAY));
         self
+    }
+
+    /// Keeps at least `bytes`, where anything is kept.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            kept.most = kept.most.max(bytes);
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether the source has been read to its end.
+    pub(super) fn is_received(&self) -> bool {
+        self.end.is_some()
     }
 
     /// Has `copy` see what is read from the source, from the first byte on.
@@ -93,20 +121,18 @@ impl Body {
         self.copy = Some(copy);
     }
 
-    /// Looks for what became of a gRPC call.
-    pub(super) fn of_call(mut self, is_call: bool) -> Self {
-        self.is_call = is_call;
-        self
-    }
-
-    /// What the trailers said of the call.
-    pub(super) fn status(&self) -> Option<u32> {
-        self.status
-    }
-
     /// Bytes read from the source.
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Keeps the trailers, once there are any.
+    pub(super) fn keep_trailers(&mut self) {
+        self.keeps_trailers = true;
+    }
+
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
     }
 
     pub(super) fn forget(&mut self) {
@@ -115,9 +141,10 @@ impl Body {
 
     /// Starts again from the first byte, for another sink. False when that is no longer possible.
     pub(super) fn rewind(&mut self) -> bool {
-        let Some(kept) = self.kept.replace(Kept::default()) else {
+        let Some(kept) = self.kept.take() else {
             return false;
         };
+        self.kept = Some(Kept::new(kept.most));
         self.acknowledged += kept.len;
         self.held.push_front(kept.chunks);
         self.has_sent = false;
@@ -168,10 +195,11 @@ impl Body {
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
                     Ok(Some(trailers)) => {
-                        if self.is_call {
-                            self.status = grpc::status(&trailers);
+                        let trailers = Box::new(trailers);
+                        if self.keeps_trailers {
+                            self.trailers = Some(trailers.clone());
                         }
-                        self.note_end(End::Trailers(Box::new(trailers)));
+                        self.note_end(End::Trailers(trailers));
                     }
                     Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
@@ -233,7 +261,7 @@ impl Body {
         let len = chunk.len();
         if let Some(kept) = &mut self.kept {
             kept.len += len;
-            if kept.len <= KEPT_FOR_REPLAY {
+            if kept.len <= kept.most {
                 kept.chunks.push(chunk.clone());
             } else {
                 self.kept = None;

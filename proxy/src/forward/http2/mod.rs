@@ -13,10 +13,10 @@
 //! side; requests, responses, interim responses, trailers and resets go through.
 
 mod account;
+mod admission;
 mod body;
 mod edit;
 mod exchange;
-mod grpc;
 mod held;
 mod mirror;
 mod peers;

@@ -12,7 +12,7 @@ use super::{
     sessions::Place,
     upload::Upload,
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::deadlines::Passed};
 
 pub(super) struct Relay {
     download: Option<Body>,
@@ -25,6 +25,8 @@ pub(super) enum Relayed {
     ClientReset(Reason),
     /// The code for the client, and what is recorded.
     UpstreamFailed(Reason, Failure),
+    /// A time limit of the route.
+    TooLong(Passed),
 }
 
 impl Relay {
@@ -46,14 +48,20 @@ impl Relay {
             return Err(Failure::ClientClosed);
         };
         if is_end {
-            account.report_status(None);
+            account.report_end(None);
         }
         if is_end && !upload.is_under_way() {
             return Ok(None);
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window).of_call(account.awaits_status())),
+            download: (!is_end).then(|| {
+                let mut body = Body::new(body, window);
+                if account.wants_trailers() || account.awaits_status() {
+                    body.keep_trailers();
+                }
+                body
+            }),
             client,
             upstream,
         }))
@@ -71,7 +79,10 @@ impl Relay {
             account.add_sent(body.received() - before);
             match relayed {
                 Poll::Ready(Ended::Complete) => {
-                    account.report_status(body.status());
+                    account.report_end(body.trailers());
+                    if let Some(trailers) = body.trailers() {
+                        account.note_trailers(trailers);
+                    }
                     self.download = None;
                 }
                 Poll::Ready(Ended::SourceFailed(error)) => {

@@ -44,6 +44,23 @@ impl Upload {
         self.body.is_some()
     }
 
+    /// Keeps at least `bytes` of it to be sent again.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(body) = &mut self.body {
+            body.keep(bytes);
+        }
+    }
+
+    /// Whether [`Self::rewind`] would do.
+    pub(super) fn is_kept(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.is_kept())
+    }
+
+    /// Whether all of it has come from the client.
+    pub(super) fn is_received(&self) -> bool {
+        !self.is_under_way() || self.body.as_ref().is_none_or(|body| body.is_received())
+    }
+
     /// Has `copy` see all of the body.
     pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
         if let Some(body) = &mut self.body {
