@@ -147,7 +147,7 @@ impl InForce {
     }
 
     pub(crate) fn defaults(&self) -> Option<&Arc<Onward>> {
-        self.defaults.as_ref()
+        self.defaults.as_ref().map(|fallback| &fallback.onward)
     }
 }
 

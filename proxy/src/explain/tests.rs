@@ -21,7 +21,7 @@ fn shared(text: &str) -> Shared {
     let snapshot = Snapshot::compile(settings, Some(&shared.configuration.snapshot()));
     shared
         .configuration
-        .publish(Arc::new(snapshot), &shared.clusters);
+        .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
     shared
 }
 
@@ -184,7 +184,8 @@ fn a_destination_that_nobody_uses_is_foretold_under_the_defaults_and_not_remembe
         .as_cluster(timeout)
         .expect("they ask for something");
     let cluster = crate::cluster::Cluster::new(defaults.clone().into(), Default::default(), 1, now);
-    let onward = Onward::new(cluster.clone(), &defaults, None);
+    let limits = crate::rate_limit::RateLimits::new(now);
+    let onward = Onward::new(cluster.clone(), &defaults, None, &limits);
     let to = "203.0.113.7:80".parse().expect("an address");
     let (outlook, failure) = onward.outlook(to, None, &NoHeaders, &Labels::new(), now);
     assert_eq!(

@@ -297,7 +297,7 @@ pub(super) fn clustered(endpoint: SocketAddr, more: &str) -> (Rc<Worker>, Arc<Cl
     let snapshot = Snapshot::compile(settings, Some(&before));
     shared
         .configuration
-        .publish(Arc::new(snapshot), &shared.clusters);
+        .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
     let cluster = shared.clusters.find("service").expect("it is configured");
     (Rc::new(Worker::new(0, shared)), cluster)
 }
