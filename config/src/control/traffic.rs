@@ -59,22 +59,6 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Adds what `other` counted.
-    pub fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.failures += other.failures;
-        self.server_errors += other.server_errors;
-        self.received_bytes += other.received_bytes;
-        self.sent_bytes += other.sent_bytes;
-        self.latency_sum_seconds += other.latency_sum_seconds;
-        if self.latency.len() < other.latency.len() {
-            self.latency.resize(other.latency.len(), 0);
-        }
-        for (sum, count) in self.latency.iter_mut().zip(&other.latency) {
-            *sum += count;
-        }
-    }
-
     /// What was counted since `before`; all of it where that counted more, as another process did.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
@@ -151,8 +135,5 @@ mod tests {
         assert_eq!(after.since(&before), after);
         let later = counts(&[6, 5, 0, 1]);
         assert_eq!(later.since(&before), counts(&[1, 0, 0, 1]));
-        let mut sum = before.clone();
-        sum.add(&later.since(&before));
-        assert_eq!(sum, later);
     }
 }

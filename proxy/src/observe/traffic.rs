@@ -14,7 +14,6 @@ const PAGE: usize = 120;
 /// The page that begins behind `after`.
 pub(crate) fn traffic(shared: &Shared, after: Option<SocketAddr>) -> Traffic {
     let mut destinations = shared.registry.all();
-    let known = destinations.len();
     destinations.retain(|d| after.is_none_or(|after| d.address > after));
     let has_more = destinations.len() > PAGE;
     if has_more {
@@ -22,7 +21,6 @@ pub(crate) fn traffic(shared: &Shared, after: Option<SocketAddr>) -> Traffic {
         destinations.truncate(PAGE);
     }
     destinations.sort_unstable_by_key(|d| d.address);
-    tracing::debug!(known, told = destinations.len(), "traffic told");
     let configuration = shared.configuration.figures();
     Traffic {
         configuration: ConfigurationState {
