@@ -116,7 +116,7 @@ fn unused(
     }
 }
 
-fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
+pub(crate) fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
     name(&cluster.name, &format!("{path}.name"), to);
     discovery(cluster, path, to);
     endpoints(&cluster.endpoints, &format!("{path}.endpoints"), to);

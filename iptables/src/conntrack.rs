@@ -90,18 +90,15 @@ fn forget_those(
     let mut forgotten = 0;
     for &family in families {
         let mut entries = entries(socket, family)?;
-        entries.retain(|entry| {
-            is_meant(entry) && !entry.is_renewed_by_syn && own.contains(&entry.from.ip())
-        });
+        entries.retain(|entry| is_meant(entry) && !entry.is_renewed_by_syn && entry.is_of(&own));
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
         for entry in entries {
-            let (from, to) = (entry.from, entry.to);
-            // Forgetting many takes long enough for one of them to be begun anew under the same entry;
-            // if that is translated, it would hang.
-            let is_ended = !live.contains(&(from, to))
-                && !(entry.is_translated
-                    && is_live(from, to).map_err(look("looking up a TCP connection"))?);
+            let (here, there) = entry.ends_at(&own);
+            // Forgetting many takes long enough for one of them to be begun anew under the same entry. A
+            // translated one would hang without it, of another the next connection would go past.
+            let is_ended = !live.contains(&(here, there))
+                && !is_live(here, there).map_err(look("looking up a TCP connection"))?;
             if is_ended && forget(socket, family, entry)? {
                 forgotten += 1;
             }
@@ -118,8 +115,27 @@ struct Entry {
     is_translated: bool,
     /// The next SYN between its ends makes a new entry.
     is_renewed_by_syn: bool,
-    /// What names it to the kernel.
+    /// What names it to the kernel. Of its two directions the one that answers come from: a connection
+    /// that has since begun between the same ends and is translated has another, while its number,
+    /// made from where it lies in memory, may be the same.
     name: Vec<ConntrackAttribute>,
+}
+
+impl Entry {
+    /// Whether one end is this host's. It need not have begun the connection: one that tracking met on
+    /// its way has for its beginning whoever spoke next.
+    fn is_of(&self, own: &HashSet<IpAddr>) -> bool {
+        own.contains(&self.from.ip()) || (own.contains(&self.to.ip()) && !self.is_translated)
+    }
+
+    /// This host's end, and the other.
+    fn ends_at(&self, own: &HashSet<IpAddr>) -> (SocketAddr, SocketAddr) {
+        if own.contains(&self.from.ip()) {
+            (self.from, self.to)
+        } else {
+            (self.to, self.from)
+        }
+    }
 }
 
 fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
@@ -138,12 +154,10 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
     let mut name = Vec::new();
     for attribute in attributes {
         match &attribute {
-            ConntrackAttribute::CtaTupleOrig(tuple) => {
-                ends = tcp_ends(tuple);
-                name.push(attribute);
-            }
+            ConntrackAttribute::CtaTupleOrig(tuple) => ends = tcp_ends(tuple),
             ConntrackAttribute::CtaTupleReply(tuple) => {
                 answered_by = tcp_ends(tuple).map(|(from, _)| from);
+                name.push(attribute);
             }
             ConntrackAttribute::CtaStatus(status) => {
                 is_translated = status.intersects(Status::NatMask);

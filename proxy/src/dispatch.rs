@@ -79,9 +79,10 @@ pub struct Hop {
 /// Endpoints that a request need not be sent to again, if there are others.
 #[derive(Debug, Default)]
 pub struct Tried {
-    peers: Vec<SocketAddr>,
-    /// Of the present try: those that took no connection.
-    dials: usize,
+    /// By earlier tries, the latest last.
+    earlier: Vec<SocketAddr>,
+    /// By the present one: those that took no connection.
+    refused: Vec<SocketAddr>,
 }
 
 /// A connection, and the try that it was made for.
@@ -277,13 +278,14 @@ impl Way<'_> {
     /// As [`Way::choose`].
     pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
         let Target::Cluster(onward) = self.target else {
-            return Ok((tried.dials == 0).then(|| Hop::to(self.original.0)));
+            return Ok(tried.refused.is_empty().then(|| Hop::to(self.original.0)));
         };
-        if tried.dials >= MAX_DIALS {
+        if tried.refused.len() >= MAX_DIALS {
             return Ok(None);
         }
-        let hop = self.pick(onward, &tried.peers)?;
-        Ok((tried.dials == 0 || !tried.peers.contains(&hop.peer)).then_some(hop))
+        let all = [&tried.earlier[..], &tried.refused[..]].concat();
+        let hop = self.pick_other(onward, &all, &tried.refused)?;
+        Ok((!tried.refused.contains(&hop.peer)).then_some(hop))
     }
 
     /// For another try of a request: an endpoint that was not tried if there is one, unless the policy
@@ -294,9 +296,27 @@ impl Way<'_> {
     pub fn choose_another(&self, tried: &Tried, prefers_others: bool) -> Result<Hop, Failure> {
         match self.target {
             Target::Original => Ok(Hop::to(self.original.0)),
-            Target::Cluster(onward) if prefers_others => self.pick(onward, &tried.peers),
+            Target::Cluster(onward) if prefers_others => {
+                let last = tried.earlier.len().saturating_sub(1);
+                self.pick_other(onward, &tried.earlier, &tried.earlier[last..])
+            }
             Target::Cluster(onward) => self.pick(onward, &[]),
         }
+    }
+
+    /// An endpoint that is not among `all`; if there is none, one that is not among the `worst` of them.
+    fn pick_other(
+        &self,
+        onward: &Arc<Onward>,
+        all: &[SocketAddr],
+        worst: &[SocketAddr],
+    ) -> Result<Hop, Failure> {
+        let hop = self.pick(onward, all)?;
+        if worst.len() < all.len() && all.contains(&hop.peer) {
+            drop(hop);
+            return self.pick(onward, worst);
+        }
+        Ok(hop)
     }
 
     fn pick(&self, onward: &Arc<Onward>, tried: &[SocketAddr]) -> Result<Hop, Failure> {
@@ -340,11 +360,9 @@ impl Way<'_> {
 impl Tried {
     /// Another try begins, which had better not go to `last`.
     pub fn begin_again(&mut self, last: Option<SocketAddr>) {
-        self.dials = 0;
-        if let Some(last) = last
-            && !self.peers.contains(&last)
-        {
-            self.peers.push(last);
+        for last in self.refused.drain(..).chain(last) {
+            self.earlier.retain(|peer| *peer != last);
+            self.earlier.push(last);
         }
     }
 }
@@ -452,8 +470,7 @@ impl Hop {
             return Err(failure);
         }
         self.report(Outcome::LocalOriginFailure, Instant::now());
-        tried.dials += 1;
-        tried.peers.push(self.peer);
+        tried.refused.push(self.peer);
         Ok(())
     }
 }

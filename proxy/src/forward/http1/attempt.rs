@@ -42,6 +42,8 @@ pub(super) struct Attempt<'a> {
     pub(super) set_cookie: Option<&'a str>,
     pub(super) added: &'a Added,
     pub(super) policed: Option<&'a Policed>,
+    /// The request has been sent, and the output begins with its answer.
+    pub(super) is_answered: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -80,6 +82,7 @@ impl Attempt<'_> {
                     };
                     self.request.len + policed.keeps(length)
                 }),
+                is_sent: self.is_answered,
                 body: self.body,
                 progress,
             }

@@ -19,6 +19,7 @@ mod download;
 mod edit;
 mod exchange;
 pub mod head;
+mod hedge;
 mod io;
 mod mirror;
 mod peers;

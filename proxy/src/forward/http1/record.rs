@@ -151,7 +151,6 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
-        let trace = self.trace.take();
         let record = Record {
             protocol: Protocol::Http1,
             client: connection.client,
@@ -166,14 +165,15 @@ impl Session {
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
             duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
-            trace: (trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
+            trace: (self.trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
         };
         connection.record(&record);
-        if let Some(trace) = trace {
+        if let Some(trace) = &self.trace {
             let lines = head.map_or(&[][..], |head| &self.input.filled()[..head.len]);
-            connection.trace(&trace, &record, |visit| {
+            connection.trace(trace, &record, |visit| {
                 head::each_line(lines, |line| visit(line.name, line.value));
             });
+            self.trace = None;
         }
     }
 }

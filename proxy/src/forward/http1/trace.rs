@@ -48,6 +48,7 @@ impl Session {
             outcome.started,
         );
         trace.each_edit(settings, |edit| head.edit_line(&mut self.input, &edit));
+        trace.note_written(settings);
         self.trace = Some(trace);
     }
 

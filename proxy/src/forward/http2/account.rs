@@ -5,12 +5,12 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use h2::RecvStream;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{HOST, USER_AGENT},
     request, response,
 };
@@ -104,24 +104,25 @@ impl Account {
     }
 
     /// Writes the trace into what is about to be sent.
-    pub(super) fn write_trace(&mut self, headers: &mut HeaderMap) {
-        let settings = match &self.trace {
-            Some(_) => self.peers.client.connection.worker.settings(),
-            None => return,
+    pub(super) fn write_trace(&self, headers: &mut HeaderMap) {
+        let Some(trace) = &self.trace else {
+            return;
         };
         // A reload may have turned tracing off meanwhile.
-        if let (Some(trace), Some(settings)) = (&mut self.trace, &settings.tracing) {
-            trace.each_edit(settings, |edit| match edit {
-                Edit::Add(name, value) | Edit::Replace(name, value) => {
-                    if let Ok(value) = HeaderValue::from_bytes(value) {
-                        headers.insert(HeaderName::from_static(name), value);
-                    }
+        let settings = self.peers.client.connection.worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        trace.each_edit(settings, |edit| match edit {
+            Edit::Add(name, value) | Edit::Replace(name, value) => {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.insert(HeaderName::from_static(name), value);
                 }
-                Edit::Remove(name) => {
-                    headers.remove(name);
-                }
-            });
-        }
+            }
+            Edit::Remove(name) => {
+                headers.remove(name);
+            }
+        });
     }
 
     /// An attempt came to no answer.
@@ -279,6 +280,16 @@ impl Account {
     /// Whether the client has heard `100 Continue` already; it has from here on.
     pub(super) fn has_continued(&self) -> bool {
         self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    /// After how long without an answer another try begins beside the one under way, if the request may
+    /// be hedged; what differs by endpoint, or becomes a tunnel, is not.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self.routed.policy().and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged =
+            self.head.method != Method::CONNECT && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
     }
 
     pub(super) fn is_grpc(&self) -> bool {

@@ -22,11 +22,13 @@ use super::{
     admission,
     body::Body,
     edit,
+    hedge::{Leader, Lost, Race},
     mirror::{Copies, Recorded},
     peers::RunningExchange,
     relay::{Relay, Relayed, UpstreamStream, failure_of, reason_to_tell},
     session::Unsent,
     sessions::{Place, Sessions},
+    settings::STREAM_WINDOW,
     upload::Upload,
 };
 use crate::{
@@ -158,7 +160,16 @@ async fn begin(
         replays: 0,
         refused: None,
         tried: Tried::default(),
+        hedge_delay: None,
     };
+    if let Some(delay) = asking.account.hedge_delay() {
+        // Large while under way, and rare.
+        asking.hedge_delay = match Box::pin(asking.collect()).await {
+            Ok(is_whole) => is_whole.then_some(delay),
+            Err(Failure::ClientClosed) => return Err(Failure::ClientClosed),
+            Err(failure) => return Err(refuse(asking.client, asking.account, failure)),
+        };
+    }
     loop {
         let again = match asking.try_once().await {
             Ok(relay) => return Ok(relay),
@@ -190,6 +201,8 @@ struct Asking<'a> {
     /// Where it was not processed.
     refused: Option<Place>,
     tried: Tried,
+    /// After how long another try begins beside the one under way; the request is whole then.
+    hedge_delay: Option<Duration>,
 }
 
 /// Why a try did not become an exchange.
@@ -206,6 +219,9 @@ enum TryEnd {
 
 impl Asking<'_> {
     async fn try_once(&mut self) -> Result<Option<Relay>, TryEnd> {
+        if let Some(delay) = self.hedge_delay {
+            return Box::pin(self.race(delay)).await;
+        }
         let Some(hop) = &self.account.hop else {
             return Err(TryEnd::Refused(Failure::Internal));
         };
@@ -219,9 +235,7 @@ impl Asking<'_> {
             edit::set_host(self.account, &host);
         }
         let is_end = !self.upload.has_body();
-        let mut request = outgoing(self.account);
-        self.account.write_trace(request.headers_mut());
-        let (response, sink) = match place.session.send(request, is_end) {
+        let (response, sink) = match place.session.send(outgoing(self.account), is_end) {
             Ok(stream) => stream,
             Err(Unsent::SessionOver) => {
                 sessions.retire(&place.session);
@@ -270,6 +284,111 @@ impl Asking<'_> {
                 }
                 Err(self.failed(stream, &error, is_informed))
             }
+        }
+    }
+
+    /// Holds the whole body, if it is not too long: only a whole request can be hedged.
+    async fn collect(&mut self) -> Result<bool, Failure> {
+        let Self {
+            client,
+            upload,
+            account,
+            ..
+        } = self;
+        let keeps = account.policed.as_ref().map_or(0, |p| p.keeps(None));
+        // Beyond half of its window a client might wait for us.
+        let most = keeps.min(STREAM_WINDOW as usize / 2);
+        poll_fn(|cx| {
+            if let Poll::Ready(collected) = upload.poll_collect(cx, most, account) {
+                return Poll::Ready(collected.map_err(|_| Failure::ClientClosed));
+            }
+            if poll_client_reset(cx, client).is_ready() {
+                return Poll::Ready(Err(Failure::ClientClosed));
+            }
+            let passed = account.poll_deadlines(cx, upload, false);
+            passed.map(|passed| Err(account.passed(passed)))
+        })
+        .await
+    }
+
+    /// Tries at several endpoints beside each other.
+    async fn race(&mut self, delay: Duration) -> Result<Option<Relay>, TryEnd> {
+        let Some((policed, hop)) = self.account.policed.clone().zip(self.account.hop.take()) else {
+            return Err(TryEnd::Refused(Failure::Internal));
+        };
+        let body = self.upload.whole();
+        policed.deadlines.begin_try();
+        let ended = {
+            let Self {
+                client,
+                upload,
+                account,
+                key,
+                tried,
+                ..
+            } = self;
+            let account = &**account;
+            let race = Race {
+                peers: &account.peers,
+                way: way(account, key),
+                policed: &policed,
+                request: &|| outgoing(account),
+                body,
+            };
+            let mut racing = pin!(race.run(hop, delay, tried));
+            poll_fn(|cx| {
+                if let Poll::Ready(ended) = racing.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(ended));
+                }
+                if let Poll::Ready(reason) = poll_client_reset(cx, client) {
+                    return Poll::Ready(Err(Answer::ClientReset(reason)));
+                }
+                let passed = account.poll_deadlines(cx, upload, false);
+                passed.map(|passed| Err(Answer::TooLong(passed)))
+            })
+            .await
+        };
+        match ended {
+            Ok(Ok(Leader {
+                hop,
+                stream,
+                response,
+            })) => {
+                self.account.sent_at(&stream.place);
+                self.account.hop = Some(hop);
+                self.answered(stream, response)
+            }
+            Ok(Err(Lost::Unreached(failure))) => {
+                self.account.attempt_failed(failure);
+                let rng = &self.account.peers.client.connection.worker.rng;
+                Err(match policed.again_after(failure, true, rng) {
+                    Some(pause) => TryEnd::Again(pause),
+                    None => TryEnd::Refused(failure),
+                })
+            }
+            Ok(Err(Lost::Invalid(error))) => {
+                tracing::debug!(%error, "request cannot be sent on");
+                let failure = Failure::BadRequest("request has no valid HTTP/2 form");
+                Err(TryEnd::Refused(failure))
+            }
+            Ok(Err(Lost::NoAnswer(error))) => {
+                self.account.attempt_failed(failure_of(&error));
+                self.again(if is_unprocessed(&error) {
+                    Fate::Refused
+                } else {
+                    Fate::Reset { has_left: true }
+                })?;
+                Err(TryEnd::Refused(failure_of(&error)))
+            }
+            Err(Answer::TooLong(passed)) => {
+                let failure = self.account.passed(passed);
+                self.account.attempt_failed(failure);
+                if passed.is_of_try() {
+                    self.again(Fate::TimedOut)?;
+                }
+                Err(TryEnd::Refused(failure))
+            }
+            Err(_) => Err(TryEnd::Over(Failure::ClientClosed)),
         }
     }
 
@@ -347,6 +466,9 @@ impl Asking<'_> {
         }
         if let Some(policed) = &self.account.policed {
             policed.settle(status);
+        }
+        if self.hedge_delay.is_some() {
+            self.upload.finish();
         }
         let route = self.account.routed.route.as_ref();
         if let Some(edits) = route.and_then(|r| r.response_headers.as_ref()) {
@@ -649,6 +771,7 @@ fn outgoing(account: &Account) -> Request<()> {
             }
         }
     }
+    account.write_trace(request.headers_mut());
     request
 }
 

@@ -17,6 +17,7 @@ mod admission;
 mod body;
 mod edit;
 mod exchange;
+mod hedge;
 mod held;
 mod mirror;
 mod peers;

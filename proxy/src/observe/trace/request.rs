@@ -118,8 +118,12 @@ impl Trace {
 
     /// Shows each header that is to be written for the attempt under way; the same ones each time,
     /// of the same lengths.
-    pub(crate) fn each_edit(&mut self, settings: &Tracing, edit: impl FnMut(Edit<'_>)) {
+    pub(crate) fn each_edit(&self, settings: &Tracing, edit: impl FnMut(Edit<'_>)) {
         self.onward.each_edit(&settings.inject, edit);
+    }
+
+    /// The headers are in the request from here on, so that those of another attempt replace them.
+    pub(crate) fn note_written(&mut self, settings: &Tracing) {
         self.onward.written(&settings.inject);
     }
 
