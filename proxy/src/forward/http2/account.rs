@@ -222,14 +222,12 @@ impl Account {
             return;
         };
         let now = Instant::now();
-        let status = answer.status();
-        if status != StatusCode::OK || !is_grpc(&Lines(answer.headers())) {
-            hop.report(Outcome::of_status(status.as_u16()), now);
-        } else if let Some(status) = grpc::status(&Lines(answer.headers())) {
-            hop.report(Outcome::of_grpc(status), now);
-        } else {
-            hop.heard(now);
-            self.awaits_status = true;
+        match outcome_of(answer) {
+            Some(outcome) => hop.report(outcome, now),
+            None => {
+                hop.heard(now);
+                self.awaits_status = true;
+            }
         }
     }
 
@@ -307,6 +305,15 @@ impl Account {
     pub(super) fn close(mut self, failure: Option<Failure>) {
         self.failure = failure;
     }
+}
+
+/// What the head of an answer tells of its endpoint; none of a gRPC call that tells it later.
+pub(super) fn outcome_of(answer: &Response<RecvStream>) -> Option<Outcome> {
+    let status = answer.status();
+    if status != StatusCode::OK || !is_grpc(&Lines(answer.headers())) {
+        return Some(Outcome::of_status(status.as_u16()));
+    }
+    grpc::status(&Lines(answer.headers())).map(Outcome::of_grpc)
 }
 
 impl Drop for Account {
