@@ -455,7 +455,7 @@ impl Asking<'_> {
         mut response: Response<RecvStream>,
     ) -> Result<Option<Relay>, TryEnd> {
         let status = response.status().as_u16();
-        self.account.report(Outcome::of_status(status));
+        self.account.report_answer(&response);
         (self.account).note_answer(response.status(), response.headers());
         let headers = Lines(response.headers());
         let fate = Fate::Answered(AnswerHead {
