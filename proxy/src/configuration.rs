@@ -14,7 +14,8 @@ use outrigger_config::{Settings, Snapshot, Subject};
 use crate::{
     cluster::{Clusters, Rng},
     dispatch::Onward,
-    route::{Route, Routed},
+    rate_limit::RateLimits,
+    route::{Fallback, Route, Routed},
 };
 
 /// What all threads share of it.
@@ -48,9 +49,14 @@ impl Configuration {
     }
 
     /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
-    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters) {
-        self.current
-            .store(Arc::new(InForce::routed(snapshot, clusters)));
+    pub(crate) fn publish(
+        &self,
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) {
+        let in_force = InForce::routed(snapshot, clusters, limits);
+        self.current.store(Arc::new(in_force));
     }
 
     /// A file without a problem that changes nothing, or has just been published.
@@ -82,7 +88,7 @@ pub(crate) struct InForce {
     /// By the place in the snapshot's table.
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
-    defaults: Option<Arc<Onward>>,
+    defaults: Option<Fallback>,
     asks_tls: bool,
 }
 
@@ -96,15 +102,18 @@ impl InForce {
         }
     }
 
-    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters) -> Self {
+    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters, limits: &RateLimits) -> Self {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
-            Some(Arc::new(Onward::new(cluster, settings, None)))
+            Some(Fallback {
+                onward: Arc::new(Onward::new(cluster, settings, None, limits)),
+                limits: in_force.snapshot.default_policy.clone(),
+            })
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_tls |= decision.settings.matches.asks_tls();
-            let route = Arc::new(Route::resolve(decision, clusters));
+            let route = Arc::new(Route::resolve(decision, clusters, limits));
             in_force.routes.push(route);
         }
         in_force
@@ -183,6 +192,7 @@ mod tests {
         configuration.publish(
             Arc::new(Snapshot::compile(settings, Some(&before))),
             &Clusters::default(),
+            &RateLimits::new(std::time::Instant::now()),
         );
         assert_eq!(first.timeouts.drain, Span::from_secs(30));
         assert_eq!(view.settings().timeouts.drain, Span::from_secs(1));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use super::{Findings, above_zero, name};
+use super::{Findings, above_zero, name, retry};
 use crate::{
     Cluster, Condition, Fault, HeaderEdits, Labels, Match, Mirror, ORIGINAL_DESTINATION, PathMatch,
     Redirect, RegexRewrite, Respond, Rewrite, Route,
@@ -91,6 +91,7 @@ fn names(routes: &[Option<Route>], to: &mut Findings) {
 fn one(route: &Route, path: &str, known: &Known<'_>, to: &mut Findings) {
     matching(&route.matches, &format!("{path}.match"), to);
     action(route, path, to);
+    retry::of_route(route, path, to);
     for (key, name) in route.clusters() {
         cluster(name, &format!("{path}.{key}"), known, to);
     }

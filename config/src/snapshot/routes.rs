@@ -19,6 +19,7 @@ use self::{
     path::normal_pattern,
     subject::{View, normal_name},
 };
+use super::RequestPolicy;
 use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, PathMatch, Redirect, Respond, Route};
 
 pub use subject::{Headers, HttpRequest, NoHeaders, Subject};
@@ -36,6 +37,8 @@ pub struct Decision {
     pub branches: Box<[Branch]>,
     /// In the order of `settings.mirror`.
     pub mirrors: Box<[Target]>,
+    /// Its time limits and retries, if it asks for any.
+    pub policy: Option<Arc<RequestPolicy>>,
 }
 
 /// A target of a route, and how much of the traffic it gets.
@@ -129,6 +132,7 @@ impl RouteTable {
             table.routes.push(Arc::new(Decision {
                 index,
                 name,
+                policy: RequestPolicy::of_route(&route),
                 settings: route,
                 branches,
                 mirrors,

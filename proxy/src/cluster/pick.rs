@@ -88,6 +88,17 @@ pub struct ClusterCounts {
     pub no_endpoint: AtomicU64,
     pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
+    /// Requests sent again, hedges included.
+    pub retries: AtomicU64,
+    /// Of these, what brought an answer below 500.
+    pub retry_successes: AtomicU64,
+    /// Retries that `max_retries` or the budget did not allow.
+    pub retry_overflows: AtomicU64,
+    /// Requests that failed after the last retry that their policy allows.
+    pub retries_exhausted: AtomicU64,
+    /// Requests, and single tries, that took longer than their policy allows.
+    pub request_timeouts: AtomicU64,
+    pub try_timeouts: AtomicU64,
     pub host_sets: AtomicU64,
 }
 

@@ -38,7 +38,7 @@ use crate::{
     buffer::{Buffer, BufferPool},
     connection::Connection,
     deadline::after,
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
     route::Routed,
 };
@@ -224,6 +224,7 @@ async fn dial(
     client: &TcpStream,
 ) -> Result<Dialled, Failure> {
     let worker = &connection.worker;
+    connection.admit(routed, client).await?;
     routed.admit_opaque(&worker.rng, client).await?;
     let target = &routed.target;
     let key = target.key_of_source(connection.client.0.ip());
@@ -233,7 +234,8 @@ async fn dial(
         target,
         key: &key,
     };
-    way.connect(way.choose()?, client).await
+    way.connect(way.choose()?, client, &mut Tried::default())
+        .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

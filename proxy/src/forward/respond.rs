@@ -2,7 +2,7 @@
 //! (RFC 9209) for programs.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{failure::Failure, route::Answer};
 
@@ -43,6 +43,53 @@ pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
         headers.insert(HeaderName::from_static("proxy-status"), status);
     }
     (head, body.into())
+}
+
+/// The same for gRPC: all of it is in trailers, which come in place of a head.
+pub fn grpc(failure: Failure) -> Response<()> {
+    let mut head = Response::new(());
+    let headers = head.headers_mut();
+    *headers = grpc_trailers(failure);
+    let grpc = HeaderValue::from_static("application/grpc");
+    headers.insert(header::CONTENT_TYPE, grpc);
+    head
+}
+
+/// The trailers that end a call of which the client has got a part.
+pub fn grpc_trailers(failure: Failure) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", grpc_status(failure).into());
+    // Percent-encoding would be due for what no failure's details have.
+    let message = format!("{NAME}: {}", failure.details());
+    for (name, value) in [
+        ("grpc-message", message),
+        ("proxy-status", proxy_status(failure)),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            trailers.insert(name, value);
+        }
+    }
+    trailers
+}
+
+/// What a client makes of our HTTP status ("HTTP to gRPC Status Code Mapping" of the gRPC project);
+/// of a time that has passed, what it would call that itself.
+fn grpc_status(failure: Failure) -> u16 {
+    const UNKNOWN: u16 = 2;
+    const DEADLINE_EXCEEDED: u16 = 4;
+    const INTERNAL: u16 = 13;
+    const UNAVAILABLE: u16 = 14;
+    match failure {
+        Failure::RequestTimeout
+        | Failure::TryTimeout
+        | Failure::StreamTimeout
+        | Failure::IdleTimeout => DEADLINE_EXCEEDED,
+        _ => match failure.status() {
+            400 | 431 => INTERNAL,
+            429 | 502..=504 => UNAVAILABLE,
+            _ => UNKNOWN,
+        },
+    }
 }
 
 /// A route's own answer. Its connection goes on if `keeps_client`.
@@ -86,7 +133,7 @@ pub fn http2_answer(answer: &Answer) -> Response<()> {
     head
 }
 
-fn body(failure: Failure) -> String {
+pub fn body(failure: Failure) -> String {
     format!("{NAME}: {}\n", failure.details())
 }
 

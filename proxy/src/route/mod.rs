@@ -11,11 +11,12 @@ mod mirror;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use outrigger_config::{Action, Decision, Labels, Subject, Target as RouteTarget};
+use outrigger_config::{Action, Decision, Labels, RequestPolicy, Subject, Target as RouteTarget};
 
 use crate::{
     cluster::{Clusters, Rng},
     dispatch::{Onward, Target},
+    rate_limit::{Limits, RateLimits},
 };
 
 pub use answer::Answer;
@@ -35,6 +36,7 @@ pub struct Route {
     mirrors: Box<[Option<Arc<Onward>>]>,
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
+    rate_limits: Option<Arc<Limits>>,
 }
 
 /// What was decided of one connection or request.
@@ -43,16 +45,29 @@ pub struct Routed {
     pub target: Target,
     /// None if no route holds.
     pub route: Option<Arc<Route>>,
+    /// Its time limits and retries, if it has any.
+    pub limits: Option<Arc<RequestPolicy>>,
+}
+
+/// What holds for traffic that no route sends to a cluster.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    pub(crate) onward: Arc<Onward>,
+    pub(crate) limits: Option<Arc<RequestPolicy>>,
 }
 
 impl Route {
     /// `decision` is of a snapshot whose clusters are all in `clusters`.
-    pub(crate) fn resolve(decision: &Arc<Decision>, clusters: &Clusters) -> Self {
+    pub(crate) fn resolve(
+        decision: &Arc<Decision>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) -> Self {
         let onward = |target: &RouteTarget, labels: &Labels| match target {
             RouteTarget::OriginalDestination => None,
             RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
                 let subset = (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
-                Arc::new(Onward::new(cluster, settings, subset))
+                Arc::new(Onward::new(cluster, settings, subset, limits))
             }),
         };
         let settings = &decision.settings;
@@ -68,6 +83,7 @@ impl Route {
                 .collect(),
             request_headers: HeaderEdits::compile(&settings.request_headers),
             response_headers: HeaderEdits::compile(&settings.response_headers),
+            rate_limits: limits.compile(&settings.rate_limits, false),
             decision: decision.clone(),
         }
     }
@@ -84,18 +100,21 @@ impl Routed {
     pub(crate) fn decide(
         subject: &Subject<'_>,
         route: Option<&Arc<Route>>,
-        defaults: Option<&Arc<Onward>>,
+        defaults: Option<&Fallback>,
         rng: &Rng,
     ) -> Self {
         let chosen = route.and_then(|r| {
             let branch = r.decision.branch(|| rng.word())?;
             r.branches.get(branch)?.as_ref()
         });
+        let defaults = defaults.filter(|_| chosen.is_none());
+        let limits = route.and_then(|r| r.decision.policy.as_ref());
         Self {
-            target: match chosen.or(defaults) {
+            target: match chosen.or(defaults.map(|d| &d.onward)) {
                 Some(onward) => Target::Cluster(onward.at(subject.destination)),
                 None => Target::Original,
             },
+            limits: limits.or(defaults.and_then(|d| d.limits.as_ref())).cloned(),
             route: route.cloned(),
         }
     }
@@ -113,6 +132,20 @@ impl Routed {
         if route.branches.iter().any(leads_there) {
             self.target = target.clone();
         }
+    }
+
+    /// The limits of the route, and those of the cluster.
+    pub(crate) fn rate_limits(&self) -> [Option<&Arc<Limits>>; 2] {
+        let of_route = self.route.as_ref().and_then(|r| r.rate_limits.as_ref());
+        let of_cluster = match &self.target {
+            Target::Cluster(onward) => onward.rate_limits.as_ref(),
+            Target::Original => None,
+        };
+        [of_route, of_cluster]
+    }
+
+    pub(crate) fn has_rate_limits(&self) -> bool {
+        self.rate_limits().iter().any(Option::is_some)
     }
 
     /// What metrics, logs and traces call the route.

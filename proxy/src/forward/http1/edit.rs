@@ -109,7 +109,8 @@ mod tests {
         let settings = parse(&text).unwrap_or_else(|problems| panic!("{keys}: {problems:#?}"));
         let snapshot = Snapshot::compile(settings, None);
         let decision = snapshot.routes.iter().next().unwrap();
-        Arc::new(Route::resolve(decision, &Clusters::default()))
+        let limits = crate::rate_limit::RateLimits::new(std::time::Instant::now());
+        Arc::new(Route::resolve(decision, &Clusters::default(), &limits))
     }
 
     fn buffer(bytes: &[u8]) -> Buffer {

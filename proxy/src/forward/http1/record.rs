@@ -9,7 +9,7 @@ use std::{
 use super::{
     Next, Session,
     exchange::Arrived,
-    head::Version,
+    head::{self, Version},
     io::write_some,
     progress::Progress,
     request::{self, Method, RequestHead},
@@ -24,7 +24,7 @@ use crate::{
 
 /// How long a client may take to accept a response of ours, which fits every socket buffer that is
 /// not full already.
-const REFUSAL_TAKES: Duration = Duration::from_secs(1);
+pub(super) const REFUSAL_TAKES: Duration = Duration::from_secs(1);
 
 /// The same for an answer of a route's, which may be larger than a socket buffer.
 const ANSWER_TAKES: Duration = Duration::from_secs(15);
@@ -40,7 +40,7 @@ pub(super) struct Outcome {
     pub(super) routed: Routed,
     upstream: Option<SocketAddr>,
     is_upstream_reused: bool,
-    status: Option<u16>,
+    pub(super) status: Option<u16>,
 }
 
 impl Outcome {
@@ -151,7 +151,7 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
-        connection.record(&Record {
+        let record = Record {
             protocol: Protocol::Http1,
             client: connection.client,
             original: connection.original,
@@ -165,6 +165,15 @@ impl Session {
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
             duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
-        });
+            trace: (self.trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = &self.trace {
+            let lines = head.map_or(&[][..], |head| &self.input.filled()[..head.len]);
+            connection.trace(trace, &record, |visit| {
+                head::each_line(lines, |line| visit(line.name, line.value));
+            });
+            self.trace = None;
+        }
     }
 }

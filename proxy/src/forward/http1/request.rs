@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use http::{HeaderName, HeaderValue};
 use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
@@ -99,6 +100,19 @@ impl RequestHead {
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
+    /// Replaces what lies at `at` in the header lines of the head that begins `buffer`, after the edits
+    /// were applied.
+    pub(super) fn replace(&mut self, buffer: &mut Buffer, at: Range<usize>, with: &[u8]) {
+        buffer.replace(at.clone(), with);
+        let moved = |place: usize| place - at.len() + with.len();
+        self.len = moved(self.len);
+        if let Some(host) = &mut self.host
+            && host.start >= at.end
+        {
+            *host = moved(host.start)..moved(host.end);
+        }
+    }
+
     /// Carries out the edits of a route on the head that begins `buffer`.
     pub(super) fn carry_out(&mut self, mut edits: Edits, buffer: &mut Buffer) {
         if edits.is_empty() {
@@ -116,6 +130,20 @@ impl RequestHead {
         self.len = edits.moved(self.len);
         self.target = edit::moved(&self.target, &edits);
         self.host = self.host.take().map(|host| edit::moved(&host, &edits));
+    }
+
+    /// Adds lines to the head that begins `buffer`.
+    pub(super) fn add_lines(&mut self, lines: &[(HeaderName, HeaderValue)], buffer: &mut Buffer) {
+        let end = self.len - b"\r\n".len();
+        let mut added = Vec::new();
+        for (name, value) in lines {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                added.extend_from_slice(part);
+            }
+        }
+        let mut edits = Edits::default();
+        edits.replace(end..end, added);
+        self.carry_out(edits, buffer);
     }
 
     /// As the log sees it, which is as the client sent it; `head` is where the head lies now.
@@ -209,18 +237,24 @@ impl RequestHead {
         }
     }
 
-    /// Shows each value of the header `name`; for what is seldom asked.
-    fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        let head = &head[..self.len];
+    /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
+    pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
+        let head = &buffer.filled()[..self.len];
         let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
         let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut edits = Edits::default();
+        // It was parsed before, so that nothing fails.
         let _ = head::visit_lines(head, start, lines, |line| {
             if line.name.eq_ignore_ascii_case(name) {
-                visit(line.value);
+                edits.remove(line.range(head));
             }
             Ok(())
         });
+        let end = self.len - b"\r\n".len();
+        edits.replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self.edits = edits;
+        self.apply_edits(buffer);
+        self.edits = Edits::default();
     }
 
     /// Whether sending it twice does no more than sending it once.
@@ -250,7 +284,7 @@ impl Lines<'_> {
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.head.each_value(self.bytes, name, visit);
+        head::HeaderLines(&self.bytes[..self.head.len]).each(name, visit);
     }
 }
 

@@ -83,6 +83,11 @@ fn parse_within(
 }
 
 impl ResponseHead {
+    /// Its header lines; `head` is where it lies, not edited yet.
+    pub(super) fn lines<'a>(&self, head: &'a [u8]) -> head::HeaderLines<'a> {
+        head::HeaderLines(&head[..self.len])
+    }
+
     /// A response that another one follows; not 101, which ends HTTP on the connection.
     pub(super) fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+pub use patience::TunnelLimits;
 pub use relay::{Relayed, relay};
 use relay::{Traffic, relay_counted};
 
@@ -19,9 +20,9 @@ use crate::{
     cluster::Outcome,
     connection::Connection,
     detect::{ClientHello, Detected, First},
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
-    observe::{Protocol, Record},
+    observe::{Protocol, Record, trace::Trace},
     route::Routed,
 };
 
@@ -77,6 +78,7 @@ impl Tunnel {
             if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
                 self.routed = routed;
                 let rng = &connection.worker.rng;
+                connection.admit(&self.routed, &self.client).await?;
                 self.routed.admit_opaque(rng, &self.client).await?;
             }
         }
@@ -92,7 +94,8 @@ impl Tunnel {
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(way.connect(way.choose()?, &self.client)).await?
+                let mut tried = Tried::default();
+                Box::pin(way.connect(way.choose()?, &self.client, &mut tried)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -104,6 +107,7 @@ impl Tunnel {
             upstream,
             to_upstream,
             to_client,
+            TunnelLimits::of(connection, &self.routed),
             &self.traffic,
         )
         .await
@@ -116,6 +120,25 @@ impl Tunnel {
             Detected::Tls(hello) => Some(hello),
             _ => None,
         }
+    }
+
+    /// Nothing of it goes on with the connection, so that it need not be there before the end.
+    fn trace(&self) -> Option<Trace> {
+        let Connection {
+            worker, accepted, ..
+        } = &self.connection;
+        let settings = worker.settings();
+        let settings = settings.tracing.as_ref().filter(|t| t.connections)?;
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        Some(Trace::connection(
+            settings,
+            route,
+            &worker.trace_ids,
+            *accepted,
+        ))
     }
 }
 
@@ -131,7 +154,8 @@ impl Drop for Tunnel {
             Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
-        self.connection.record(&Record {
+        let trace = self.trace();
+        let record = Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
@@ -145,6 +169,11 @@ impl Drop for Tunnel {
             bytes_received: self.traffic.received.get(),
             bytes_sent: self.traffic.sent.get(),
             duration: self.connection.accepted.elapsed(),
-        });
+            trace: trace.as_ref().map(|trace| trace.ids(None, self.failure)),
+        };
+        self.connection.record(&record);
+        if let Some(trace) = trace {
+            self.connection.trace(&trace, &record, |_| {});
+        }
     }
 }

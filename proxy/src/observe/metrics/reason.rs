@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 24] = [
+const ALL: [Failure; 29] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -31,6 +31,11 @@ const ALL: [Failure; 24] = [
     Failure::Shed,
     Failure::NotHttp,
     Failure::FaultInjected,
+    Failure::RequestTimeout,
+    Failure::TryTimeout,
+    Failure::StreamTimeout,
+    Failure::RateLimited,
+    Failure::RateLimitService,
 ];
 
 pub(super) fn number(failure: Failure) -> usize {
@@ -59,6 +64,11 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::Shed => 21,
         Failure::NotHttp => 22,
         Failure::FaultInjected => 23,
+        Failure::RequestTimeout => 24,
+        Failure::TryTimeout => 25,
+        Failure::StreamTimeout => 26,
+        Failure::RateLimited => 27,
+        Failure::RateLimitService => 28,
     }
 }
 
