@@ -3,6 +3,7 @@
 //! data plane and the capture code can share it without ever meeting.
 
 mod check;
+mod collector;
 pub mod control;
 mod duration;
 mod file;
@@ -12,14 +13,17 @@ mod pattern;
 mod percent;
 mod ports;
 mod problem;
+mod ratio;
 mod read;
 mod schema;
 mod scope;
+mod secret;
 mod settings;
 mod snapshot;
 mod yaml;
 
 pub use check::route::is_host;
+pub use collector::CollectorUrl;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
 pub use fraction::Fraction;
@@ -29,8 +33,10 @@ pub use pattern::{MatchRegex, SearchRegex};
 pub use percent::Percent;
 pub use ports::PortRange;
 pub use problem::{Place, Problem, Severity};
+pub use ratio::Ratio;
 pub use schema::schema;
 pub use scope::Scope;
+pub use secret::Secret;
 pub use settings::*;
 pub use snapshot::{
     Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable,

@@ -22,7 +22,7 @@ use crate::{
     detect::{self, ClientHello, Detected},
     failure::Failure,
     forward,
-    observe::Record,
+    observe::{Record, trace::Trace},
     rate_limit::{self, Verdict},
     route::Routed,
     worker::{LiveConnection, Worker},
@@ -93,9 +93,21 @@ impl Connection {
         decided.map(drop).map_err(|refusal| refusal.failure)
     }
 
+    /// Exports the trace of what was recorded so, if it is to be exported.
+    pub(crate) fn trace<'h>(
+        &self,
+        trace: &Trace,
+        record: &Record<'_>,
+        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
+    ) {
+        let worker = &self.worker;
+        trace.finish(&worker.shared.tracer, worker.id, record, headers);
+    }
+
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
         self.destination.metrics.observe(self.worker.id, record);
+        self.destination.exemplars.note(record);
         if let Some(log) = &self.worker.shared.access_log {
             log.write(self.worker.id, record);
         }

@@ -212,6 +212,7 @@ async fn reload(
 /// The clusters first, then the services in them, so that no route leads to one that is not there.
 pub(crate) async fn take_over(shared: &Arc<Shared>, clusters: &Keeper, snapshot: Arc<Snapshot>) {
     clusters.apply(&snapshot).await;
+    shared.tracer.follow(snapshot.settings.tracing.as_ref());
     let Shared {
         clusters,
         rate_limits,

@@ -22,6 +22,7 @@ use crate::{
     connection,
     drain::Drain,
     forward::{http2, splice::PipePool},
+    observe::trace::Ids,
     readiness::Accepting,
     route::Routed,
     shared::Shared,
@@ -39,6 +40,7 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub drain: Drain,
     pub rng: Rng,
+    pub(crate) trace_ids: Ids,
     /// Copies of requests under way.
     pub(crate) copies: Cell<usize>,
     view: RefCell<View>,
@@ -70,6 +72,7 @@ impl Worker {
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
+            trace_ids: Ids::new(),
             copies: Cell::new(0),
             live: Cell::new(0),
             idle: Notify::new(),

@@ -8,6 +8,7 @@ mod connections;
 mod rate_limit;
 mod route;
 mod supervisor;
+mod tracing;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -39,6 +40,7 @@ pub use route::{
     Share,
 };
 pub use supervisor::Supervisor;
+pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -61,6 +63,9 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub pool: Pool,
     pub access_log: AccessLog,
+    /// Spans of requests for an OpenTelemetry collector. Default: none, nothing is traced and no
+    /// header added.
+    pub tracing: Option<Tracing>,
     pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
@@ -87,6 +92,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             pool: Pool::default(),
             access_log: AccessLog::default(),
+            tracing: None,
             supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
@@ -146,6 +152,7 @@ impl Settings {
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
         problems.extend(self.supervisor.problems());
+        problems.extend(self.tracing.iter().flat_map(Tracing::problems));
         problems
     }
 }

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{RateLimit, cluster::Labels};
+use super::{RateLimit, RouteTracing, cluster::Labels};
 use crate::Span;
 
 pub use action::{Redirect, RedirectCode, Respond, Scheme, Share};
@@ -75,6 +75,9 @@ pub struct Route {
     /// How much may take this route. Default: no limit.
     #[serde(default)]
     pub rate_limits: Vec<RateLimit>,
+    /// How this route's requests are sampled. Default: as `tracing` says.
+    #[serde(default)]
+    pub tracing: Option<RouteTracing>,
     /// From the last byte of a request to the last of its answer, retries included; then 504, or a
     /// reset if the answer has begun. Default `null`: as long as a direct connection would have taken.
     /// Envoy's 15 s would end long downloads and streams that nobody thought of.

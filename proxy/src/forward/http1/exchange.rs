@@ -107,6 +107,7 @@ impl Session {
         head.apply_edits(&mut self.input);
         let key;
         (outcome.routed, key) = self.route(&head);
+        self.begin_trace(&mut head, &outcome);
         // What its route answers itself or does not admit ends here.
         let mut added = Added::new();
         if outcome.routed.has_rate_limits() {
@@ -174,11 +175,13 @@ impl Session {
                 TryEnd::Refused(failure) => break failure,
                 TryEnd::Again(next, pause) => {
                     through = next;
+                    self.end_attempt();
                     if let Some(policed) = &exchange.policed
                         && let Err(failure) = self.pause(policed, pause).await
                     {
                         break failure;
                     }
+                    self.trace_again(&mut exchange.head);
                 }
             }
         };
@@ -205,10 +208,15 @@ impl Session {
         let (lease, mut hop) = match reached {
             Ok(reached) => reached,
             Err(Lost::Unreached(failure)) => {
+                self.attempt_failed(failure);
                 return exchange.unreached(failure, &self.connection.worker);
             }
-            Err(Lost::TimedOut) => return exchange.raced_too_long(self.rng()),
+            Err(Lost::TimedOut) => {
+                self.attempt_failed(Failure::TryTimeout);
+                return exchange.raced_too_long(self.rng());
+            }
             Err(Lost::NoAnswer { hop, has_left }) => {
+                self.attempt_failed(Failure::UpstreamClosed);
                 let is_kept = !exchange.head.authenticates_connection;
                 let policed = exchange.policed.as_ref();
                 let fate = Fate::Reset { has_left };
@@ -236,6 +244,7 @@ impl Session {
             self.mirror(exchange, progress.in_input.get());
         }
         exchange.outcome.add(&lease, &progress);
+        self.note_attempt(&end, &lease, &progress);
         hop.report_end(&end, &lease, &progress);
         let (next, failure) = match end {
             AttemptEnd::Answered(answer) => {
@@ -847,7 +856,11 @@ impl Hop {
     /// whatever is wrong shows when another one is dialled.
     fn report_end(&mut self, end: &AttemptEnd, lease: &Lease, progress: &Progress) {
         let outcome = match (end, progress.status.get()) {
-            (AttemptEnd::Incomplete | AttemptEnd::TooLong(_), _) => {
+            (AttemptEnd::Incomplete, _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::TooLong(passed), None) => {
+                if !passed.tells_of_endpoint(progress.is_request_received.get()) {
+                    return;
+                }
                 cluster::Outcome::LocalOriginFailure
             }
             (AttemptEnd::Discarded(answer), _) => cluster::Outcome::of_status(answer.head.status),

@@ -118,6 +118,36 @@ fn visit_parsed(
     Ok(Some(end))
 }
 
+/// A line of a head that was parsed before, so that nothing about it can be wrong.
+pub(super) struct Parsed<'a> {
+    pub(super) name: &'a [u8],
+    /// Without the blanks around it.
+    pub(super) value: &'a [u8],
+    pub(super) value_at: Range<usize>,
+    /// The whole line, its line end included.
+    pub(super) whole: Range<usize>,
+}
+
+/// Shows each header line of `head`, which was parsed before and ends with its empty line.
+pub(super) fn each_line<'a>(head: &'a [u8], mut visit: impl FnMut(Parsed<'a>)) {
+    let mut start = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
+    while let Some(len) = memchr::memchr(b'\n', &head[start..]) {
+        let whole = start..start + len + 1;
+        let line = &head[whole.clone()];
+        if let Some(colon) = memchr::memchr(b':', line) {
+            let value = line[colon + 1..].trim_ascii();
+            let value_start = offset(head, value);
+            visit(Parsed {
+                name: &line[..colon],
+                value,
+                value_at: value_start..value_start + value.len(),
+                whole: whole.clone(),
+            });
+        }
+        start = whole.end;
+    }
+}
+
 /// The header lines of a whole head that was parsed before; for what is seldom asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
@@ -125,14 +155,10 @@ pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
 impl Headers for HeaderLines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
         let Self(head) = self;
-        let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
-        let lines = memchr::memchr_iter(b'\n', head).count();
-        let _ = visit_lines(head, start, lines, |line| {
-            if line.name.eq_ignore_ascii_case(name) {
+        each_line(head, |line| {
+            if line.name.eq_ignore_ascii_case(name.as_bytes()) {
                 visit(line.value);
             }
-            Ok(())
         });
     }
 }

@@ -27,6 +27,7 @@ mod progress;
 mod record;
 pub mod request;
 pub mod response;
+mod trace;
 mod upload;
 
 use std::{
@@ -47,6 +48,7 @@ use crate::{
     detect::First,
     dispatch::{Dialled, Target},
     failure::Failure,
+    observe::trace::Trace,
     upstream::{Lease, poll_disturbed},
 };
 
@@ -66,6 +68,8 @@ struct Session {
     pinned: Option<OwnedLease>,
     /// A request begins the input and has not been recorded yet.
     is_under_way: bool,
+    /// Of the request under way, if requests are traced.
+    trace: Option<Trace>,
 }
 
 /// It stays with the client for as long as its requests have the same target, whatever a balancer
@@ -100,6 +104,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
         dialled: first.dialled,
         pinned: None,
         is_under_way: false,
+        trace: None,
     };
     let mut drain = pin!(worker.drain.started());
     let next = loop {

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Next, Session,
     exchange::Arrived,
-    head::Version,
+    head::{self, Version},
     io::write_some,
     progress::Progress,
     request::{self, Method, RequestHead},
@@ -151,7 +151,7 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
-        connection.record(&Record {
+        let record = Record {
             protocol: Protocol::Http1,
             client: connection.client,
             original: connection.original,
@@ -165,6 +165,15 @@ impl Session {
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
             duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
-        });
+            trace: (self.trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = &self.trace {
+            let lines = head.map_or(&[][..], |head| &self.input.filled()[..head.len]);
+            connection.trace(trace, &record, |visit| {
+                head::each_line(lines, |line| visit(line.name, line.value));
+            });
+            self.trace = None;
+        }
     }
 }

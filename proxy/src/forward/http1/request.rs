@@ -100,6 +100,19 @@ impl RequestHead {
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
+    /// Replaces what lies at `at` in the header lines of the head that begins `buffer`, after the edits
+    /// were applied.
+    pub(super) fn replace(&mut self, buffer: &mut Buffer, at: Range<usize>, with: &[u8]) {
+        buffer.replace(at.clone(), with);
+        let moved = |place: usize| place - at.len() + with.len();
+        self.len = moved(self.len);
+        if let Some(host) = &mut self.host
+            && host.start >= at.end
+        {
+            *host = moved(host.start)..moved(host.end);
+        }
+    }
+
     /// Carries out the edits of a route on the head that begins `buffer`.
     pub(super) fn carry_out(&mut self, mut edits: Edits, buffer: &mut Buffer) {
         if edits.is_empty() {

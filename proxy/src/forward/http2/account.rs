@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderValue, Method, header::HOST, request, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{HOST, USER_AGENT},
+    request, response,
+};
 
 use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place, upload::Upload};
 use crate::{
@@ -19,7 +23,10 @@ use crate::{
         deadlines::{self, Passed},
         policed::Policed,
     },
-    observe::{Protocol, Record, RequestLine},
+    observe::{
+        Protocol, Record, RequestLine,
+        trace::{Edit, Incoming, Trace},
+    },
     route::Routed,
 };
 
@@ -44,6 +51,8 @@ pub(super) struct Account {
     failure: Option<Failure>,
     received: u64,
     sent: u64,
+    /// If requests are traced; apart, for there may be a thousand streams.
+    trace: Option<Box<Trace>>,
 }
 
 impl Account {
@@ -60,14 +69,105 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            trace: None,
             asked: None,
             copies: None,
             head,
         }
     }
 
+    /// Begins the request's trace, when its route is known.
+    pub(super) fn begin_trace(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        let settings = worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        let mut incoming = Incoming::default();
+        for (name, value) in &self.head.headers {
+            incoming.visit(name.as_str().as_bytes(), value.as_bytes());
+        }
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        let ids = &worker.trace_ids;
+        let trace = Trace::begin(settings, route, &incoming, ids, "2", self.started);
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// Writes the trace into what is about to be sent.
+    pub(super) fn write_trace(&self, headers: &mut HeaderMap) {
+        let Some(trace) = &self.trace else {
+            return;
+        };
+        // A reload may have turned tracing off meanwhile.
+        let settings = self.peers.client.connection.worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        trace.each_edit(settings, |edit| match edit {
+            Edit::Add(name, value) | Edit::Replace(name, value) => {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.insert(HeaderName::from_static(name), value);
+                }
+            }
+            Edit::Remove(name) => {
+                headers.remove(name);
+            }
+        });
+    }
+
+    /// An attempt came to no answer.
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        if let Some(trace) = &mut self.trace {
+            trace.failed(failure);
+        }
+    }
+
+    /// The attempt is over, and there is to be another one.
+    pub(super) fn end_attempt(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(Instant::now());
+        }
+    }
+
+    /// The next attempt begins.
+    pub(super) fn trace_again(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        if let Some(trace) = &mut self.trace {
+            trace.again(&worker.trace_ids, Instant::now());
+        }
+    }
+
+    /// An upstream answers with `head`.
+    pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status.as_u16());
+            if trace.is_grpc() {
+                // Of a call that failed at once, there are no trailers.
+                trace.note_grpc_status(headers);
+            }
+        }
+    }
+
+    /// What came after the answer's body.
+    pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.note_grpc_status(trailers);
+        }
+    }
+
+    /// Whether anybody wants to know an answer's trailers.
+    pub(super) fn wants_trailers(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_grpc())
+    }
+
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
+        if let Some(trace) = &mut self.trace {
+            trace.reached(place.session.peer);
+        }
         if let Some(policed) = &self.policed {
             policed.deadlines.begin_try();
         }
@@ -83,6 +183,14 @@ impl Account {
             && let Some(host) = headers.get(HOST)
         {
             self.head.headers.insert(HOST, host.clone());
+        }
+        if self.trace.is_some() {
+            // So do its spans some more.
+            for name in [USER_AGENT, HeaderName::from_static("tracestate")] {
+                for value in headers.get_all(&name) {
+                    self.head.headers.append(&name, value.clone());
+                }
+            }
         }
     }
 
@@ -172,7 +280,8 @@ impl Drop for Account {
             None => self.head.headers.get(HOST),
         };
         let host = host.map(HeaderValue::as_bytes);
-        connection.record(&Record {
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
@@ -190,7 +299,16 @@ impl Drop for Account {
             bytes_received: self.received,
             bytes_sent: self.sent,
             duration: self.started.elapsed(),
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(self.status, self.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            connection.trace(&trace, &record, |visit| {
+                for (name, value) in &self.head.headers {
+                    visit(name.as_str().as_bytes(), value.as_bytes());
+                }
+            });
+        }
     }
 }
 

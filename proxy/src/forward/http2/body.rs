@@ -40,6 +40,9 @@ pub(super) struct Body {
     copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
+    /// Kept for whoever wants to know them.
+    trailers: Option<Box<HeaderMap>>,
+    keeps_trailers: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +91,8 @@ impl Body {
             copy: None,
             has_sent: false,
             received: 0,
+            trailers: None,
+            keeps_trailers: false,
         }
     }
 
@@ -121,6 +126,15 @@ impl Body {
     /// Bytes read from the source.
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Keeps the trailers, once there are any.
+    pub(super) fn keep_trailers(&mut self) {
+        self.keeps_trailers = true;
+    }
+
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
     }
 
     pub(super) fn forget(&mut self) {
@@ -228,7 +242,13 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.note_end(End::Trailers(Box::new(trailers))),
+                    Ok(Some(trailers)) => {
+                        let trailers = Box::new(trailers);
+                        if self.keeps_trailers {
+                            self.trailers = Some(trailers.clone());
+                        }
+                        self.note_end(End::Trailers(trailers));
+                    }
                     Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },

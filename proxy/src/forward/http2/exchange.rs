@@ -128,6 +128,7 @@ async fn begin(
     account: &mut Account,
 ) -> Result<Option<Relay>, Failure> {
     let key = route(account);
+    account.begin_trace();
     // What its route answers itself or does not admit ends here.
     let mut added = Vec::new();
     if account.routed.has_rate_limits() {
@@ -175,10 +176,13 @@ async fn begin(
             Err(TryEnd::Over(failure)) => return Err(failure),
             Err(TryEnd::Refused(failure)) => Err(failure),
             Err(TryEnd::Elsewhere) => Ok(()),
-            Err(TryEnd::Again(pause)) => Box::pin(asking.another(pause)).await,
+            Err(TryEnd::Again(pause)) => {
+                asking.account.end_attempt();
+                Box::pin(asking.another(pause)).await
+            }
         };
         match again {
-            Ok(()) => {}
+            Ok(()) => asking.account.trace_again(),
             Err(Failure::ClientClosed) => return Err(Failure::ClientClosed),
             Err(failure) => return Err(refuse(asking.client, asking.account, failure)),
         }
@@ -266,8 +270,11 @@ impl Asking<'_> {
             }
             Answer::TooLong(passed) => {
                 stream.sink.send_reset(Reason::CANCEL);
-                self.account.report(Outcome::LocalOriginFailure);
+                if passed.tells_of_endpoint(self.upload.is_received()) {
+                    self.account.report(Outcome::LocalOriginFailure);
+                }
                 let failure = self.account.passed(passed);
+                self.account.attempt_failed(failure);
                 if passed.is_of_try() {
                     self.again(Fate::TimedOut)?;
                 }
@@ -354,6 +361,7 @@ impl Asking<'_> {
                 self.answered(stream, response)
             }
             Ok(Err(Lost::Unreached(failure))) => {
+                self.account.attempt_failed(failure);
                 let rng = &self.account.peers.client.connection.worker.rng;
                 Err(match policed.again_after(failure, true, rng) {
                     Some(pause) => TryEnd::Again(pause),
@@ -366,6 +374,7 @@ impl Asking<'_> {
                 Err(TryEnd::Refused(failure))
             }
             Ok(Err(Lost::NoAnswer(error))) => {
+                self.account.attempt_failed(failure_of(&error));
                 self.again(if is_unprocessed(&error) {
                     Fate::Refused
                 } else {
@@ -375,6 +384,7 @@ impl Asking<'_> {
             }
             Err(Answer::TooLong(passed)) => {
                 let failure = self.account.passed(passed);
+                self.account.attempt_failed(failure);
                 if passed.is_of_try() {
                     self.again(Fate::TimedOut)?;
                 }
@@ -412,6 +422,7 @@ impl Asking<'_> {
 
     /// The endpoint took no connection: another one, or another try, or none.
     fn unreached(&mut self, failure: Failure) -> TryEnd {
+        self.account.attempt_failed(failure);
         let Some(hop) = self.account.hop.take() else {
             return TryEnd::Refused(failure);
         };
@@ -445,6 +456,7 @@ impl Asking<'_> {
     ) -> Result<Option<Relay>, TryEnd> {
         let status = response.status().as_u16();
         self.account.report(Outcome::of_status(status));
+        (self.account).note_answer(response.status(), response.headers());
         let headers = Lines(response.headers());
         let fate = Fate::Answered(AnswerHead {
             status,
@@ -476,6 +488,7 @@ impl Asking<'_> {
 
     /// There was no answer.
     fn failed(&mut self, stream: UpstreamStream, error: &h2::Error, is_informed: bool) -> TryEnd {
+        self.account.attempt_failed(failure_of(error));
         let is_unprocessed = is_unprocessed(error);
         let may_replay = is_unprocessed
             // A reused connection may have been closed before the request came; a peer that has
@@ -760,6 +773,7 @@ fn outgoing(account: &Account) -> Request<()> {
             }
         }
     }
+    account.write_trace(request.headers_mut());
     request
 }
 

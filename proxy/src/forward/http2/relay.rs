@@ -52,7 +52,13 @@ impl Relay {
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window)),
+            download: (!is_end).then(|| {
+                let mut body = Body::new(body, window);
+                if account.wants_trailers() {
+                    body.keep_trailers();
+                }
+                body
+            }),
             client,
             upstream,
         }))
@@ -69,7 +75,12 @@ impl Relay {
             let relayed = body.poll_relay(cx, &mut self.client);
             account.add_sent(body.received() - before);
             match relayed {
-                Poll::Ready(Ended::Complete) => self.download = None,
+                Poll::Ready(Ended::Complete) => {
+                    if let Some(trailers) = body.trailers() {
+                        account.note_trailers(trailers);
+                    }
+                    self.download = None;
+                }
                 Poll::Ready(Ended::SourceFailed(error)) => {
                     let failure = match failure_of(&error) {
                         Failure::UpstreamClosed => Failure::UpstreamIncomplete,

@@ -22,7 +22,7 @@ use crate::{
     detect::{ClientHello, Detected, First},
     dispatch::{Dialled, Tried, Way},
     failure::Failure,
-    observe::{Protocol, Record},
+    observe::{Protocol, Record, trace::Trace},
     route::Routed,
 };
 
@@ -121,6 +121,25 @@ impl Tunnel {
             _ => None,
         }
     }
+
+    /// Nothing of it goes on with the connection, so that it need not be there before the end.
+    fn trace(&self) -> Option<Trace> {
+        let Connection {
+            worker, accepted, ..
+        } = &self.connection;
+        let settings = worker.settings();
+        let settings = settings.tracing.as_ref().filter(|t| t.connections)?;
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        Some(Trace::connection(
+            settings,
+            route,
+            &worker.trace_ids,
+            *accepted,
+        ))
+    }
 }
 
 impl Drop for Tunnel {
@@ -135,7 +154,8 @@ impl Drop for Tunnel {
             Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
-        self.connection.record(&Record {
+        let trace = self.trace();
+        let record = Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
@@ -149,6 +169,11 @@ impl Drop for Tunnel {
             bytes_received: self.traffic.received.get(),
             bytes_sent: self.traffic.sent.get(),
             duration: self.connection.accepted.elapsed(),
-        });
+            trace: trace.as_ref().map(|trace| trace.ids(None, self.failure)),
+        };
+        self.connection.record(&record);
+        if let Some(trace) = trace {
+            self.connection.trace(&trace, &record, |_| {});
+        }
     }
 }
