@@ -91,8 +91,11 @@ async fn obey(shared: Weak<Shared>, mut asks: mpsc::UnboundedReceiver<Ask>) {
 struct Client {
     shared: Weak<Shared>,
     rng: Rng,
-    connections: RefCell<HashMap<(Arc<str>, SocketAddr), Rc<Connection>>>,
+    connections: RefCell<HashMap<Peer, Rc<Connection>>>,
 }
+
+/// A cluster's endpoint.
+type Peer = (Arc<str>, SocketAddr);
 
 /// A connection, or the dial that is to make it.
 struct Connection {
