@@ -191,6 +191,7 @@ async fn relayed_client(worker: Rc<Worker>, original: SocketAddr) -> TcpStream {
         client_bytes: Buffer::default(),
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     };
     spawn_local(http1::serve(connection, accepted, first));
     client

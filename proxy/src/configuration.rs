@@ -44,6 +44,11 @@ impl Configuration {
     }
 
     /// For what is seldom done; a worker has a cheaper way.
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
+        self.current.load_full()
+    }
+
+    /// As [`Self::in_force`].
     pub fn settings(&self) -> Arc<Settings> {
         self.current.load().snapshot.settings.clone()
     }
@@ -123,14 +128,26 @@ impl InForce {
         !self.routes.is_empty() || self.defaults.is_some()
     }
 
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     pub(crate) fn asks_tls(&self) -> bool {
         self.asks_tls
     }
 
     pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
-        let position = self.snapshot.routes.position(subject);
-        let route = position.and_then(|at| self.routes.get(at));
-        Routed::decide(subject, route, self.defaults.as_ref(), rng)
+        let defaults = self.defaults.as_ref();
+        Routed::decide(subject, self.holds(subject), defaults, rng)
+    }
+
+    /// The route that holds.
+    pub(crate) fn holds(&self, subject: &Subject<'_>) -> Option<&Arc<Route>> {
+        self.routes.get(self.snapshot.routes.position(subject)?)
+    }
+
+    pub(crate) fn defaults(&self) -> Option<&Arc<Onward>> {
+        self.defaults.as_ref().map(|fallback| &fallback.onward)
     }
 }
 

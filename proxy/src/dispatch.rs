@@ -15,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{Cluster as Settings, Cookie, HashOn, Headers, LoadBalancer};
+use outrigger_config::{
+    Cluster as Settings, Cookie, HashOn, Headers, Labels, LoadBalancer, control::ClusterOutlook,
+};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{
@@ -131,6 +133,43 @@ impl Onward {
         })
     }
 
+    /// What choosing an endpoint for such a request to `destination` would come to; nothing is chosen.
+    pub(crate) fn outlook(
+        &self,
+        destination: SocketAddr,
+        client: Option<IpAddr>,
+        headers: &dyn Headers,
+        labels: &Labels,
+        now: Instant,
+    ) -> (ClusterOutlook, Option<Failure>) {
+        let context = PickContext {
+            hash: self.key_said(client, headers).hash,
+            tried: &[],
+            subset: self.subset,
+        };
+        let cluster = self.cluster.glance_at(destination, now);
+        let (outlook, refusal) = cluster.outlook(&context, labels, now);
+        (outlook, refusal.map(failure_of))
+    }
+
+    /// The key of a request as far as the request itself has it.
+    fn key_said(&self, client: Option<IpAddr>, headers: &dyn Headers) -> Key {
+        let mut hash = None;
+        match &self.hash_on {
+            None => {}
+            Some(HashOn::Source) => return client.map(Key::of_source).unwrap_or_default(),
+            Some(HashOn::Header(name)) => {
+                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
+            }
+            Some(HashOn::Cookie(cookie)) => {
+                headers.each("cookie", &mut |value| {
+                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
+                });
+            }
+        }
+        Key::of(hash)
+    }
+
     /// A connection's permit, waited for as long as for a connection.
     async fn permit(&self, worker: &Worker) -> Result<Permit, Failure> {
         let thresholds = self.cluster.thresholds();
@@ -169,24 +208,13 @@ impl Target {
         let Self::Cluster(onward) = self else {
             return Key::default();
         };
+        let key = onward.key_said(Some(client), headers);
         match &onward.hash_on {
-            None => Key::default(),
-            Some(HashOn::Source) => Key::of_source(client),
-            Some(HashOn::Header(name)) => {
-                let mut hash = None;
-                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
-                Key::of(hash)
-            }
-            Some(HashOn::Cookie(cookie)) => {
-                let mut hash = None;
-                headers.each("cookie", &mut |value| {
-                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
-                });
-                match cookie.ttl {
-                    Some(ttl) if hash.is_none() => Key::new_cookie(worker, cookie, ttl.0),
-                    _ => Key::of(hash),
-                }
-            }
+            Some(HashOn::Cookie(cookie)) if key.hash.is_none() => match cookie.ttl {
+                Some(ttl) => Key::new_cookie(worker, cookie, ttl.0),
+                None => key,
+            },
+            _ => key,
         }
     }
 
@@ -405,6 +433,18 @@ impl Hop {
         let mut upstream = upstream::dial(worker, self.peer, limit, client).await?;
         upstream.permit = Some(permit);
         Ok(upstream)
+    }
+
+    /// Whether anybody is interested in what comes of it.
+    pub fn is_watched(&self) -> bool {
+        self.picked.is_some()
+    }
+
+    /// The answer has begun, and does not tell yet what came of the request.
+    pub fn heard(&mut self, now: Instant) {
+        if let Some(picked) = &mut self.picked {
+            picked.heard(now);
+        }
     }
 
     /// The request went to this peer, and this came of it.

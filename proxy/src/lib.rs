@@ -18,6 +18,7 @@ pub mod detect;
 pub mod direct;
 pub mod dispatch;
 pub mod drain;
+mod explain;
 pub mod failure;
 mod file_watch;
 pub mod forward;

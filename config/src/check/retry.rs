@@ -185,3 +185,6 @@ fn limit(time: Option<Span>, path: &str, to: &mut Findings) {
         "0 would let nothing through; write `null`, or leave the key out, for no limit",
     );
 }
+
+#[cfg(test)]
+mod tests;

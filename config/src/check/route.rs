@@ -616,7 +616,7 @@ fn fault(fault: &Fault, path: &str, to: &mut Findings) {
             ),
             _ => to.error(
                 path,
-                "write exactly one of `status` and `grpc_status`".into(),
+                "an abort has one status; write exactly one of `status` and `grpc_status`".into(),
             ),
         }
     }

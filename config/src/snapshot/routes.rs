@@ -165,6 +165,29 @@ impl RouteTable {
         first
     }
 
+    /// For a `subject` of whose contents nothing is known: the routes before the one that holds which
+    /// would hold for some contents.
+    pub fn undecided(&self, subject: &Subject<'_>) -> impl Iterator<Item = &Arc<Decision>> {
+        let is_known = subject.request.is_some() || subject.sni.is_some();
+        let end = match self.position(subject) {
+            _ if is_known => 0,
+            Some(position) => position,
+            None => self.routes.len(),
+        };
+        let view = View::of(subject, false);
+        self.routes[..end].iter().filter(move |decision| {
+            let Match {
+                destination, port, ..
+            } = decision.settings.matches;
+            let outside = Match {
+                destination,
+                port,
+                ..Match::default()
+            };
+            holds(&outside, &view)
+        })
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Decision>> {
         self.routes.iter()
     }

@@ -12,8 +12,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
-    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
-    is_host,
+    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, is_host,
 };
 use tokio::sync::Notify;
 
@@ -47,7 +46,7 @@ pub struct PickContext<'a> {
 
 /// A subset of a cluster, by the number that [`Cluster::subset`] gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subset(usize);
+pub struct Subset(pub(super) usize);
 
 /// Why there is no endpoint for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,15 +175,26 @@ impl Cluster {
             .original_destination
             .as_ref()
             .map_or(1, |o| o.max_destinations.get());
-        destinations.at(destination, max, now, || {
-            // Read under the lock, so that `update` does not miss it.
-            let policy = self.hosts.load().policy.clone();
-            let seed = hash_of(destination.to_string().as_bytes());
-            let counts = self.counts.clone();
-            let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
-            cluster.set_endpoints(&[Described::at(destination)], false, now);
-            Arc::new(cluster)
-        })
+        destinations.at(destination, max, now, || self.of(destination, now))
+    }
+
+    /// As [`Self::at`], but nothing is kept that was not before.
+    pub(crate) fn glance_at(self: &Arc<Self>, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        let Some(destinations) = &self.destinations else {
+            return self.clone();
+        };
+        let known = destinations.find(destination);
+        known.unwrap_or_else(|| self.of(destination, now))
+    }
+
+    fn of(&self, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        // Read when it is made, under the lock of who keeps it, so that `update` does not miss it.
+        let policy = self.hosts.load().policy.clone();
+        let seed = hash_of(destination.to_string().as_bytes());
+        let counts = self.counts.clone();
+        let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
+        cluster.set_endpoints(&[Described::at(destination)], false, now);
+        Arc::new(cluster)
     }
 
     /// The clusters of the original destinations in use.
@@ -225,26 +235,17 @@ impl Cluster {
         let permit = self.thresholds.request().map_err(PickError::Overflow)?;
         let hosts = self.hosts.load();
         let policy = &hosts.policy;
-        let view = match context.subset.map(|s| hosts.subsets.get(s.0)) {
-            None => &hosts.all,
-            Some(Some(Some(view))) => view,
-            Some(None | Some(None)) => match policy.settings.subset_fallback {
-                SubsetFallback::NoFallback => return Err(PickError::NoEndpoint),
-                SubsetFallback::AnyEndpoint => &hosts.all,
-            },
-        };
-        if view.is_empty() {
-            return Err(match hosts.members.is_empty() {
-                true => PickError::NoEndpoint,
-                false => PickError::Unhealthy,
-            });
-        }
+        let view = hosts.view(context.subset)?;
         let adaptive = match &*self.adaptive.load() {
             Some(limit) if !limit.admit() => return Err(PickError::Shed),
             Some(limit) => Some(limit.clone()),
             None => None,
         };
-        let Some((host, admission)) = view.pick(policy, context, rng, now) else {
+        let admit = |endpoint: &Endpoint| match &policy.settings.endpoint_breaker {
+            None => Some(Admission::Ordinary),
+            Some(breaker) => endpoint.breaker.admit(breaker, endpoint.millis(now)),
+        };
+        let Some((host, admission)) = view.pick(policy, context, rng, now, admit) else {
             if let Some(limit) = adaptive {
                 limit.withdraw();
             }
@@ -257,6 +258,7 @@ impl Cluster {
             admission,
             adaptive,
             started: now,
+            heard: None,
             outcome: None,
             _permit: permit,
         })
@@ -290,6 +292,14 @@ impl Cluster {
     /// What the cluster says of each endpoint of the present host set.
     pub(super) fn members(&self) -> Arc<[Member]> {
         self.hosts.load().members.clone()
+    }
+
+    pub(super) fn hosts(&self) -> Arc<HostSet> {
+        self.hosts.load_full()
+    }
+
+    pub(super) fn adaptive(&self) -> Option<Arc<AdaptiveConcurrency>> {
+        self.adaptive.load_full()
     }
 
     /// Every endpoint of the present host set.
@@ -471,11 +481,18 @@ pub struct Picked {
     admission: Admission,
     adaptive: Option<Arc<AdaptiveConcurrency>>,
     started: Instant,
+    /// When it began to answer, where that does not tell the outcome yet.
+    heard: Option<Instant>,
     outcome: Option<Outcome>,
     _permit: Permit,
 }
 
 impl Picked {
+    /// The answer has begun; its latency is told by this, its outcome later.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard.get_or_insert(now);
+    }
+
     /// The request has ended, or at least its answer's head is there.
     pub fn report(mut self, outcome: Outcome, now: Instant) {
         self.answered(outcome, now);
@@ -491,8 +508,9 @@ impl Picked {
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
+        let heard = self.heard.unwrap_or(now);
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
-            let latency = now.saturating_duration_since(self.started).as_micros() as u64;
+            let latency = heard.saturating_duration_since(self.started).as_micros() as u64;
             endpoint
                 .latency
                 .observe(ewma, latency, endpoint.micros(now));
@@ -500,7 +518,7 @@ impl Picked {
         match &self.adaptive {
             // How fast something fails does not tell how long the queue is.
             Some(limit) if outcome == Outcome::LocalOriginFailure => limit.withdraw(),
-            Some(limit) => limit.answered(self.started, now),
+            Some(limit) => limit.answered(self.started, heard),
             None => {}
         }
         if let Some(breaker) = &settings.endpoint_breaker {

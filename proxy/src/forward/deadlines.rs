@@ -37,6 +37,12 @@ impl Passed {
         }
     }
 
+    /// Whether an endpoint that has not answered is to blame, and not the client: a slow upload, or a
+    /// deadline that nobody could have kept.
+    pub(super) fn tells_of_endpoint(self, is_received: bool) -> bool {
+        is_received && self != Self::Grpc
+    }
+
     /// Whether only the present try is over, and another one may have time.
     pub(super) fn is_of_try(self) -> bool {
         matches!(self, Self::Try | Self::TryIdle)

@@ -80,6 +80,12 @@ impl Rate {
         self.capacity / self.per_token
     }
 
+    /// Rounded up, from 1. What each token's time was rounded by is no reason for another second.
+    pub(super) fn fills_in_seconds(self) -> u64 {
+        let exact = self.capacity - self.max_tokens();
+        exact.div_ceil(UNITS_PER_NANO * 1_000_000_000).max(1)
+    }
+
     pub(super) fn per_second(self) -> f64 {
         1e9 * UNITS_PER_NANO as f64 / self.per_token as f64
     }

@@ -65,11 +65,10 @@ impl Quota {
     /// what is available never exceeds what is allocated.
     pub(super) fn of_bucket(rate: Rate, left: Left, reset: Duration) -> Self {
         let (per_second, burst) = (rate.per_second(), rate.max_tokens());
-        // Less what the rate was rounded by, which is no reason for another second.
-        let window = (burst as f64 / per_second * 0.9999).ceil().max(1.0);
+        let window = rate.fills_in_seconds();
         Self {
-            allocated: burst.max((per_second * window).round() as u64),
-            window: window as u64,
+            allocated: burst.max((per_second * window as f64).round() as u64),
+            window,
             available: left.tokens,
             reset,
         }
@@ -230,6 +229,17 @@ mod tests {
 
     #[test]
     fn what_is_available_never_exceeds_what_is_allocated_and_the_rate_is_the_limits() {
+        let hourly = Rate::new(&outrigger_config::TokenBucket {
+            max_tokens: 3.try_into().expect("it is not zero"),
+            tokens_per_fill: 1.try_into().expect("it is not zero"),
+            fill_interval: outrigger_config::Span::from_secs(3_600),
+        });
+        let full = Left {
+            tokens: 3,
+            full_in: Duration::ZERO,
+        };
+        let quota = Quota::of_bucket(hourly, full, Duration::ZERO);
+        assert_eq!((quota.allocated, quota.window), (3, 10_800));
         for (max, fill, q, w) in [
             (100, 1_000, 1_000, 1),
             (150, 100, 200, 2),

@@ -88,6 +88,11 @@ impl Route {
         }
     }
 
+    /// Where traffic of `branch` goes; none: where it was dialled.
+    pub(crate) fn onward(&self, branch: usize) -> Option<&Arc<Onward>> {
+        self.branches.get(branch)?.as_ref()
+    }
+
     /// Whether requests do not go on as they came.
     pub fn edits_request(&self) -> bool {
         self.request_headers.is_some() || self.decision.settings.rewrite.is_some()
@@ -105,7 +110,7 @@ impl Routed {
     ) -> Self {
         let chosen = route.and_then(|r| {
             let branch = r.decision.branch(|| rng.word())?;
-            r.branches.get(branch)?.as_ref()
+            r.onward(branch)
         });
         let defaults = defaults.filter(|_| chosen.is_none());
         let limits = route.and_then(|r| r.decision.policy.as_ref());

@@ -81,7 +81,7 @@ fn what_is_wrong_with_a_route_is_told_where_it_stands() {
         ),
         ("match: {}, redirect: {}", ".redirect"),
         (
-            "match: {}, redirect: { path: /a, prefix: /b }",
+            "match: { path: { prefix: /x } }, redirect: { path: /a, prefix: /b }",
             ".redirect.prefix",
         ),
         ("match: {}, redirect: { prefix: /b }", ".redirect.prefix"),

@@ -25,26 +25,30 @@ enum File {
     Index(Box<Index>),
 }
 
+/// Files by what is asked for.
+type Files<K> = HashMap<K, File>;
+type FilesByBytes = Files<Box<[u8]>>;
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
     hosts: Names,
     snis: Names,
-    paths: HashMap<Box<[u8]>, File>,
+    paths: FilesByBytes,
     /// By length, shortest first.
-    prefixes: Vec<(usize, HashMap<Box<[u8]>, File>)>,
+    prefixes: Vec<(usize, FilesByBytes)>,
     /// By name, in lower case.
-    headers: Vec<(Box<str>, HashMap<Box<[u8]>, File>)>,
+    headers: Vec<(Box<str>, FilesByBytes)>,
     /// By prefix length.
-    networks: Vec<(u8, HashMap<IpNet, File>)>,
-    ports: HashMap<u16, File>,
+    networks: Vec<(u8, Files<IpNet>)>,
+    ports: Files<u16>,
     others: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Names {
-    exact: HashMap<Box<str>, File>,
+    exact: Files<Box<str>>,
     /// `*.internal` under `internal`.
-    below: HashMap<Box<str>, File>,
+    below: Files<Box<str>>,
 }
 
 /// What is looked up: a subject, or another route, for which every route is found that may hold for
@@ -209,9 +213,10 @@ impl Index {
 
     /// Shows every file in which a route for what is looked up may be.
     pub(super) fn look_up(&self, probe: &Probe<'_>, show: &mut dyn FnMut(&[usize])) {
-        let mut show_file = |file: &File| match file {
-            File::List(list) => show(list),
-            File::Index(index) => index.look_up(probe, show),
+        let mut show_file = |file: Option<&File>| match file {
+            Some(File::List(list)) => show(list),
+            Some(File::Index(index)) => index.look_up(probe, show),
+            None => {}
         };
         if let Some(host) = probe.host {
             self.hosts.look_up(host, &mut show_file);
@@ -222,32 +227,29 @@ impl Index {
         if let Some(path) = probe.path {
             let (PathPart::Whole(bytes) | PathPart::Prefix(bytes)) = path;
             if let PathPart::Whole(_) = path {
-                self.paths.get(bytes).map(&mut show_file);
+                show_file(self.paths.get(bytes));
             }
             for (length, files) in &self.prefixes {
                 let Some(start) = bytes.get(..*length) else {
                     break;
                 };
-                files.get(start).map(&mut show_file);
+                show_file(files.get(start));
             }
         }
         if let Some(headers) = probe.headers {
             for (name, files) in &self.headers {
-                let value = headers.joined(name);
-                value.and_then(|v| files.get(&*v)).map(&mut show_file);
+                show_file(headers.joined(name).and_then(|value| files.get(&*value)));
             }
         }
         if let Some(network) = probe.network {
             for (length, files) in &self.networks {
                 let wider = IpNet::new(network.addr(), *length);
                 let wider = wider.ok().filter(|_| *length <= network.prefix_len());
-                wider
-                    .and_then(|n| files.get(&n.trunc()))
-                    .map(&mut show_file);
+                show_file(wider.and_then(|wider| files.get(&wider.trunc())));
             }
         }
         if let Some(port) = probe.port {
-            self.ports.get(&port).map(&mut show_file);
+            show_file(self.ports.get(&port));
         }
         show(&self.others);
     }
@@ -273,32 +275,24 @@ impl Names {
         };
     }
 
-    fn look_up(&self, name: Name<'_>, show: &mut impl FnMut(&File)) {
-        let mut rest = match name {
-            Name::Exact(name) => {
-                self.exact.get(name).map(&mut *show);
-                name
-            }
-            Name::Below(name) => {
-                self.below.get(name).map(&mut *show);
-                name
-            }
-        };
+    fn look_up(&self, name: Name<'_>, show: &mut impl FnMut(Option<&File>)) {
+        let (Name::Exact(mut rest) | Name::Below(mut rest)) = name;
+        match name {
+            Name::Exact(name) => show(self.exact.get(name)),
+            Name::Below(name) => show(self.below.get(name)),
+        }
         if self.below.is_empty() {
             return;
         }
         while let Some((_, above)) = rest.split_once('.') {
-            self.below.get(above).map(&mut *show);
+            show(self.below.get(above));
             rest = above;
         }
     }
 }
 
 /// The map under `key`, of a few.
-fn under<K: PartialEq, V: Eq + Hash>(
-    maps: &mut Vec<(K, HashMap<V, File>)>,
-    key: K,
-) -> &mut HashMap<V, File> {
+fn under<K: PartialEq, V: Eq + Hash>(maps: &mut Vec<(K, Files<V>)>, key: K) -> &mut Files<V> {
     let at = maps.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
         maps.push((key, HashMap::new()));
         maps.len() - 1

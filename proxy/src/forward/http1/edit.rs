@@ -149,7 +149,7 @@ mod tests {
             prop_assert_eq!(told(&head), told(&parsed));
             prop_assert_eq!(&bytes.filled()[head.len..], b"body");
             // Logs show what the client asked for.
-            let changed = head.len != text.len() - 4 || &bytes.filled()[..] != text.as_bytes();
+            let changed = head.len != text.len() - 4 || bytes.filled() != text.as_bytes();
             let logged = head.line(bytes.filled());
             prop_assert!(!changed || logged.target == target.as_bytes() && logged.host == Some(&b"a.test"[..]));
         }

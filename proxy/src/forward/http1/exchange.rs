@@ -856,7 +856,11 @@ impl Hop {
     /// whatever is wrong shows when another one is dialled.
     fn report_end(&mut self, end: &AttemptEnd, lease: &Lease, progress: &Progress) {
         let outcome = match (end, progress.status.get()) {
-            (AttemptEnd::Incomplete | AttemptEnd::TooLong(_), _) => {
+            (AttemptEnd::Incomplete, _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::TooLong(passed), None) => {
+                if !passed.tells_of_endpoint(progress.is_request_received.get()) {
+                    return;
+                }
                 cluster::Outcome::LocalOriginFailure
             }
             (AttemptEnd::Discarded(answer), _) => cluster::Outcome::of_status(answer.head.status),

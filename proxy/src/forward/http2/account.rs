@@ -8,25 +8,29 @@ use std::{
     time::{Duration, Instant},
 };
 
+use h2::RecvStream;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{HOST, USER_AGENT},
     request, response,
 };
 
-use super::{edit::Asked, mirror::Copies, peers::Peers, sessions::Place, upload::Upload};
+use super::{
+    edit::Asked, exchange::Lines, mirror::Copies, peers::Peers, sessions::Place, upload::Upload,
+};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
     forward::{
         deadlines::{self, Passed},
-        policed::Policed,
+        policed::{Policed, is_grpc},
     },
     observe::{
         Protocol, Record, RequestLine,
         trace::{Edit, Incoming, Trace},
     },
+    retry::grpc,
     route::Routed,
 };
 
@@ -49,6 +53,8 @@ pub(super) struct Account {
     is_reused: bool,
     status: Option<u16>,
     failure: Option<Failure>,
+    /// Of a gRPC call whose answer has begun: how it went is not known yet.
+    awaits_status: bool,
     received: u64,
     sent: u64,
     /// If requests are traced; apart, for there may be a thousand streams.
@@ -67,6 +73,7 @@ impl Account {
             is_reused: false,
             status: None,
             failure: Some(Failure::Drained),
+            awaits_status: false,
             received: size(&head.headers),
             sent: 0,
             trace: None,
@@ -207,6 +214,43 @@ impl Account {
         }
     }
 
+    /// The endpoint answers. What became of a gRPC call is told by its last header block, which is this one
+    /// only where there is no other.
+    pub(super) fn report_answer(&mut self, answer: &Response<RecvStream>) {
+        self.awaits_status = false;
+        let Some(hop) = self.hop.as_mut().filter(|hop| hop.is_watched()) else {
+            return;
+        };
+        let now = Instant::now();
+        match outcome_of(answer) {
+            Some(outcome) => hop.report(outcome, now),
+            None => {
+                hop.heard(now);
+                self.awaits_status = true;
+            }
+        }
+    }
+
+    /// Whether the last header block is of interest.
+    pub(super) fn awaits_status(&self) -> bool {
+        self.awaits_status
+    }
+
+    /// The answer has ended. A call without a status is as bad as one with an error.
+    pub(super) fn report_end(&mut self, trailers: Option<&HeaderMap>) {
+        if self.awaits_status {
+            let status = trailers.and_then(|trailers| grpc::status(&Lines(trailers)));
+            self.report(status.map_or(Outcome::Error, Outcome::of_grpc));
+        }
+    }
+
+    /// The answer has broken off.
+    pub(super) fn report_broken(&mut self) {
+        if self.awaits_status {
+            self.report(Outcome::LocalOriginFailure);
+        }
+    }
+
     /// Ready when a time limit has passed.
     pub(super) fn poll_deadlines(
         &self,
@@ -261,6 +305,15 @@ impl Account {
     pub(super) fn close(mut self, failure: Option<Failure>) {
         self.failure = failure;
     }
+}
+
+/// What the head of an answer tells of its endpoint; none of a gRPC call that tells it later.
+pub(super) fn outcome_of(answer: &Response<RecvStream>) -> Option<Outcome> {
+    let status = answer.status();
+    if status != StatusCode::OK || !is_grpc(&Lines(answer.headers())) {
+        return Some(Outcome::of_status(status.as_u16()));
+    }
+    grpc::status(&Lines(answer.headers())).map(Outcome::of_grpc)
 }
 
 impl Drop for Account {

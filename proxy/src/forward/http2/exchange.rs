@@ -270,7 +270,9 @@ impl Asking<'_> {
             }
             Answer::TooLong(passed) => {
                 stream.sink.send_reset(Reason::CANCEL);
-                self.account.report(Outcome::LocalOriginFailure);
+                if passed.tells_of_endpoint(self.upload.is_received()) {
+                    self.account.report(Outcome::LocalOriginFailure);
+                }
                 let failure = self.account.passed(passed);
                 self.account.attempt_failed(failure);
                 if passed.is_of_try() {
@@ -453,7 +455,7 @@ impl Asking<'_> {
         mut response: Response<RecvStream>,
     ) -> Result<Option<Relay>, TryEnd> {
         let status = response.status().as_u16();
-        self.account.report(Outcome::of_status(status));
+        self.account.report_answer(&response);
         (self.account).note_answer(response.status(), response.headers());
         let headers = Lines(response.headers());
         let fate = Fate::Answered(AnswerHead {

@@ -14,7 +14,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::time::sleep;
 
-use super::{peers::Peers, relay::UpstreamStream, session::Unsent};
+use super::{account::outcome_of, peers::Peers, relay::UpstreamStream, session::Unsent};
 use crate::{
     cluster::Outcome,
     dispatch::{Hop, Tried, Way},
@@ -103,8 +103,9 @@ impl Race<'_> {
                 }
                 // The others may do better.
                 Event::Ended(Ok(mut leader)) => {
-                    let outcome = Outcome::of_status(leader.response.status().as_u16());
-                    leader.hop.report(outcome, Instant::now());
+                    if let Some(outcome) = outcome_of(&leader.response) {
+                        leader.hop.report(outcome, Instant::now());
+                    }
                 }
                 Event::Ended(Err(lost)) if laps.is_empty() => return Err(lost),
                 Event::Ended(Err(_)) => {}

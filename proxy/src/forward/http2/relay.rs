@@ -47,6 +47,9 @@ impl Relay {
             upstream.sink.send_reset(Reason::CANCEL);
             return Err(Failure::ClientClosed);
         };
+        if is_end {
+            account.report_end(None);
+        }
         if is_end && !upload.is_under_way() {
             return Ok(None);
         }
@@ -54,7 +57,7 @@ impl Relay {
         Ok(Some(Self {
             download: (!is_end).then(|| {
                 let mut body = Body::new(body, window);
-                if account.wants_trailers() {
+                if account.wants_trailers() || account.awaits_status() {
                     body.keep_trailers();
                 }
                 body
@@ -76,12 +79,14 @@ impl Relay {
             account.add_sent(body.received() - before);
             match relayed {
                 Poll::Ready(Ended::Complete) => {
+                    account.report_end(body.trailers());
                     if let Some(trailers) = body.trailers() {
                         account.note_trailers(trailers);
                     }
                     self.download = None;
                 }
                 Poll::Ready(Ended::SourceFailed(error)) => {
+                    account.report_broken();
                     let failure = match failure_of(&error) {
                         Failure::UpstreamClosed => Failure::UpstreamIncomplete,
                         failure => failure,
