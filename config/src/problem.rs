@@ -41,6 +41,9 @@ pub struct Problem {
     /// The line of the text.
     #[serde(skip)]
     pub line: Option<Box<str>>,
+    /// Of what is wrong within a value: the value, and the characters before it there.
+    #[serde(skip)]
+    pub(crate) within: Option<(String, usize)>,
 }
 
 impl Problem {
@@ -57,11 +60,33 @@ impl Problem {
             message,
             fix,
             line: None,
+            within: None,
         }
     }
 
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Moves the place from the beginning of a value to what is wrong within it, unless the value is
+    /// written over several lines or with escapes, so that its characters are not where they stand.
+    pub(crate) fn narrow(&mut self) {
+        let (Some((value, within)), Some(at), Some(line)) =
+            (&self.within, &mut self.at, &self.line)
+        else {
+            return;
+        };
+        let rest: String = line.chars().skip(at.column as usize - 1).collect();
+        let quote = usize::from(rest.starts_with(['"', '\'']));
+        if rest
+            .chars()
+            .skip(quote)
+            .take(value.chars().count())
+            .eq(value.chars())
+        {
+            at.column += (quote + within) as u32;
+            at.width = 1;
+        }
     }
 
     /// The line with a caret under what is meant, each line ending in a line feed; empty without a

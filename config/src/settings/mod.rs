@@ -2,9 +2,11 @@
 //! default is stated here with its unit and its reason.
 
 mod access_log;
+mod admin;
 mod capture;
 mod cluster;
 mod connections;
+mod metrics;
 mod route;
 mod supervisor;
 
@@ -16,7 +18,12 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget};
+pub use access_log::{
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogTarget, DurationRange, FieldFormat,
+    Fields, FormatError, HeaderOf, Headers, OPERATORS, Operator, Piece, ResponseFlag, StatusRange,
+    TimeFormat, parse_format,
+};
+pub use admin::{Admin, AdminAddress, SocketMode};
 pub use capture::{Capture, Exclude, Include};
 pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
@@ -26,8 +33,11 @@ pub use cluster::{
     ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
+pub use metrics::MetricsSettings;
 pub use route::{Match, ORIGINAL_DESTINATION, Route};
 pub use supervisor::Supervisor;
+
+use crate::{OneOrMany, check::Findings};
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -40,16 +50,18 @@ pub struct Settings {
     /// and anything wider would be an open proxy to other hosts. Default: `127.0.0.1:15001` and
     /// `[::1]:15001`, the port Istio users know.
     pub listen: Vec<SocketAddr>,
-    /// The admin listener (`/live`, `/ready`, `/metrics`). Default `127.0.0.1:15000`; `null` turns
-    /// it off.
-    pub admin: Option<SocketAddr>,
+    /// The admin listener, as an address, `unix:/path`, or keys with values. Default
+    /// `127.0.0.1:15000`; `null` turns it off.
+    pub admin: Option<Admin>,
     /// Event loops. Default: the CPUs allowed to the process, a cgroup quota counted.
     pub workers: Option<NonZeroUsize>,
     pub capture: Capture,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub pool: Pool,
-    pub access_log: AccessLog,
+    /// One log, or a list of them. Default: none.
+    pub access_log: OneOrMany<AccessLog>,
+    pub metrics: MetricsSettings,
     pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
@@ -67,13 +79,14 @@ impl Default for Settings {
                 SocketAddr::from((Ipv4Addr::LOCALHOST, 15001)),
                 SocketAddr::from((Ipv6Addr::LOCALHOST, 15001)),
             ],
-            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))),
+            admin: Some(Admin::default()),
             workers: None,
             capture: Capture::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             pool: Pool::default(),
-            access_log: AccessLog::default(),
+            access_log: OneOrMany::default(),
+            metrics: MetricsSettings::default(),
             supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
@@ -120,7 +133,7 @@ impl Settings {
                 ));
             }
         }
-        if let Some(admin) = self.admin
+        if let Some(admin) = self.admin.as_ref().and_then(Admin::tcp)
             && admin.port() != 0
             && self.listen.contains(&admin)
         {
@@ -133,6 +146,16 @@ impl Settings {
         problems.extend(self.limits.problems());
         problems.extend(self.supervisor.problems());
         problems
+    }
+
+    /// The same where the key's path depends on what was written.
+    pub(crate) fn check(&self, to: &mut Findings) {
+        if let Some(admin) = &self.admin {
+            admin.check(to);
+        }
+        for (index, log) in self.access_log.iter().enumerate() {
+            log.check(&self.access_log.path("access_log", index), to);
+        }
     }
 }
 
