@@ -4,7 +4,7 @@
 use std::{fmt::Write, fs, hint::black_box, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group};
-use outrigger_config::{Snapshot, Subject, check, parse};
+use outrigger_config::{HttpRequest, NoHeaders, Snapshot, Subject, check, parse};
 
 const CLUSTERS: usize = 10_000;
 const ENDPOINTS_EACH: usize = 10;
@@ -60,9 +60,13 @@ fn decide(c: &mut Criterion) {
     for count in [10, 10_000] {
         let snapshot = Snapshot::compile(parse(&text(count)).unwrap(), None);
         let subject = Subject {
-            destination: "10.0.0.1:80".parse().unwrap(),
-            host: Some("service-7.internal"),
-            sni: None,
+            request: Some(HttpRequest {
+                host: Some("service-7.internal"),
+                method: "GET",
+                path: Some(b"/"),
+                headers: &NoHeaders,
+            }),
+            ..Subject::at("10.0.0.1:80".parse().unwrap())
         };
         assert!(snapshot.routes.decide(&subject).is_some());
         group.bench_with_input(

@@ -118,9 +118,30 @@ pub(crate) fn cross(
             }
         }
     }
+    route_names(routes, to);
     unreachable(routes, to);
     unused(clusters, routes, to);
     defaults(&settings.defaults, to);
+}
+
+fn route_names(routes: &[Option<Route>], to: &mut Findings) {
+    let mut first = HashMap::new();
+    for (index, route) in routes.iter().enumerate() {
+        let Some(written) = route.as_ref().and_then(|r| r.name.as_ref()) else {
+            continue;
+        };
+        let path = format!("routes[{index}].name");
+        name(written, &path, to);
+        if let Some(before) = first.insert(written, index) {
+            first.insert(written, before);
+            to.error(
+                path,
+                format!(
+                    "`{written}` is the name of routes[{before}] too; give one of them another name"
+                ),
+            );
+        }
+    }
 }
 
 /// A route after one that holds for the same traffic is never reached.
@@ -274,7 +295,7 @@ fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Find
 
 fn name(name: &str, path: &str, to: &mut Findings) {
     let message = if name.is_empty() {
-        "it is empty; give the cluster a name"
+        "it is empty; give it a name"
     } else if name == ORIGINAL_DESTINATION {
         "this name stands for the address that was dialled; choose another"
     } else if name.len() > 256 {

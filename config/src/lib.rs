@@ -29,4 +29,6 @@ pub use problem::{Place, Problem, Severity};
 pub use schema::schema;
 pub use scope::Scope;
 pub use settings::*;
-pub use snapshot::{Changes, Decision, RouteTable, Snapshot, Subject, Target};
+pub use snapshot::{
+    Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot, Subject, Target,
+};

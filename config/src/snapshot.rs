@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{Cluster, Settings};
 
-pub use routes::{Decision, RouteTable, Subject, Target};
+pub use routes::{Decision, Headers, HttpRequest, NoHeaders, RouteTable, Subject, Target};
 
 /// Everything that one configuration says. Requests hold the parts that they need, each in an `Arc`
 /// of its own, so that none holds the whole of an old one in memory.

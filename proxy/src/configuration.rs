@@ -6,15 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use arc_swap::{ArcSwap, Cache};
-use outrigger_config::{Settings, Snapshot, Subject, Target as RouteTarget};
+use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
     cluster::Clusters,
-    dispatch::{Onward, Target},
+    dispatch::Onward,
+    route::{Route, Routed},
 };
 
 /// What all threads share of it.
@@ -79,8 +79,8 @@ impl Configuration {
 #[derive(Debug)]
 pub(crate) struct InForce {
     snapshot: Arc<Snapshot>,
-    /// By the route's index in the file; none: where it was dialled.
-    onward: Vec<Option<Arc<Onward>>>,
+    /// By the place in the snapshot's table.
+    routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Arc<Onward>>,
     asks_sni: bool,
@@ -90,7 +90,7 @@ impl InForce {
     fn unrouted(snapshot: Arc<Snapshot>) -> Self {
         Self {
             snapshot,
-            onward: Vec::new(),
+            routes: Vec::new(),
             defaults: None,
             asks_sni: false,
         }
@@ -103,37 +103,25 @@ impl InForce {
             Some(Arc::new(Onward::new(cluster, settings, None)))
         });
         for decision in in_force.snapshot.routes.iter() {
-            let onward = match &decision.target {
-                RouteTarget::OriginalDestination => None,
-                RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
-                    let labels = &decision.subset;
-                    let subset =
-                        (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
-                    Arc::new(Onward::new(cluster, settings, subset))
-                }),
-            };
-            in_force.onward.resize(decision.index, None);
-            in_force.onward.push(onward);
-            in_force.asks_sni |= decision.matches.sni.is_some();
+            in_force.asks_sni |= decision.settings.matches.sni.is_some();
+            let route = Arc::new(Route::resolve(decision, clusters));
+            in_force.routes.push(route);
         }
         in_force
     }
 
     pub(crate) fn has_routes(&self) -> bool {
-        !self.onward.is_empty() || self.defaults.is_some()
+        !self.routes.is_empty() || self.defaults.is_some()
     }
 
     pub(crate) fn asks_sni(&self) -> bool {
         self.asks_sni
     }
 
-    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
-        let decision = self.snapshot.routes.decide(subject);
-        let onward = decision.and_then(|d| self.onward.get(d.index)?.as_ref());
-        match onward.or(self.defaults.as_ref()) {
-            Some(onward) => Target::Cluster(onward.at(subject.destination)),
-            None => Target::Original,
-        }
+    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+        let position = self.snapshot.routes.position(subject);
+        let route = position.and_then(|at| self.routes.get(at));
+        Routed::decide(subject, route, self.defaults.as_ref())
     }
 }
 

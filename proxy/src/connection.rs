@@ -11,7 +11,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use outrigger_config::Subject;
+use outrigger_config::{HttpRequest, Subject};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -20,10 +20,10 @@ use crate::{
     cluster::Destination,
     control::is_probe,
     detect::{self, Detected},
-    dispatch::Target,
     failure::Failure,
     forward,
     observe::Record,
+    route::Routed,
     worker::{LiveConnection, Worker},
 };
 
@@ -38,15 +38,22 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Where it goes, or a request of it, with what is known of either.
-    pub fn target(&self, host: Option<&str>, sni: Option<&str>) -> Target {
+    /// Where it goes, with what is known of it.
+    pub fn route(&self, sni: Option<&str>) -> Routed {
         if !self.worker.has_routes() {
-            return Target::Original;
+            return Routed::default();
         }
-        self.worker.target(&Subject {
-            destination: self.original.0,
-            host,
+        self.worker.route(&Subject {
             sni,
+            ..Subject::at(self.original.0)
+        })
+    }
+
+    /// Where a request of it goes; for when there are routes.
+    pub fn route_request(&self, request: HttpRequest<'_>) -> Routed {
+        self.worker.route(&Subject {
+            request: Some(request),
+            ..Subject::at(self.original.0)
         })
     }
 

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{Cluster as Settings, Cookie, HashOn, LoadBalancer};
+use outrigger_config::{Cluster as Settings, Cookie, HashOn, Headers, LoadBalancer};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{
@@ -149,14 +149,8 @@ impl Target {
         }
     }
 
-    /// The key of a request from `client`; `headers` shows each value of the header that it is asked
-    /// for.
-    pub fn key(
-        &self,
-        worker: &Worker,
-        client: IpAddr,
-        headers: impl Fn(&str, &mut dyn FnMut(&[u8])),
-    ) -> Key {
+    /// The key of a request from `client`.
+    pub fn key(&self, worker: &Worker, client: IpAddr, headers: &dyn Headers) -> Key {
         let Self::Cluster(onward) = self else {
             return Key::default();
         };
@@ -165,12 +159,12 @@ impl Target {
             Some(HashOn::Source) => Key::of_source(client),
             Some(HashOn::Header(name)) => {
                 let mut hash = None;
-                headers(name, &mut |value| hash = hash.or(Some(hash_of(value))));
+                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
                 Key::of(hash)
             }
             Some(HashOn::Cookie(cookie)) => {
                 let mut hash = None;
-                headers("cookie", &mut |value| {
+                headers.each("cookie", &mut |value| {
                     hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
                 });
                 match cookie.ttl {

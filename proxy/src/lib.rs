@@ -26,6 +26,7 @@ pub mod observe;
 pub mod pulse;
 pub mod readiness;
 pub mod reload;
+pub mod route;
 pub mod shared;
 mod signals;
 pub mod supervised;

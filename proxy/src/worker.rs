@@ -20,10 +20,10 @@ use crate::{
     cluster::Rng,
     configuration::{Pinned, View},
     connection,
-    dispatch::Target,
     drain::Drain,
     forward::{http2, splice::PipePool},
     readiness::Accepting,
+    route::Routed,
     shared::Shared,
     upstream,
 };
@@ -89,8 +89,8 @@ impl Worker {
     }
 
     /// Where the routes in force lead.
-    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
-        self.view.borrow_mut().in_force().target(subject)
+    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+        self.view.borrow_mut().in_force().route(subject)
     }
 
     /// Closes what is idle, for descriptors; tells whether there was any.

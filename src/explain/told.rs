@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{Settings, Snapshot, Subject, Target};
+use outrigger_config::{HttpRequest, NoHeaders, Settings, Snapshot, Subject, Target};
 use outrigger_iptables::{
     listeners,
     ruleset::{RuleAt, Ruleset},
@@ -135,9 +135,13 @@ pub(super) fn route(
     }
     let snapshot = Snapshot::compile(settings, None);
     let subject = Subject {
-        destination,
-        host,
-        sni: None,
+        request: host.map(|host| HttpRequest {
+            host: Some(host),
+            method: "GET",
+            path: Some(b"/"),
+            headers: &NoHeaders,
+        }),
+        ..Subject::at(destination)
     };
     let Some(decision) = snapshot.routes.decide(&subject) else {
         return Some(format!(

@@ -7,33 +7,73 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
-use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, Route};
+use crate::{Cluster, Match, ORIGINAL_DESTINATION, Route};
 
 /// What is known of a connection or request.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The address that was dialled.
     pub destination: SocketAddr,
-    /// Of HTTP: the host named, without its port.
-    pub host: Option<&'a str>,
     /// Of TLS: the name asked for.
     pub sni: Option<&'a str>,
+    /// Of TLS: the protocols offered (ALPN).
+    pub alpn: &'a [Box<str>],
+    pub request: Option<HttpRequest<'a>>,
 }
 
-/// One route, ready for use.
+/// One view of requests, whatever they came in.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpRequest<'a> {
+    /// The host named, without its port.
+    pub host: Option<&'a str>,
+    pub method: &'a str,
+    /// Path and query as they were sent; none where a request has none (CONNECT).
+    pub path: Option<&'a [u8]>,
+    pub headers: &'a dyn Headers,
+}
+
+/// The header lines of a request.
+pub trait Headers: fmt::Debug {
+    /// Shows each value of the header `name`, in whatever case either is written.
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
+}
+
+/// A request of which no header is known.
+#[derive(Clone, Copy, Debug)]
+pub struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn each(&self, _: &str, _: &mut dyn FnMut(&[u8])) {}
+}
+
+impl<'a> Subject<'a> {
+    /// Of what nothing is known but its destination.
+    pub fn at(destination: SocketAddr) -> Self {
+        Self {
+            destination,
+            sni: None,
+            alpn: &[],
+            request: None,
+        }
+    }
+}
+
+/// One route, ready for use. It is all that a request keeps of a snapshot.
 #[derive(Debug, PartialEq)]
 pub struct Decision {
     /// Which of the file's routes it is, from 0.
     pub index: usize,
-    pub matches: Match,
+    pub name: Arc<str>,
+    /// As written, names in lower case: every policy that needs no compiling is read from here.
+    pub settings: Route,
     pub target: Target,
-    pub subset: Labels,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -67,23 +107,27 @@ impl RouteTable {
     /// A route whose cluster is not in `clusters` is left out; a checked file has none.
     pub(super) fn compile(routes: Vec<Route>, clusters: &HashMap<Arc<str>, Arc<Cluster>>) -> Self {
         let mut table = Self::default();
-        for (index, route) in routes.into_iter().enumerate() {
+        for (index, mut route) in routes.into_iter().enumerate() {
             let target = match clusters.get(route.cluster.as_str()) {
                 Some(cluster) => Target::Cluster(cluster.clone()),
                 None if route.cluster == ORIGINAL_DESTINATION => Target::OriginalDestination,
                 None => continue,
             };
-            let mut matches = route.matches;
+            let matches = &mut route.matches;
             for name in [&mut matches.host, &mut matches.sni].into_iter().flatten() {
                 *name = normal(name).into_owned();
             }
-            let is_last = matches == Match::default();
-            table.file(&matches);
+            let is_last = *matches == Match::default();
+            table.file(matches);
+            let name = match &route.name {
+                Some(name) => name.as_str().into(),
+                None => format!("route-{}", index + 1).into(),
+            };
             table.routes.push(Arc::new(Decision {
                 index,
-                matches,
+                name,
                 target,
-                subset: route.subset,
+                settings: route,
             }));
             // Nothing after it is ever reached.
             if is_last {
@@ -98,14 +142,19 @@ impl RouteTable {
 
     /// The route that holds for `subject`; none means where it was dialled.
     pub fn decide(&self, subject: &Subject<'_>) -> Option<&Arc<Decision>> {
-        let host = subject.host.map(normal);
+        self.routes.get(self.position(subject)?)
+    }
+
+    /// The same, as its place in the order of [`Self::iter`].
+    pub fn position(&self, subject: &Subject<'_>) -> Option<usize> {
+        let host = subject.request.and_then(|r| r.host).map(normal);
         let sni = subject.sni.map(normal);
         let to = subject.destination;
         let mut first = self.routes.len();
         let mut consider = |filed: Option<&Vec<usize>>| {
             for &position in filed.into_iter().flatten().take_while(|p| **p < first) {
                 if holds(
-                    &self.routes[position].matches,
+                    &self.routes[position].settings.matches,
                     to,
                     host.as_deref(),
                     sni.as_deref(),
@@ -131,7 +180,7 @@ impl RouteTable {
         }
         consider(self.ports.get(&to.port()));
         consider(Some(&self.others));
-        self.routes.get(first)
+        (first < self.routes.len()).then_some(first)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Decision>> {

@@ -204,7 +204,7 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
 
 /// Dials where a connection goes of which nothing is known but its destination.
 async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Failure> {
-    let target = connection.target(None, None);
+    let target = connection.route(None).target;
     let key = target.key_of_source(connection.client.0.ip());
     let way = Way {
         worker: &connection.worker,

@@ -11,13 +11,22 @@ fn table(routes: &[&str]) -> RouteTable {
     Snapshot::compile(parse(&text).unwrap(), None).routes
 }
 
-fn decide(table: &RouteTable, to: &str, host: Option<&str>, sni: Option<&str>) -> Option<usize> {
-    let subject = Subject {
-        destination: to.parse().unwrap(),
-        host,
+fn subject<'a>(to: &str, host: Option<&'a str>, sni: Option<&'a str>) -> Subject<'a> {
+    let request = host.map(|host| HttpRequest {
+        host: Some(host),
+        method: "GET",
+        path: Some(b"/"),
+        headers: &NoHeaders,
+    });
+    Subject {
         sni,
-    };
-    table.decide(&subject).map(|d| d.index)
+        request,
+        ..Subject::at(to.parse().unwrap())
+    }
+}
+
+fn decide(table: &RouteTable, to: &str, host: Option<&str>, sni: Option<&str>) -> Option<usize> {
+    table.decide(&subject(to, host, sni)).map(|d| d.index)
 }
 
 #[test]
@@ -71,12 +80,13 @@ fn the_first_route_that_holds_decides_however_it_is_filed() {
 
 /// What the index must agree with.
 fn one_by_one(table: &RouteTable, subject: &Subject<'_>) -> Option<usize> {
-    let (host, sni) = (subject.host.map(normal), subject.sni.map(normal));
+    let host = subject.request.and_then(|r| r.host).map(normal);
+    let sni = subject.sni.map(normal);
     table
         .iter()
         .find(|d| {
             holds(
-                &d.matches,
+                &d.settings.matches,
                 subject.destination,
                 host.as_deref(),
                 sni.as_deref(),
@@ -116,7 +126,7 @@ proptest! {
             .collect();
         let written: Vec<_> = written.iter().map(String::as_str).collect();
         let table = table(&written);
-        let subject = Subject { destination: to.parse().unwrap(), host, sni };
+        let subject = subject(to, host, sni);
         prop_assert_eq!(table.decide(&subject).map(|d| d.index), one_by_one(&table, &subject));
     }
 }

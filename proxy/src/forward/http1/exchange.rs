@@ -19,6 +19,7 @@ use crate::{
     dispatch::{Dialled, Hop, Key, Target, Way},
     failure::Failure,
     forward::opaque,
+    route::Routed,
     upstream::Lease,
 };
 
@@ -51,9 +52,11 @@ impl Session {
         head.apply_edits(&mut self.input);
         let is_whole = arrived.body.is_done();
         let key;
-        (outcome.target, key) = self.route(&head);
+        (outcome.routed, key) = self.route(&head);
+        // What its route answers itself or does not admit ends here.
+        let target = &outcome.routed.target;
         let reached = self
-            .upstream_for(&head, &outcome.target, &key, is_whole, outcome.started)
+            .upstream_for(&head, target, &key, is_whole, outcome.started)
             .await;
         let (mut lease, mut hop) = match reached {
             Ok(reached) => reached,
@@ -81,7 +84,7 @@ impl Session {
                     return next;
                 }
                 AttemptEnd::NoAnswer(kind) if may_repeat(kind, &head, &lease, &progress) => {
-                    (lease, hop) = match self.dial(&outcome.target, &key, hop).await {
+                    (lease, hop) = match self.dial(&outcome.routed.target, &key, hop).await {
                         Ok(reached) => reached,
                         Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
                     };
@@ -122,17 +125,16 @@ impl Session {
     }
 
     /// Where the routes send the request.
-    fn route(&self, head: &RequestHead) -> (Target, Key) {
+    fn route(&self, head: &RequestHead) -> (Routed, Key) {
         let worker = &self.connection.worker;
         if !worker.has_routes() {
             return Default::default();
         }
-        let bytes = self.input.filled();
-        let target = self.connection.target(head.host_name(bytes), None);
-        let key = target.key(worker, self.connection.client.0.ip(), |name, visit| {
-            head.each_value(bytes, name, visit);
-        });
-        (target, key)
+        let lines = head.lines(self.input.filled());
+        let routed = self.connection.route_request(lines.as_request());
+        let client = self.connection.client.0.ip();
+        let key = routed.target.key(worker, client, &lines);
+        (routed, key)
     }
 
     /// An upstream connection that may carry the request.
@@ -260,7 +262,7 @@ impl Session {
             } else if keeps_client {
                 self.pinned = Some(OwnedLease {
                     lease,
-                    target: outcome.target.clone(),
+                    target: outcome.routed.target.clone(),
                 });
             }
         }

@@ -12,10 +12,10 @@ use super::{
     request::{self, RequestHead},
 };
 use crate::{
-    dispatch::Target,
     failure::Failure,
     forward::respond,
     observe::{Protocol, Record},
+    route::Routed,
     upstream::Lease,
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Outcome {
     pub(super) failure: Option<Failure>,
     pub(super) received: u64,
     pub(super) sent: u64,
-    pub(super) target: Target,
+    pub(super) routed: Routed,
     upstream: Option<SocketAddr>,
     is_upstream_reused: bool,
     status: Option<u16>,
@@ -46,7 +46,7 @@ impl Outcome {
             failure: None,
             received: received as u64,
             sent: 0,
-            target: Target::Original,
+            routed: Routed::default(),
             upstream: None,
             is_upstream_reused: false,
             status: None,
@@ -110,7 +110,7 @@ impl Session {
             protocol: Protocol::Http1,
             client: connection.client,
             original: connection.original,
-            cluster: outcome.target.cluster(),
+            cluster: outcome.routed.target.cluster(),
             upstream: outcome.upstream,
             upstream_reused: outcome.is_upstream_reused,
             request: head.map(|head| head.line(self.input.filled())),

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use outrigger_config::Limits;
+use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
     body::Framing,
@@ -98,32 +98,66 @@ impl RequestHead {
     /// As the log sees it; `head` is where the head lies now.
     pub(super) fn line<'a>(&self, head: &'a [u8]) -> RequestLine<'a> {
         RequestLine {
-            // A token is ASCII; anything else did not parse.
-            method: std::str::from_utf8(&head[..self.method_len]).unwrap_or_default(),
+            method: self.method_name(head),
             target: &head[self.target.clone()],
             host: self.host.clone().map(|host| &head[host]),
         }
     }
 
+    fn method_name<'a>(&self, head: &'a [u8]) -> &'a str {
+        // A token is ASCII; anything else did not parse.
+        std::str::from_utf8(&head[..self.method_len]).unwrap_or_default()
+    }
+
     /// The host that it names, as routes know it: an absolute target's before the `Host` line's
     /// (RFC 9112, section 3.2.2).
     pub(super) fn host_name<'a>(&self, head: &'a [u8]) -> Option<&'a str> {
-        let target = &head[self.target.clone()];
-        let named = match memchr::memmem::find(target, b"://") {
-            Some(at) if !target.starts_with(b"/") => {
-                let rest = &target[at + 3..];
-                let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
-                let authority = &rest[..end];
+        let named = match self.authority(head) {
+            Some(authority) => {
+                let authority = &head[self.target.clone()][authority];
                 let user = memchr::memrchr(b'@', authority).map_or(0, |at| at + 1);
                 &authority[user..]
             }
-            _ => &head[self.host.clone()?],
+            None => &head[self.host.clone()?],
         };
         dispatch::without_port(named)
     }
 
+    /// Where in an absolute target its authority lies.
+    fn authority(&self, head: &[u8]) -> Option<Range<usize>> {
+        let target = &head[self.target.clone()];
+        if target.starts_with(b"/") {
+            return None;
+        }
+        let start = memchr::memmem::find(target, b"://")? + 3;
+        let rest = &target[start..];
+        let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
+        Some(start..start + end)
+    }
+
+    /// As routes see it; `head` is where the head lies now.
+    pub(super) fn lines<'a>(&'a self, head: &'a [u8]) -> Lines<'a> {
+        Lines {
+            head: self,
+            bytes: head,
+        }
+    }
+
+    /// Path and query.
+    fn path<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let target = &head[self.target.clone()];
+        match self.authority(head) {
+            _ if self.method == Method::Connect => None,
+            // An absolute target may end with its authority.
+            Some(authority) => {
+                Some(&target[authority.end..]).map(|rest| if rest.is_empty() { b"/" } else { rest })
+            }
+            None => Some(target),
+        }
+    }
+
     /// Shows each value of the header `name`; for what is seldom asked.
-    pub(super) fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
+    fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
         let head = &head[..self.len];
         let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
         // It was parsed before, so that nothing fails.
@@ -139,6 +173,31 @@ impl RequestHead {
     /// Whether sending it twice does no more than sending it once.
     pub(super) fn is_idempotent(&self) -> bool {
         matches!(self.method, Method::Head | Method::Idempotent)
+    }
+}
+
+/// A head and where it lies.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    head: &'a RequestHead,
+    bytes: &'a [u8],
+}
+
+impl Lines<'_> {
+    pub(super) fn as_request(&self) -> HttpRequest<'_> {
+        let Self { head, bytes } = self;
+        HttpRequest {
+            host: head.host_name(bytes),
+            method: head.method_name(bytes),
+            path: head.path(bytes),
+            headers: self,
+        }
+    }
+}
+
+impl Headers for Lines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.head.each_value(self.bytes, name, visit);
     }
 }
 

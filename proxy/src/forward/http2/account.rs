@@ -7,16 +7,17 @@ use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 use super::{peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
-    dispatch::{Hop, Target},
+    dispatch::Hop,
     failure::Failure,
     observe::{Protocol, Record, RequestLine},
+    route::Routed,
 };
 
 /// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
-    pub(super) target: Target,
+    pub(super) routed: Routed,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
@@ -33,7 +34,7 @@ impl Account {
     pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
         Self {
             peers,
-            target: Target::Original,
+            routed: Routed::default(),
             hop: None,
             started: Instant::now(),
             upstream: None,
@@ -103,7 +104,7 @@ impl Drop for Account {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {

@@ -10,10 +10,11 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{
-    HeaderValue, Method, Request, Response, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, Version,
     header::{HOST, SET_COOKIE},
     request::Parts,
 };
+use outrigger_config::{Headers, HttpRequest};
 
 use super::{
     account::Account,
@@ -93,10 +94,12 @@ async fn begin(
     let mut replays = 0;
     let mut refused: Option<Place> = None;
     let mut tried = Tried::default();
-    let key = match route(account) {
-        Ok(key) => key,
+    let key = route(account);
+    // What its route answers itself or does not admit ends here.
+    match way(account, &key).choose() {
+        Ok(hop) => account.hop = Some(hop),
         Err(failure) => return Err(refuse(client, account, failure)),
-    };
+    }
     loop {
         let sessions = match &account.hop {
             Some(hop) => account.peers.sessions(hop),
@@ -177,31 +180,38 @@ async fn begin(
     }
 }
 
-/// Where the routes send the request, and the first endpoint to try there.
-fn route(account: &mut Account) -> Result<Key, Failure> {
+/// Where the routes send the request, and what chooses its endpoint there.
+fn route(account: &mut Account) -> Key {
     let connection = &account.peers.client.connection;
-    let (target, key) = if connection.worker.has_routes() {
-        let head = &account.head;
-        let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
-        let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
-        let host = authority.or(host).and_then(without_port);
-        let target = connection.target(host, None);
-        let key = target.key(
-            &connection.worker,
-            connection.client.0.ip(),
-            |name, visit| {
-                for value in head.headers.get_all(name) {
-                    visit(value.as_bytes());
-                }
-            },
-        );
-        (target, key)
-    } else {
-        Default::default()
-    };
-    account.target = target;
-    account.hop = Some(way(account, &key).choose()?);
-    Ok(key)
+    if !connection.worker.has_routes() {
+        return Key::default();
+    }
+    let head = &account.head;
+    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
+    let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
+    let headers = Lines(&head.headers);
+    let routed = connection.route_request(HttpRequest {
+        host: authority.or(host).and_then(without_port),
+        method: head.method.as_str(),
+        path: head.uri.path_and_query().map(|p| p.as_str().as_bytes()),
+        headers: &headers,
+    });
+    let client = connection.client.0.ip();
+    let key = routed.target.key(&connection.worker, client, &headers);
+    account.routed = routed;
+    key
+}
+
+/// The header lines as routes see them.
+#[derive(Debug)]
+struct Lines<'a>(&'a HeaderMap);
+
+impl Headers for Lines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        for value in self.0.get_all(name) {
+            visit(value.as_bytes());
+        }
+    }
 }
 
 /// The endpoint took no connection.
@@ -222,7 +232,7 @@ fn way<'a>(account: &'a Account, key: &'a Key) -> Way<'a> {
     Way {
         worker: &connection.worker,
         original: connection.original,
-        target: &account.target,
+        target: &account.routed.target,
         key,
     }
 }

@@ -19,9 +19,10 @@ use crate::{
     cluster::Outcome,
     connection::Connection,
     detect::{Detected, First},
-    dispatch::{Dialled, Target, Way},
+    dispatch::{Dialled, Way},
     failure::Failure,
     observe::{Protocol, Record},
+    route::Routed,
 };
 
 /// Relays a connection until it ends.
@@ -29,7 +30,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let mut tunnel = Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: Routed::default(),
         dialled: first.dialled,
         detected: first.detected,
         traffic: Traffic::default(),
@@ -45,7 +46,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
     drop(Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: Routed::default(),
         dialled: None,
         detected: Detected::Opaque,
         traffic: Traffic::default(),
@@ -59,7 +60,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
 struct Tunnel {
     connection: Connection,
     client: TcpStream,
-    target: Target,
+    routed: Routed,
     dialled: Option<Dialled>,
     detected: Detected,
     traffic: Traffic,
@@ -69,16 +70,18 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, to_upstream: Buffer, to_client: Buffer) -> Result<(), Failure> {
         let connection = &self.connection;
-        self.target = connection.target(None, self.sni());
+        self.routed = connection.route(self.sni());
+        // What its route does not admit ends here.
+        let target = &self.routed.target;
         let at_hand = self.dialled.take();
-        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(&self.target)) {
+        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(target)) {
             Some(dialled) => dialled,
             None => {
-                let key = self.target.key_of_source(connection.client.0.ip());
+                let key = target.key_of_source(connection.client.0.ip());
                 let way = Way {
                     worker: &connection.worker,
                     original: connection.original,
-                    target: &self.target,
+                    target,
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
@@ -125,7 +128,7 @@ impl Drop for Tunnel {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
             upstream_reused: false,
             request: None,

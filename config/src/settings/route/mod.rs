@@ -13,6 +13,10 @@ pub const ORIGINAL_DESTINATION: &str = "original_destination";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
+    /// What metrics, logs and traces call it; unique. Default: `route-` and its place in the list,
+    /// from 1.
+    #[serde(default)]
+    pub name: Option<String>,
     /// All of its keys must hold; without any it holds for everything. Required.
     #[serde(rename = "match")]
     pub matches: Match,
