@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -14,6 +14,7 @@ use outrigger_config::{Settings, Snapshot, Subject};
 use crate::{
     cluster::Clusters,
     dispatch::Onward,
+    observe::{AccessLogs, RouteTraffic},
     route::{Route, Routed},
 };
 
@@ -21,6 +22,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Configuration {
     current: Arc<ArcSwap<InForce>>,
+    /// Of the next snapshot to be published.
+    logs: Mutex<Option<Arc<AccessLogs>>>,
+    traffic: RouteTraffic,
     applied: AtomicU64,
     rejected: AtomicU64,
     is_latest_good: AtomicBool,
@@ -32,6 +36,8 @@ impl Configuration {
             current: Arc::new(ArcSwap::from_pointee(InForce::unrouted(Arc::new(
                 Snapshot::compile(settings, None),
             )))),
+            logs: Mutex::default(),
+            traffic: RouteTraffic::default(),
             applied: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             is_latest_good: AtomicBool::new(true),
@@ -49,8 +55,28 @@ impl Configuration {
 
     /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
     pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters) {
-        self.current
-            .store(Arc::new(InForce::routed(snapshot, clusters)));
+        let mut in_force = InForce::routed(snapshot, clusters, &self.traffic);
+        in_force.logs = self.next_logs().clone();
+        self.current.store(Arc::new(in_force));
+    }
+
+    /// What is published from here on logs there.
+    pub(crate) fn log_to(&self, logs: Option<Arc<AccessLogs>>) {
+        *self.next_logs() = logs;
+    }
+
+    /// The routes in force, in their order.
+    pub(crate) fn routes(&self) -> Vec<Arc<Route>> {
+        self.current.load().routes.clone()
+    }
+
+    /// What was counted for each route, gone ones included.
+    pub(crate) fn traffic(&self) -> &RouteTraffic {
+        &self.traffic
+    }
+
+    fn next_logs(&self) -> MutexGuard<'_, Option<Arc<AccessLogs>>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file without a problem that changes nothing, or has just been published.
@@ -84,6 +110,7 @@ pub(crate) struct InForce {
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Arc<Onward>>,
     asks_sni: bool,
+    logs: Option<Arc<AccessLogs>>,
 }
 
 impl InForce {
@@ -93,10 +120,11 @@ impl InForce {
             routes: Vec::new(),
             defaults: None,
             asks_sni: false,
+            logs: None,
         }
     }
 
-    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters) -> Self {
+    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters, traffic: &RouteTraffic) -> Self {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
@@ -104,7 +132,7 @@ impl InForce {
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_sni |= decision.settings.matches.sni.is_some();
-            let route = Arc::new(Route::resolve(decision, clusters));
+            let route = Arc::new(Route::resolve(decision, clusters, traffic.of(&decision.name)));
             in_force.routes.push(route);
         }
         in_force
@@ -112,6 +140,10 @@ impl InForce {
 
     pub(crate) fn has_routes(&self) -> bool {
         !self.routes.is_empty() || self.defaults.is_some()
+    }
+
+    pub(crate) fn logs(&self) -> Option<&Arc<AccessLogs>> {
+        self.logs.as_ref()
     }
 
     pub(crate) fn asks_sni(&self) -> bool {

@@ -22,6 +22,7 @@ use crate::{
     address::OriginalDst,
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
+    observe::FailedTries,
     upstream::{self, Upstream},
     worker::Worker,
 };
@@ -260,12 +261,18 @@ impl Way<'_> {
     ///
     /// # Errors
     /// As the last dial; `ClientClosed` when `client` is reset meanwhile.
-    pub async fn connect(&self, mut hop: Hop, client: &TcpStream) -> Result<Dialled, Failure> {
+    pub async fn connect(
+        &self,
+        mut hop: Hop,
+        client: &TcpStream,
+        failed: &FailedTries,
+    ) -> Result<Dialled, Failure> {
         let mut tried = Tried::default();
         loop {
             match hop.dial(self.worker, Some(client)).await {
                 Ok(upstream) => return Ok(Dialled { upstream, hop }),
                 Err(failure) => {
+                    failed.note(hop.peer, failure);
                     hop.failed(failure, &mut tried)?;
                     hop = self.choose_after(&tried)?.ok_or(failure)?;
                 }

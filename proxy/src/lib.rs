@@ -22,6 +22,7 @@ pub mod failure;
 mod file_watch;
 pub mod forward;
 mod front;
+pub mod live;
 pub mod observe;
 pub mod pulse;
 pub mod readiness;

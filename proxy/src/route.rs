@@ -8,6 +8,7 @@ use outrigger_config::{Decision, Subject, Target as RouteTarget};
 use crate::{
     cluster::Clusters,
     dispatch::{Onward, Target},
+    observe::Traffic,
 };
 
 /// A route of the configuration in force, with what it leads to resolved: a request looks for no
@@ -17,6 +18,8 @@ pub struct Route {
     pub decision: Arc<Decision>,
     /// None: where it was dialled.
     onward: Option<Arc<Onward>>,
+    /// What is counted for its name, across reloads.
+    pub traffic: Arc<Traffic>,
 }
 
 /// What was decided of one connection or request.
@@ -29,7 +32,11 @@ pub struct Routed {
 
 impl Route {
     /// `decision` is of a snapshot whose clusters are all in `clusters`.
-    pub(crate) fn resolve(decision: &Arc<Decision>, clusters: &Clusters) -> Self {
+    pub(crate) fn resolve(
+        decision: &Arc<Decision>,
+        clusters: &Clusters,
+        traffic: Arc<Traffic>,
+    ) -> Self {
         let onward = match &decision.target {
             RouteTarget::OriginalDestination => None,
             RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
@@ -41,6 +48,7 @@ impl Route {
         Self {
             decision: decision.clone(),
             onward,
+            traffic,
         }
     }
 }

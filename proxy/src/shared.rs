@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -13,14 +13,17 @@ use std::{
 
 #[cfg(any(test, feature = "uncaptured"))]
 use outrigger_config::Settings;
+use tokio::sync::Notify;
 
 use crate::{
     address::{ClientAddr, ListenerAddr},
+    admin::{Levels, Token},
     cluster::{Clusters, Registry},
     configuration::Configuration,
     control::ControlState,
     failure::Failure,
-    observe::{AccessLog, Metrics, RefusalLog},
+    live::Questions,
+    observe::{Metrics, RefusalLog, Sinks},
     readiness::Readiness,
     reload::Reloads,
 };
@@ -37,7 +40,14 @@ pub struct Shared {
     pub clusters: Arc<Clusters>,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
-    pub access_log: Option<AccessLog>,
+    /// Where access logs are written to.
+    pub log_sinks: Sinks,
+    pub(crate) questions: Questions,
+    pub admin_token: Token,
+    /// Somebody has asked over the admin listener for what SIGTERM asks for.
+    pub drain_asked: Notify,
+    /// What changes this program's own log, if anything does.
+    pub levels: OnceLock<Box<dyn Levels>>,
     /// Who holds the capture, and which connections are the gate's probes.
     pub control: Arc<ControlState>,
     pub readiness: Readiness,
@@ -155,11 +165,15 @@ impl Shared {
             reloads: Reloads::new().0,
             instance: "test".into(),
             listeners: Vec::new(),
-            registry: Registry::new(workers),
+            registry: Registry::default(),
             clusters: Arc::default(),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
-            access_log: None,
+            log_sinks: Sinks::new(workers),
+            questions: Questions::new(workers),
+            admin_token: Token::default(),
+            drain_asked: Notify::new(),
+            levels: OnceLock::new(),
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),
             own: OwnConnections::default(),

@@ -22,6 +22,8 @@ use crate::{
     connection,
     drain::Drain,
     forward::{http2, splice::PipePool},
+    live::{self, LiveConnections},
+    observe::{Captured, Record},
     readiness::Accepting,
     route::Routed,
     shared::Shared,
@@ -39,6 +41,7 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub drain: Drain,
     pub rng: Rng,
+    pub connections: LiveConnections,
     view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
@@ -68,6 +71,7 @@ impl Worker {
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
+            connections: LiveConnections::default(),
             live: Cell::new(0),
             idle: Notify::new(),
         }
@@ -93,6 +97,20 @@ impl Worker {
         self.view.borrow_mut().in_force().route(subject)
     }
 
+    /// Writes `record` to the access logs in force that want it.
+    pub(crate) fn log(&self, record: &Record<'_>) {
+        if let Some(logs) = self.view.borrow_mut().in_force().logs() {
+            logs.write(self.id, record, &self.rng);
+        }
+    }
+
+    /// What the access logs in force need of a request beyond its record.
+    pub(crate) fn captured(&self) -> Option<Captured> {
+        let mut view = self.view.borrow_mut();
+        let wanted = view.in_force().logs()?.wanted()?;
+        Some(Captured::new(wanted.clone()))
+    }
+
     /// Closes what is idle, for descriptors; tells whether there was any.
     pub fn make_room(&self) -> bool {
         self.http1_pool.clear() + self.http2_pool.clear() > 0
@@ -106,6 +124,8 @@ pub async fn run(
     mut phase: watch::Receiver<Phase>,
 ) {
     let listeners: Vec<_> = listeners.into_iter().map(Rc::new).collect();
+    worker.shared.metrics.runtime_of(worker.id, tokio::runtime::Handle::current().metrics());
+    task::spawn_local(live::answer(worker.clone()));
     let mut accepting = Vec::new();
     loop {
         // An error means that the control thread is gone, and with it the reason to serve.

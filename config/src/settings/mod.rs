@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use access_log::{
     AccessLog, AccessLogFilter, AccessLogFormat, AccessLogTarget, DurationRange, FieldFormat,
-    Fields, FormatError, HeaderOf, Headers, OPERATORS, Operator, Piece, ResponseFlag, StatusRange,
+    Fields, FormatError, HeaderOf, HeaderNames, OPERATORS, Operator, Piece, ResponseFlag, StatusRange,
     TimeFormat, parse_format,
 };
 pub use admin::{Admin, AdminAddress, SocketMode};

@@ -16,6 +16,8 @@ use outrigger_config::{
 };
 use tokio::sync::Notify;
 
+use crate::observe::Traffic;
+
 use super::{
     adaptive_concurrency::AdaptiveConcurrency,
     breaker::Admission,
@@ -88,6 +90,7 @@ pub struct ClusterCounts {
     pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
     pub host_sets: AtomicU64,
+    pub traffic: Traffic,
 }
 
 #[derive(Debug)]
@@ -460,6 +463,9 @@ impl Picked {
         }
         self.outcome = Some(outcome);
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
+        if outcome != Outcome::LocalOriginFailure {
+            endpoint.durations.observe(now.saturating_duration_since(self.started));
+        }
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {

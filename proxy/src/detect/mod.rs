@@ -212,7 +212,7 @@ async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Fa
         target: &target,
         key: &key,
     };
-    way.connect(way.choose()?, client).await
+    way.connect(way.choose()?, client, &connection.failed).await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

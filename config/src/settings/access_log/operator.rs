@@ -52,7 +52,7 @@ pub enum Operator {
     Hostname,
     Instance,
     Decision,
-    Header(HeaderOf, Headers),
+    Header(HeaderOf, HeaderNames),
 }
 
 /// Where a header stands.
@@ -65,7 +65,7 @@ pub enum HeaderOf {
 
 /// `X?Y`: the header X, or Y where there is no X. In lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Headers {
+pub struct HeaderNames {
     pub name: Box<str>,
     pub otherwise: Option<Box<str>>,
 }
@@ -227,7 +227,7 @@ const KNOWN: [(&str, Takes, Operator); 36] = [
 /// What HTTP/2 says of a request outside of its headers, and HTTP/1 in its first line.
 const PSEUDO_HEADERS: [&str; 3] = [":method", ":path", ":authority"];
 
-/// Headers whose values are secrets.
+/// HeaderNames whose values are secrets.
 const SECRET: [&str; 5] = [
     "authorization",
     "proxy-authorization",
@@ -359,7 +359,7 @@ fn time_format(argument: Option<&str>) -> Result<TimeFormat, String> {
     }
 }
 
-fn headers(of: HeaderOf, argument: &str) -> Result<Headers, String> {
+fn headers(of: HeaderOf, argument: &str) -> Result<HeaderNames, String> {
     let lower = argument.to_ascii_lowercase();
     let (name, otherwise) = match lower.split_once('?') {
         Some((name, otherwise)) => (name, Some(otherwise)),
@@ -379,7 +379,7 @@ fn headers(of: HeaderOf, argument: &str) -> Result<Headers, String> {
             ));
         }
     }
-    Ok(Headers {
+    Ok(HeaderNames {
         name: name.into(),
         otherwise: otherwise.map(Into::into),
     })
@@ -425,7 +425,7 @@ mod tests {
             [Piece::Operator {
                 operator: Operator::Header(
                     HeaderOf::Request,
-                    Headers {
+                    HeaderNames {
                         name: "x-envoy-original-path".into(),
                         otherwise: Some(":path".into()),
                     }

@@ -64,7 +64,7 @@ impl Session {
         };
         let mut buffers = Buffers::default();
         loop {
-            let progress = Progress::new(head.len + arrived.count);
+            let progress = Progress::new(head.len + arrived.count, self.connection.worker.captured());
             let end = self
                 .attempt(&head, arrived.body, &lease, &key, &mut buffers, &progress)
                 .await;
@@ -182,7 +182,7 @@ impl Session {
         hop: Hop,
     ) -> Result<(Lease, Hop), Failure> {
         // Large while under way, and rare.
-        let dialled = Box::pin(self.way(target, key).connect(hop, &self.client)).await;
+        let dialled = Box::pin(self.way(target, key).connect(hop, &self.client, &self.connection.failed)).await;
         let Dialled { upstream, hop } = dialled?;
         let pool = &self.connection.worker.http1_pool;
         self.peers.turn_to(pool, hop.peer);

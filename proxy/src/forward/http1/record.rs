@@ -5,8 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_config::Headers;
+
 use super::{
     Next, Session,
+    head::Version,
     io::write_some,
     progress::Progress,
     request::{self, RequestHead},
@@ -14,7 +17,7 @@ use super::{
 use crate::{
     failure::Failure,
     forward::respond,
-    observe::{Protocol, Record},
+    observe::{Captured, Protocol, Record},
     route::Routed,
     upstream::Lease,
 };
@@ -33,8 +36,13 @@ pub(super) struct Outcome {
     pub(super) sent: u64,
     pub(super) routed: Routed,
     upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
     is_upstream_reused: bool,
     status: Option<u16>,
+    /// Over a connection; failed dials are counted apart.
+    tries: u32,
+    answered: Option<Instant>,
+    captured: Option<Captured>,
 }
 
 impl Outcome {
@@ -48,8 +56,12 @@ impl Outcome {
             sent: 0,
             routed: Routed::default(),
             upstream: None,
+            upstream_local: None,
             is_upstream_reused: false,
             status: None,
+            tries: 0,
+            answered: None,
+            captured: None,
         }
     }
 
@@ -58,6 +70,10 @@ impl Outcome {
         self.received = self.received.max(progress.written.get());
         self.sent += progress.sent.get();
         self.upstream = Some(lease.upstream.peer);
+        self.upstream_local = Some(lease.upstream.local());
+        self.tries += 1;
+        self.answered = progress.answered.get();
+        self.captured = progress.captured.take();
         self.is_upstream_reused = lease.is_reused;
         self.status = progress.status.get();
     }
@@ -106,12 +122,23 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
+        let failed = connection.failed.take();
+        let lines = head.map(|head| head.lines(self.input.filled()));
         connection.record(&Record {
             protocol: Protocol::Http1,
+            is_http10: head.is_some_and(|head| head.version == Version::Http10),
+            connection: connection.listed.entry.number,
             client: connection.client,
             original: connection.original,
-            cluster: outcome.routed.target.cluster(),
+            routed: &outcome.routed,
             upstream: outcome.upstream,
+            upstream_local: outcome.upstream_local,
+            attempts: outcome.tries + failed.len() as u32,
+            failed: &failed,
+            headers: lines.as_ref().map(|lines| lines as &dyn Headers),
+            captured: outcome.captured.as_ref(),
+            trace_id: None,
+            answered: outcome.answered.map(|at| at - outcome.started),
             upstream_reused: outcome.is_upstream_reused,
             request: head.map(|head| head.line(self.input.filled())),
             sni: None,

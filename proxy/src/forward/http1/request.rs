@@ -158,16 +158,7 @@ impl RequestHead {
 
     /// Shows each value of the header `name`; for what is seldom asked.
     fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        let head = &head[..self.len];
-        let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
-        let lines = memchr::memchr_iter(b'\n', head).count();
-        let _ = head::visit_lines(head, start, lines, |line| {
-            if line.name.eq_ignore_ascii_case(name) {
-                visit(line.value);
-            }
-            Ok(())
-        });
+        head::each_value(&head[..self.len], name, visit);
     }
 
     /// Whether sending it twice does no more than sending it once.

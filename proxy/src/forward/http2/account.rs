@@ -4,12 +4,14 @@ use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, header::HOST, request, response};
 
-use super::{peers::Peers, sessions::Place};
+use outrigger_config::{HeaderOf, Headers};
+
+use super::{exchange::Lines, peers::Peers, sessions::Place};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
-    observe::{Protocol, Record, RequestLine},
+    observe::{Captured, FailedTries, Protocol, Record, RequestLine},
     route::Routed,
 };
 
@@ -22,8 +24,14 @@ pub(super) struct Account {
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
     started: Instant,
+    pub(super) failed: FailedTries,
     upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
     is_reused: bool,
+    /// Over a connection; failed dials are counted apart.
+    tries: u32,
+    answered: Option<Instant>,
+    captured: Option<Captured>,
     status: Option<u16>,
     failure: Option<Failure>,
     received: u64,
@@ -32,13 +40,19 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
+        let captured = peers.client.connection.worker.captured();
         Self {
             peers,
+            captured,
             routed: Routed::default(),
             hop: None,
             started: Instant::now(),
+            failed: FailedTries::default(),
             upstream: None,
+            upstream_local: None,
             is_reused: false,
+            tries: 0,
+            answered: None,
             status: None,
             failure: Some(Failure::Drained),
             received: size(&head.headers),
@@ -50,12 +64,18 @@ impl Account {
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
         self.upstream = Some(place.session.peer);
+        self.upstream_local = Some(place.session.local);
+        self.tries += 1;
         self.is_reused = place.is_reused;
     }
 
     /// The request will not be sent again.
     pub(super) fn forget_headers(&mut self) {
         let headers = mem::take(&mut self.head.headers);
+        if let Some(captured) = &mut self.captured {
+            let lines = Lines(&headers);
+            captured.keep(HeaderOf::Request, |name, show| lines.each(name, show));
+        }
         // The record still wants to know the host.
         if self.head.uri.authority().is_none()
             && let Some(host) = headers.get(HOST)
@@ -68,6 +88,25 @@ impl Account {
     pub(super) fn answered(&mut self, head: &response::Parts) {
         self.status = Some(head.status.as_u16());
         self.sent += size(&head.headers);
+        if let Some(captured) = &mut self.captured {
+            if captured.wanted().wants_answer_time() {
+                self.answered = Some(Instant::now());
+            }
+            let lines = Lines(&head.headers);
+            captured.keep(HeaderOf::Response, |name, show| lines.each(name, show));
+        }
+    }
+
+    pub(super) fn wants_trailers(&self) -> bool {
+        (self.captured.as_ref()).is_some_and(|captured| captured.wanted().wants_trailers())
+    }
+
+    /// What the answer ended with.
+    pub(super) fn note_trailers(&mut self, trailers: Option<&HeaderMap>) {
+        if let (Some(captured), Some(trailers)) = (&mut self.captured, trailers) {
+            let lines = Lines(trailers);
+            captured.keep(HeaderOf::Trailer, |name, show| lines.each(name, show));
+        }
     }
 
     /// Tells the endpoint's cluster; what comes after the first telling changes nothing.
@@ -100,12 +139,23 @@ impl Drop for Account {
             None => authority.unwrap_or_default(),
         };
         let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let failed = self.failed.take();
+        let lines = Lines(&self.head.headers);
         connection.record(&Record {
             protocol: Protocol::Http2,
+            is_http10: false,
+            connection: connection.listed.entry.number,
             client: connection.client,
             original: connection.original,
-            cluster: self.routed.target.cluster(),
+            routed: &self.routed,
             upstream: self.upstream,
+            upstream_local: self.upstream_local,
+            attempts: self.tries + failed.len() as u32,
+            failed: &failed,
+            headers: Some(&lines),
+            captured: self.captured.as_ref(),
+            trace_id: None,
+            answered: self.answered.map(|at| at - self.started),
             upstream_reused: self.is_reused,
             request: Some(RequestLine {
                 method: self.head.method.as_str(),

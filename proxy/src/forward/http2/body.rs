@@ -35,6 +35,8 @@ pub(super) struct Body {
     kept: Option<Kept>,
     has_sent: bool,
     received: u64,
+    keeps_trailers: bool,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +72,8 @@ impl Body {
             kept: None,
             has_sent: false,
             received: 0,
+            keeps_trailers: false,
+            trailers: None,
         }
     }
 
@@ -77,6 +81,16 @@ impl Body {
     pub(super) fn replayable(mut self) -> Self {
         self.kept = Some(Kept::default());
         self
+    }
+
+    /// Whether trailers can be seen after they were sent on.
+    pub(super) fn keeping_trailers(mut self, keeps: bool) -> Self {
+        self.keeps_trailers = keeps;
+        self
+    }
+
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
     }
 
     /// Bytes read from the source.
@@ -214,7 +228,12 @@ impl Body {
             self.end.take()
         };
         let sent = match end {
-            Some(End::Trailers(trailers)) => sink.send_trailers(*trailers),
+            Some(End::Trailers(trailers)) => {
+                if self.keeps_trailers {
+                    self.trailers = Some(trailers.clone());
+                }
+                sink.send_trailers(*trailers)
+            }
             Some(End::Data) | None => sink.send_data(Bytes::new(), true),
         };
         match sent {

@@ -204,7 +204,7 @@ fn route(account: &mut Account) -> Key {
 
 /// The header lines as routes see them.
 #[derive(Debug)]
-struct Lines<'a>(&'a HeaderMap);
+pub(super) struct Lines<'a>(pub(super) &'a HeaderMap);
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
@@ -222,6 +222,7 @@ fn try_another(
     tried: &mut Tried,
 ) -> Result<(), Failure> {
     let hop = account.hop.take().ok_or(failure)?;
+    account.failed.note(hop.peer, failure);
     hop.failed(failure, tried)?;
     account.hop = way(account, key).choose_after(tried)?;
     account.hop.is_some().then_some(()).ok_or(failure)

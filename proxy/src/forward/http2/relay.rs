@@ -50,7 +50,7 @@ impl Relay {
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window)),
+            download: (!is_end).then(|| Body::new(body, window).keeping_trailers(account.wants_trailers())),
             client,
             upstream,
         }))
@@ -67,7 +67,10 @@ impl Relay {
             let relayed = body.poll_relay(cx, &mut self.client);
             account.add_sent(body.received() - before);
             match relayed {
-                Poll::Ready(Ended::Complete) => self.download = None,
+                Poll::Ready(Ended::Complete) => {
+                    account.note_trailers(body.trailers());
+                    self.download = None;
+                }
                 Poll::Ready(Ended::SourceFailed(error)) => {
                     let failure = match failure_of(&error) {
                         Failure::UpstreamClosed => Failure::UpstreamIncomplete,

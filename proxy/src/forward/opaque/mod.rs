@@ -85,7 +85,7 @@ impl Tunnel {
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(way.connect(way.choose()?, &self.client)).await?
+                Box::pin(way.connect(way.choose()?, &self.client, &connection.failed)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -124,12 +124,22 @@ impl Drop for Tunnel {
             Detected::Tls { .. } => Protocol::Tls,
             _ => Protocol::Opaque,
         };
+        let failed = self.connection.failed.take();
         self.connection.record(&Record {
             protocol,
+            is_http10: false,
+            connection: self.connection.listed.entry.number,
             client: self.connection.client,
             original: self.connection.original,
-            cluster: self.routed.target.cluster(),
+            routed: &self.routed,
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
+            upstream_local: self.dialled.as_ref().map(|d| d.upstream.local()),
+            attempts: u32::from(self.dialled.is_some()) + failed.len() as u32,
+            failed: &failed,
+            headers: None,
+            captured: None,
+            trace_id: None,
+            answered: None,
             upstream_reused: false,
             request: None,
             sni: self.sni(),

@@ -2,12 +2,15 @@
 //! that no other thread writes.
 
 mod cell;
-mod destination;
 mod latency;
+mod native;
 mod outcome;
 mod process_wide;
 mod reason;
+mod traffic;
 
-pub use destination::DestinationMetrics;
-pub(crate) use destination::Totals;
+pub(crate) use latency::{Latency, SharedLatency};
+pub(crate) use native::{Native, SCHEMA, ZERO_THRESHOLD};
 pub use process_wide::{IdleUpstream, Metrics};
+pub(crate) use traffic::Totals;
+pub use traffic::Traffic;
