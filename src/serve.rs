@@ -228,7 +228,10 @@ fn warn_of_other_user(settings: &Settings) {
 
 /// Allowed, since whoever scrapes a pod's metrics comes from elsewhere; never by oversight.
 fn warn_of_open_admin(settings: &Settings) {
-    let address = settings.admin.as_ref().and_then(outrigger_config::Admin::tcp);
+    let address = settings
+        .admin
+        .as_ref()
+        .and_then(outrigger_config::Admin::tcp);
     if let Some(address) = address.filter(|a| !a.ip().is_loopback()) {
         tracing::warn!(
             "the admin listener on {address} is reachable from elsewhere: /metrics has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it"

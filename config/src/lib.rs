@@ -3,32 +3,43 @@
 //! data plane and the capture code can share it without ever meeting.
 
 mod check;
+mod collector;
 pub mod control;
 mod duration;
 mod file;
+mod fraction;
 mod network;
 mod one_or_many;
+mod pattern;
 mod percent;
 mod ports;
 mod problem;
+mod ratio;
 mod read;
 mod schema;
 mod scope;
+mod secret;
 mod settings;
 mod snapshot;
 mod yaml;
 
+pub use collector::CollectorUrl;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};
+pub use fraction::Fraction;
 pub use ipnet::IpNet;
 pub use network::Network;
 pub use one_or_many::OneOrMany;
+pub use pattern::{MatchRegex, SearchRegex};
 pub use percent::Percent;
 pub use ports::PortRange;
 pub use problem::{Place, Problem, Severity};
+pub use ratio::Ratio;
 pub use schema::schema;
 pub use scope::Scope;
+pub use secret::Secret;
 pub use settings::*;
 pub use snapshot::{
-    Changes, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Snapshot, Subject, Target,
+    Action, Branch, Changes, Decision, Headers, HttpRequest, NoHeaders, RequestPolicy, RouteTable,
+    Snapshot, Subject, Target,
 };

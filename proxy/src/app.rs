@@ -27,14 +27,17 @@ use tokio::{
 
 use crate::{
     accept::{self, BindError, Listeners},
-    admin::{AdminListener, Levels, Token},
     address::ListenerAddr,
+    admin::{AdminListener, Levels, Token},
     cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Listening},
     front::Front,
     live::Questions,
-    observe::{Metrics, RefusalLog, Sinks, Unopened},
+    observe::{
+        Metrics, RefusalLog, Sinks, Unopened,
+        trace::{self, Tracer},
+    },
     readiness::Readiness,
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
@@ -57,6 +60,9 @@ const DESCRIPTORS_OF_A_WORKER: u64 = 16;
 
 /// How long the end waits for the access log; a stuck pipe does not keep the process.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end waits for a collector to take the last spans.
+const EXPORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A proxy whose sockets are bound and which does not serve yet.
 pub struct Bound {
@@ -113,6 +119,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         admin_token: Token::default(),
         drain_asked: Notify::new(),
         levels: OnceLock::new(),
+        tracer: Tracer::new(workers),
         control: control_state,
         readiness: Readiness::default(),
         own: OwnConnections::default(),
@@ -180,6 +187,7 @@ impl Bound {
             let snapshot = self.shared.configuration.snapshot();
             reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
+            let exporting = tokio::task::spawn_local(trace::export(self.shared.clone()));
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
             let front = Front::open(self.shared.clone(), self.admin, self.control)?;
             tokio::task::spawn_local(reload::run(
@@ -195,6 +203,9 @@ impl Bound {
                 let _ = worker.join();
             }
             self.shared.control.release_all();
+            self.shared.tracer.close();
+            // A collector that hangs does not keep the process.
+            let _ = tokio::time::timeout(EXPORT_PATIENCE, exporting).await;
             self.shared.log_sinks.close(LOG_PATIENCE);
             ended
         })

@@ -12,10 +12,10 @@ use arc_swap::{ArcSwap, Cache};
 use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
-    cluster::Clusters,
+    cluster::{Clusters, Rng},
     dispatch::Onward,
     observe::{AccessLogs, RouteTraffic},
-    route::{Route, Routed},
+    route::{Fallback, Route, Routed},
 };
 
 /// What all threads share of it.
@@ -108,8 +108,8 @@ pub(crate) struct InForce {
     /// By the place in the snapshot's table.
     routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
-    defaults: Option<Arc<Onward>>,
-    asks_sni: bool,
+    defaults: Option<Fallback>,
+    asks_tls: bool,
     logs: Option<Arc<AccessLogs>>,
 }
 
@@ -119,7 +119,7 @@ impl InForce {
             snapshot,
             routes: Vec::new(),
             defaults: None,
-            asks_sni: false,
+            asks_tls: false,
             logs: None,
         }
     }
@@ -128,11 +128,15 @@ impl InForce {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
-            Some(Arc::new(Onward::new(cluster, settings, None)))
+            Some(Fallback {
+                onward: Arc::new(Onward::new(cluster, settings, None)),
+                limits: in_force.snapshot.default_policy.clone(),
+            })
         });
         for decision in in_force.snapshot.routes.iter() {
-            in_force.asks_sni |= decision.settings.matches.sni.is_some();
-            let route = Arc::new(Route::resolve(decision, clusters, traffic.of(&decision.name)));
+            in_force.asks_tls |= decision.settings.matches.asks_tls();
+            let traffic = traffic.of(&decision.name);
+            let route = Arc::new(Route::resolve(decision, clusters, traffic));
             in_force.routes.push(route);
         }
         in_force
@@ -146,14 +150,14 @@ impl InForce {
         self.logs.as_ref()
     }
 
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.asks_sni
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.asks_tls
     }
 
-    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+    pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
         let position = self.snapshot.routes.position(subject);
         let route = position.and_then(|at| self.routes.get(at));
-        Routed::decide(subject, route, self.defaults.as_ref())
+        Routed::decide(subject, route, self.defaults.as_ref(), rng)
     }
 }
 

@@ -19,12 +19,12 @@ use crate::{
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
     control::is_probe,
-    detect::{self, Detected},
+    detect::{self, ClientHello, Detected},
     dispatch::Target,
     failure::Failure,
     forward,
     live::Listed,
-    observe::{FailedTries, Protocol, Record, Traffic},
+    observe::{FailedTries, Protocol, Record, Traffic, trace::Trace},
     route::Routed,
     worker::{LiveConnection, Worker},
 };
@@ -45,12 +45,13 @@ pub struct Connection {
 
 impl Connection {
     /// Where it goes, with what is known of it.
-    pub fn route(&self, sni: Option<&str>) -> Routed {
+    pub fn route(&self, hello: Option<&ClientHello>) -> Routed {
         if !self.worker.has_routes() {
             return Routed::default();
         }
         self.worker.route(&Subject {
-            sni,
+            sni: hello.and_then(|hello| hello.server_name.as_deref()),
+            alpn: hello.map_or(&[], |hello| &hello.alpn),
             ..Subject::at(self.original.0)
         })
     }
@@ -63,12 +64,24 @@ impl Connection {
         })
     }
 
+    /// Exports the trace of what was recorded so, if it is to be exported.
+    pub(crate) fn trace<'h>(
+        &self,
+        trace: &Trace,
+        record: &Record<'_>,
+        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
+    ) {
+        let worker = &self.worker;
+        trace.finish(&worker.shared.tracer, worker.id, record, headers);
+    }
+
     /// Tells metrics and the access logs of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
         let worker = &self.worker;
         let is_fine = worker.shared.metrics.has_native_histograms();
         let observe = |traffic: &Traffic| traffic.observe(worker.id, record, is_fine);
         observe(&self.destination.metrics);
+        self.destination.exemplars.note(record);
         if let Target::Cluster(onward) = &record.routed.target {
             observe(&onward.cluster.counts.traffic);
         }
@@ -125,7 +138,7 @@ pub async fn serve(
     match first.detected {
         Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
         Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
-        Detected::Tls { .. } | Detected::Opaque => {
+        Detected::Tls(_) | Detected::Opaque => {
             Box::pin(forward::opaque::serve(connection, stream, first)).await;
         }
     }

@@ -73,9 +73,13 @@ pub struct Hop {
     picked: Option<Picked>,
 }
 
-/// Endpoints that took no connection.
+/// Endpoints that a request need not be sent to again, if there are others.
 #[derive(Debug, Default)]
-pub struct Tried(Vec<SocketAddr>);
+pub struct Tried {
+    peers: Vec<SocketAddr>,
+    /// Of the present try: those that took no connection.
+    dials: usize,
+}
 
 /// A connection, and the try that it was made for.
 #[derive(Debug)]
@@ -229,32 +233,49 @@ impl Way<'_> {
             .ok_or(Failure::NoEndpoint)
     }
 
-    /// An endpoint that was not tried; none if there is no other.
+    /// An endpoint that was not tried; none if there is no other and this try has met one that took no
+    /// connection.
     ///
     /// # Errors
     /// As [`Way::choose`].
     pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
         let Target::Cluster(onward) = self.target else {
-            return Ok(tried.0.is_empty().then(|| Hop::to(self.original.0)));
+            return Ok((tried.dials == 0).then(|| Hop::to(self.original.0)));
         };
-        if tried.0.len() >= MAX_DIALS {
+        if tried.dials >= MAX_DIALS {
             return Ok(None);
         }
+        let hop = self.pick(onward, &tried.peers)?;
+        Ok((tried.dials == 0 || !tried.peers.contains(&hop.peer)).then_some(hop))
+    }
+
+    /// For another try of a request: an endpoint that was not tried if there is one, unless the policy
+    /// does not care.
+    ///
+    /// # Errors
+    /// As [`Way::choose`].
+    pub fn choose_another(&self, tried: &Tried, prefers_others: bool) -> Result<Hop, Failure> {
+        match self.target {
+            Target::Original => Ok(Hop::to(self.original.0)),
+            Target::Cluster(onward) if prefers_others => self.pick(onward, &tried.peers),
+            Target::Cluster(onward) => self.pick(onward, &[]),
+        }
+    }
+
+    fn pick(&self, onward: &Arc<Onward>, tried: &[SocketAddr]) -> Result<Hop, Failure> {
         let context = PickContext {
             hash: self.key.hash,
-            tried: &tried.0,
+            tried,
             subset: onward.subset,
         };
-        let picked = onward
-            .cluster
-            .pick(&context, &self.worker.rng, Instant::now());
+        let now = Instant::now();
+        let picked = onward.cluster.pick(&context, &self.worker.rng, now);
         let picked = picked.map_err(failure_of)?;
-        let peer = picked.endpoint.address;
-        Ok((!tried.0.contains(&peer)).then(|| Hop {
-            peer,
+        Ok(Hop {
+            peer: picked.endpoint.address,
             onward: Some(onward.clone()),
             picked: Some(picked),
-        }))
+        })
     }
 
     /// Dials `hop`, and in its place another one if it takes no connection.
@@ -265,18 +286,30 @@ impl Way<'_> {
         &self,
         mut hop: Hop,
         client: &TcpStream,
+        tried: &mut Tried,
         failed: &FailedTries,
     ) -> Result<Dialled, Failure> {
-        let mut tried = Tried::default();
         loop {
             match hop.dial(self.worker, Some(client)).await {
                 Ok(upstream) => return Ok(Dialled { upstream, hop }),
                 Err(failure) => {
                     failed.note(hop.peer, failure);
-                    hop.failed(failure, &mut tried)?;
-                    hop = self.choose_after(&tried)?.ok_or(failure)?;
+                    hop.failed(failure, tried)?;
+                    hop = self.choose_after(tried)?.ok_or(failure)?;
                 }
             }
+        }
+    }
+}
+
+impl Tried {
+    /// Another try begins, which had better not go to `last`.
+    pub fn begin_again(&mut self, last: Option<SocketAddr>) {
+        self.dials = 0;
+        if let Some(last) = last
+            && !self.peers.contains(&last)
+        {
+            self.peers.push(last);
         }
     }
 }
@@ -372,7 +405,8 @@ impl Hop {
             return Err(failure);
         }
         self.report(Outcome::LocalOriginFailure, Instant::now());
-        tried.0.push(self.peer);
+        tried.dials += 1;
+        tried.peers.push(self.peer);
         Ok(())
     }
 }

@@ -34,12 +34,22 @@ pub enum Failure {
     Overflow,
     /// Adaptive concurrency's limit is reached.
     Shed,
+    /// The route answers HTTP requests only, and this is no HTTP.
+    NotHttp,
+    /// The route's `fault`.
+    FaultInjected,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
     UpstreamIncomplete,
     /// What the upstream said is not the protocol it should speak.
     UpstreamProtocol,
+    /// The request took longer than its route, or the client's own gRPC deadline, allows.
+    RequestTimeout,
+    /// The last try that the route allows took too long.
+    TryTimeout,
+    /// The request went on for longer than the route's `max_stream_duration`.
+    StreamTimeout,
     /// Nothing moved for longer than the idle timeout.
     IdleTimeout,
     /// One side closed and the other said nothing more.
@@ -108,9 +118,14 @@ impl Failure {
             Self::BreakerTripped => "breaker_tripped",
             Self::Overflow => "overflow",
             Self::Shed => "shed",
+            Self::NotHttp => "not_http",
+            Self::FaultInjected => "fault_injected",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "per_try_timeout",
+            Self::StreamTimeout => "max_stream_duration",
             Self::IdleTimeout => "idle_timeout",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::Drained => "drained",
@@ -120,15 +135,18 @@ impl Failure {
 
     pub fn fault(self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                Fault::Client
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => Fault::Client,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectionLimit
             | Self::OutOfResources
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained
             | Self::Internal => Fault::Proxy,
             Self::NoEndpoint
@@ -139,6 +157,9 @@ impl Failure {
             | Self::UpstreamClosed
             | Self::UpstreamIncomplete
             | Self::UpstreamProtocol
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
             | Self::IdleTimeout
             | Self::HalfCloseTimeout => Fault::Upstream,
         }
@@ -155,7 +176,9 @@ impl Failure {
             Self::UpstreamClosed | Self::UpstreamIncomplete => ResponseFlag::UC,
             Self::UpstreamProtocol => ResponseFlag::UPE,
             Self::ClientClosed => ResponseFlag::DC,
-            Self::BadRequest(_) | Self::HeadTooLarge => ResponseFlag::DPE,
+            Self::BadRequest(_) | Self::HeadTooLarge | Self::NotHttp => ResponseFlag::DPE,
+            Self::FaultInjected => ResponseFlag::FI,
+            Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => ResponseFlag::UT,
             Self::HeadTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => ResponseFlag::SI,
             Self::ConnectionLimit | Self::OutOfResources => ResponseFlag::OM,
             Self::NotRedirected | Self::Loop | Self::Drained | Self::Internal => ResponseFlag::LR,
@@ -168,26 +191,73 @@ impl Failure {
             Self::NotRedirected => {
                 "dial the destination itself, not the proxy; `proxyctl doctor` finds rules that lead here wrongly"
             }
-            Self::Loop => "exclude the proxy's user from capture; `proxyctl doctor` shows which rule redirects it",
-            Self::ConnectionLimit => "raise limits.max_connections and the limit of open files, or find who opens so many",
-            Self::OutOfResources => "raise LimitNOFILE=, the local port range or memory; see process_open_fds against process_max_fds",
-            Self::BadRequest(_) => "correct the client: what it sent can be read in two ways, or in none",
-            Self::HeadTooLarge => "raise limits.max_header_bytes or limits.max_headers if the client means it",
-            Self::HeadTimeout => "look at the client and its network; timeouts.request_head bounds the wait",
-            Self::ClientClosed => "look at the client: its own timeout, a cancelled call, or its end",
+            Self::Loop => {
+                "exclude the proxy's user from capture; `proxyctl doctor` shows which rule redirects it"
+            }
+            Self::ConnectionLimit => {
+                "raise limits.max_connections and the limit of open files, or find who opens so many"
+            }
+            Self::OutOfResources => {
+                "raise LimitNOFILE=, the local port range or memory; see process_open_fds against process_max_fds"
+            }
+            Self::BadRequest(_) => {
+                "correct the client: what it sent can be read in two ways, or in none"
+            }
+            Self::HeadTooLarge => {
+                "raise limits.max_header_bytes or limits.max_headers if the client means it"
+            }
+            Self::HeadTimeout => {
+                "look at the client and its network; timeouts.request_head bounds the wait"
+            }
+            Self::ClientClosed => {
+                "look at the client: its own timeout, a cancelled call, or its end"
+            }
             Self::ConnectRefused => "check that the destination runs and listens on this port",
-            Self::ConnectUnreachable => "check routes and firewalls between here and the destination",
-            Self::ConnectTimeout => "check firewalls that drop, and whether the destination's host is up",
-            Self::NoEndpoint => "look at /clusters: discovery, health checks and outlier detection tell why no endpoint is left",
-            Self::BreakerTripped => "look at the endpoints' own errors; the breakers probe again by themselves",
-            Self::Overflow => "find what is slow behind the cluster before raising circuit_breaker's limits",
-            Self::Shed => "find what is slow behind the cluster; adaptive_concurrency lowered its limit for it",
-            Self::UpstreamClosed => "look at the destination's log; a short keep-alive timeout there closes idle connections",
-            Self::UpstreamIncomplete => "look at the destination's log: it broke off within its answer",
-            Self::UpstreamProtocol => "check that the port is the right one and what protocol it speaks",
+            Self::ConnectUnreachable => {
+                "check routes and firewalls between here and the destination"
+            }
+            Self::ConnectTimeout => {
+                "check firewalls that drop, and whether the destination's host is up"
+            }
+            Self::NoEndpoint => {
+                "look at /clusters: discovery, health checks and outlier detection tell why no endpoint is left"
+            }
+            Self::BreakerTripped => {
+                "look at the endpoints' own errors; the breakers probe again by themselves"
+            }
+            Self::Overflow => {
+                "find what is slow behind the cluster before raising circuit_breaker's limits"
+            }
+            Self::Shed => {
+                "find what is slow behind the cluster; adaptive_concurrency lowered its limit for it"
+            }
+            Self::NotHttp => {
+                "narrow the route's match, or leave out what only HTTP can be answered with"
+            }
+            Self::FaultInjected => "nothing: the route's `fault` asks for it",
+            Self::RequestTimeout => "look at what is slow upstream, or raise the route's timeout",
+            Self::TryTimeout => {
+                "look at what is slow upstream, or raise the route's per_try_timeout"
+            }
+            Self::StreamTimeout => {
+                "raise the route's max_stream_duration if such requests are meant to last"
+            }
+            Self::UpstreamClosed => {
+                "look at the destination's log; a short keep-alive timeout there closes idle connections"
+            }
+            Self::UpstreamIncomplete => {
+                "look at the destination's log: it broke off within its answer"
+            }
+            Self::UpstreamProtocol => {
+                "check that the port is the right one and what protocol it speaks"
+            }
             Self::IdleTimeout => "look at which side stalled, or raise the idle timeout",
-            Self::HalfCloseTimeout => "look at the side that stayed silent, or raise the half-close timeout",
-            Self::Drained => "nothing: the proxy was stopping; raise timeouts.drain if it cuts too early",
+            Self::HalfCloseTimeout => {
+                "look at the side that stayed silent, or raise the half-close timeout"
+            }
+            Self::Drained => {
+                "nothing: the proxy was stopping; raise timeouts.drain if it cuts too early"
+            }
             Self::Internal => "report it, with the proxy's log at this time",
         }
     }
@@ -195,7 +265,7 @@ impl Failure {
     /// The status code of a response made by the proxy for this failure.
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::NotHttp => 400,
             Self::HeadTimeout => 408,
             Self::HeadTooLarge => 431,
             Self::ClientClosed => 499,
@@ -213,20 +283,30 @@ impl Failure {
             | Self::BreakerTripped
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained => 503,
-            Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
+            Self::ConnectTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout => 504,
         }
     }
 
     /// The proxy error type of RFC 9209, section 2.3.
     pub fn proxy_error(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                "http_request_error"
-            }
-            Self::NotRedirected | Self::Internal | Self::OutOfResources | Self::Drained => {
-                "proxy_internal_error"
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => "http_request_error",
+            Self::NotRedirected
+            | Self::Internal
+            | Self::OutOfResources
+            | Self::FaultInjected
+            | Self::Drained => "proxy_internal_error",
             Self::Loop => "proxy_loop_detected",
             Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
             Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
@@ -236,6 +316,9 @@ impl Failure {
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamIncomplete => "http_response_incomplete",
             Self::UpstreamProtocol => "http_protocol_error",
+            Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => {
+                "http_response_timeout"
+            }
             Self::IdleTimeout | Self::HalfCloseTimeout => "connection_read_timeout",
         }
     }
@@ -258,9 +341,14 @@ impl Failure {
             Self::BreakerTripped => "the breakers of all endpoints are tripped",
             Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
+            Self::NotHttp => "the route answers HTTP requests only",
+            Self::FaultInjected => "the route asks for this fault",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",
+            Self::RequestTimeout => "the answer took longer than the request's timeout",
+            Self::TryTimeout => "no answer began within the timeout of one try",
+            Self::StreamTimeout => "the request went on for its longest duration",
             Self::IdleTimeout => "nothing moved for the idle timeout",
             Self::HalfCloseTimeout => "one side closed and the other stayed silent",
             Self::Drained => "the proxy is shutting down",

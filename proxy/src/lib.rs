@@ -27,6 +27,7 @@ pub mod observe;
 pub mod pulse;
 pub mod readiness;
 pub mod reload;
+pub mod retry;
 pub mod route;
 pub mod shared;
 mod signals;

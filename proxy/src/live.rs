@@ -56,7 +56,8 @@ impl Entry {
     pub fn ended(&self, record: &Record<'_>) {
         self.upstream.set(record.upstream);
         self.requests.set(self.requests.get() + 1);
-        self.received.set(self.received.get() + record.bytes_received);
+        self.received
+            .set(self.received.get() + record.bytes_received);
         self.sent.set(self.sent.get() + record.bytes_sent);
     }
 

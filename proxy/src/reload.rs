@@ -207,7 +207,9 @@ async fn reload(
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
             take_over(shared, clusters, Arc::new(snapshot)).await;
-            shared.admin_token.load(shared.configuration.settings().admin.as_ref());
+            shared
+                .admin_token
+                .load(shared.configuration.settings().admin.as_ref());
             shared.configuration.accept();
             Outcome::Applied {
                 generation,
@@ -239,6 +241,7 @@ pub(crate) fn open_logs(shared: &Shared, snapshot: &Snapshot) -> Result<(), Unop
 /// The clusters first, so that no route leads to one that is not there.
 pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
     clusters.apply(&snapshot).await;
+    shared.tracer.follow(snapshot.settings.tracing.as_ref());
     shared.configuration.publish(snapshot, &shared.clusters);
 }
 

@@ -23,7 +23,7 @@ use crate::{
     control::ControlState,
     failure::Failure,
     live::Questions,
-    observe::{Metrics, RefusalLog, Sinks},
+    observe::{Metrics, RefusalLog, Sinks, trace::Tracer},
     readiness::Readiness,
     reload::Reloads,
 };
@@ -48,6 +48,7 @@ pub struct Shared {
     pub drain_asked: Notify,
     /// What changes this program's own log, if anything does.
     pub levels: OnceLock<Box<dyn Levels>>,
+    pub(crate) tracer: Tracer,
     /// Who holds the capture, and which connections are the gate's probes.
     pub control: Arc<ControlState>,
     pub readiness: Readiness,
@@ -174,6 +175,7 @@ impl Shared {
             admin_token: Token::default(),
             drain_asked: Notify::new(),
             levels: OnceLock::new(),
+            tracer: Tracer::new(workers),
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),
             own: OwnConnections::default(),

@@ -157,7 +157,9 @@ pub(crate) fn start_profile() -> io::Result<()> {
     let sampler = SAMPLER.get_or_init(|| Sampler {
         is_on: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
-        frames: (0..MAX_DEPTH * MAX_SAMPLES).map(|_| AtomicUsize::new(0)).collect(),
+        frames: (0..MAX_DEPTH * MAX_SAMPLES)
+            .map(|_| AtomicUsize::new(0))
+            .collect(),
     });
     let used = sampler.taken.swap(0, Ordering::Relaxed).min(MAX_SAMPLES) * MAX_DEPTH;
     for frame in &sampler.frames[..used] {
@@ -217,11 +219,7 @@ fn set_profile_timer(micros: libc::suseconds_t) -> io::Result<()> {
 }
 
 /// The handler: the stack of the thread that it interrupted, from there outwards.
-extern "C" fn note_stack(
-    _: libc::c_int,
-    _: *mut libc::siginfo_t,
-    context: *mut libc::c_void,
-) {
+extern "C" fn note_stack(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let Some(sampler) = SAMPLER.get().filter(|s| s.is_on.load(Ordering::Acquire)) else {
         return;
     };
@@ -300,7 +298,9 @@ mod tests {
                 names.extend(symbol.name().map(|name| name.to_string()));
             });
         }
-        let is_found = names.iter().any(|name| name.contains("spins_for_the_profile"));
+        let is_found = names
+            .iter()
+            .any(|name| name.contains("spins_for_the_profile"));
         assert!(is_found, "{names:?}");
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     drain::Drain,
     forward::{http2, splice::PipePool},
     live::{self, LiveConnections},
-    observe::{Captured, Record},
+    observe::{Captured, Record, trace::Ids},
     readiness::Accepting,
     route::Routed,
     shared::Shared,
@@ -42,6 +42,9 @@ pub struct Worker {
     pub drain: Drain,
     pub rng: Rng,
     pub connections: LiveConnections,
+    pub(crate) trace_ids: Ids,
+    /// Copies of requests under way.
+    pub(crate) copies: Cell<usize>,
     view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
@@ -72,6 +75,8 @@ impl Worker {
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
             connections: LiveConnections::default(),
+            trace_ids: Ids::new(),
+            copies: Cell::new(0),
             live: Cell::new(0),
             idle: Notify::new(),
         }
@@ -87,14 +92,14 @@ impl Worker {
         self.view.borrow_mut().in_force().has_routes()
     }
 
-    /// Whether some route asks for the name in a ClientHello.
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.view.borrow_mut().in_force().asks_sni()
+    /// Whether some route asks for what stands in a ClientHello.
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.view.borrow_mut().in_force().asks_tls()
     }
 
     /// Where the routes in force lead.
     pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
-        self.view.borrow_mut().in_force().route(subject)
+        self.view.borrow_mut().in_force().route(subject, &self.rng)
     }
 
     /// Writes `record` to the access logs in force that want it.
@@ -124,7 +129,10 @@ pub async fn run(
     mut phase: watch::Receiver<Phase>,
 ) {
     let listeners: Vec<_> = listeners.into_iter().map(Rc::new).collect();
-    worker.shared.metrics.runtime_of(worker.id, tokio::runtime::Handle::current().metrics());
+    worker
+        .shared
+        .metrics
+        .runtime_of(worker.id, tokio::runtime::Handle::current().metrics());
     task::spawn_local(live::answer(worker.clone()));
     let mut accepting = Vec::new();
     loop {

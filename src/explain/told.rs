@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{HttpRequest, NoHeaders, Settings, Snapshot, Subject, Target};
+use outrigger_config::{Action, HttpRequest, NoHeaders, Settings, Snapshot, Subject, Target};
 use outrigger_iptables::{
     listeners,
     ruleset::{RuleAt, Ruleset},
@@ -149,14 +149,32 @@ pub(super) fn route(
         ));
     };
     let number = decision.index + 1;
-    Some(match &decision.target {
-        Target::OriginalDestination => {
-            format!("route {number} holds: the proxy passes it on to {destination}")
+    let name = |target: &Target| match target {
+        Target::OriginalDestination => destination.to_string(),
+        Target::Cluster(cluster) => format!("cluster {}", cluster.name),
+    };
+    Some(match decision.action() {
+        Action::Forward([branch]) => {
+            let to = name(&branch.target);
+            format!("route {number} holds: the proxy passes it on to {to}")
         }
-        Target::Cluster(cluster) => {
+        Action::Forward(branches) => {
+            let shares = branches
+                .iter()
+                .map(|b| format!("{} ({})", name(&b.target), b.weight));
+            let shares = shares.collect::<Vec<_>>().join(", ");
+            format!("route {number} holds: the proxy splits such traffic by weight: {shares}")
+        }
+        Action::Redirect(redirect) => {
             format!(
-                "route {number} holds: the proxy passes it on to cluster {}",
-                cluster.name
+                "route {number} holds: the proxy redirects its client ({})",
+                redirect.code.0
+            )
+        }
+        Action::Respond(respond) => {
+            format!(
+                "route {number} holds: the proxy answers {} itself",
+                respond.status
             )
         }
     })

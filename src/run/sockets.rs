@@ -44,7 +44,8 @@ impl Sockets {
                 address.set_port(port);
             }
             if may_move_admin && let Some(admin) = &mut settings.admin {
-                admin.listen = AdminAddress::Tcp((Ipv4Addr::LOCALHOST, port.wrapping_sub(1)).into());
+                admin.listen =
+                    AdminAddress::Tcp((Ipv4Addr::LOCALHOST, port.wrapping_sub(1)).into());
             }
             match Self::bind_here(settings) {
                 Ok(sockets) => return Ok(sockets),

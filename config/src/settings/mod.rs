@@ -9,6 +9,7 @@ mod connections;
 mod metrics;
 mod route;
 mod supervisor;
+mod tracing;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -20,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 pub use access_log::{
     AccessLog, AccessLogFilter, AccessLogFormat, AccessLogTarget, DurationRange, FieldFormat,
-    Fields, FormatError, HeaderOf, HeaderNames, OPERATORS, Operator, Piece, ResponseFlag, StatusRange,
-    TimeFormat, parse_format,
+    Fields, FormatError, HeaderNames, HeaderOf, OPERATORS, Operator, Piece, ResponseFlag,
+    StatusRange, TimeFormat, parse_format,
 };
 pub use admin::{Admin, AdminAddress, SocketMode};
 pub use capture::{Capture, Exclude, Include};
@@ -29,13 +30,19 @@ pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
     EndpointBreaker, EndpointFile, FailurePercentage, GrpcCheck, HashOn, HealthCheck, HttpCheck,
     Labels, LeastRequest, LoadBalancer, Locality, Maglev, MinRtt, OriginalDestination,
-    OutlierDetection, PeakEwma, RingHash, SlowStart, SubsetFallback, SuccessRate, TcpCheck,
-    ZoneAware,
+    OutlierDetection, PeakEwma, RetryBudget, RingHash, SlowStart, SubsetFallback, SuccessRate,
+    TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
 pub use metrics::MetricsSettings;
-pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use route::{
+    Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
+    Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
+    ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite, Route, Scheme,
+    Share,
+};
 pub use supervisor::Supervisor;
+pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 
 use crate::{OneOrMany, check::Findings};
 
@@ -62,6 +69,9 @@ pub struct Settings {
     /// One log, or a list of them. Default: none.
     pub access_log: OneOrMany<AccessLog>,
     pub metrics: MetricsSettings,
+    /// Spans of requests for an OpenTelemetry collector. Default: none, nothing is traced and no
+    /// header added.
+    pub tracing: Option<Tracing>,
     pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
@@ -87,6 +97,7 @@ impl Default for Settings {
             pool: Pool::default(),
             access_log: OneOrMany::default(),
             metrics: MetricsSettings::default(),
+            tracing: None,
             supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
@@ -145,6 +156,7 @@ impl Settings {
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
         problems.extend(self.supervisor.problems());
+        problems.extend(self.tracing.iter().flat_map(Tracing::problems));
         problems
     }
 

@@ -72,12 +72,18 @@ impl Token {
                 State::Unknown
             }
         };
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = state;
     }
 
     /// None: none is asked for; else whether this is it.
     fn is_shown(&self, headers: &HeaderMap) -> Option<bool> {
-        let state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let state = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*state {
             State::None => None,
             State::Unknown => Some(false),
@@ -125,7 +131,8 @@ pub(super) fn admit(
     let refuse = |status, text| Err(Refusal { status, text });
     let mut hosts = headers.get_all(HOST).iter();
     // Clients of unix sockets have no name to give, and give any.
-    let is_ours = from == From::Unix || hosts.all(|host| is_own_host(host.as_bytes(), &admin.hosts));
+    let is_ours =
+        from == From::Unix || hosts.all(|host| is_own_host(host.as_bytes(), &admin.hosts));
     if !is_ours {
         return refuse(
             StatusCode::MISDIRECTED_REQUEST,
@@ -246,23 +253,66 @@ mod tests {
             (Kind::Read, Method::GET, vec![own], 200),
             (Kind::Read, Method::GET, vec![], 200),
             (Kind::Read, Method::GET, vec![("host", "evil.example")], 421),
-            (Kind::Probe, Method::GET, vec![("host", "evil.example")], 421),
-            (Kind::Read, Method::GET, vec![own, ("host", "evil.example")], 421),
-            (Kind::Read, Method::GET, vec![own, ("sec-fetch-site", "cross-site")], 403),
-            (Kind::Read, Method::GET, vec![own, ("sec-fetch-site", "same-site")], 403),
-            (Kind::Read, Method::GET, vec![own, ("sec-fetch-site", "none")], 200),
+            (
+                Kind::Probe,
+                Method::GET,
+                vec![("host", "evil.example")],
+                421,
+            ),
+            (
+                Kind::Read,
+                Method::GET,
+                vec![own, ("host", "evil.example")],
+                421,
+            ),
+            (
+                Kind::Read,
+                Method::GET,
+                vec![own, ("sec-fetch-site", "cross-site")],
+                403,
+            ),
+            (
+                Kind::Read,
+                Method::GET,
+                vec![own, ("sec-fetch-site", "same-site")],
+                403,
+            ),
+            (
+                Kind::Read,
+                Method::GET,
+                vec![own, ("sec-fetch-site", "none")],
+                200,
+            ),
             (Kind::Read, Method::POST, vec![own], 405),
             (Kind::Order, Method::POST, vec![own], 200),
             (Kind::Order, Method::GET, vec![own], 405),
-            (Kind::Order, Method::POST, vec![own, ("origin", "http://127.0.0.1:15000")], 403),
-            (Kind::Order, Method::POST, vec![own, ("origin", "null")], 403),
-            (Kind::Order, Method::POST, vec![own, ("sec-fetch-site", "cross-site")], 403),
+            (
+                Kind::Order,
+                Method::POST,
+                vec![own, ("origin", "http://127.0.0.1:15000")],
+                403,
+            ),
+            (
+                Kind::Order,
+                Method::POST,
+                vec![own, ("origin", "null")],
+                403,
+            ),
+            (
+                Kind::Order,
+                Method::POST,
+                vec![own, ("sec-fetch-site", "cross-site")],
+                403,
+            ),
         ] {
             let got = asked(&token, From::Loopback, kind, method.clone(), &headers);
             assert_eq!(got, status, "{kind:?} {method} {headers:?}");
         }
         let any = [("host", "whatever")];
-        assert_eq!(asked(&token, From::Unix, Kind::Order, Method::POST, &any), 200);
+        assert_eq!(
+            asked(&token, From::Unix, Kind::Order, Method::POST, &any),
+            200
+        );
     }
 
     #[test]
@@ -277,7 +327,10 @@ mod tests {
         let elsewhere = From::Elsewhere;
         let shown = [("authorization", "bearer s3cret")];
         // It could not be read: nobody has it.
-        assert_eq!(asked(&with_token, elsewhere, Kind::Read, Method::GET, &shown), 401);
+        assert_eq!(
+            asked(&with_token, elsewhere, Kind::Read, Method::GET, &shown),
+            401
+        );
         fs::write(&path, "s3cret\n").expect("a file");
         with_token.load(Some(&admin));
         fs::remove_file(&path).expect("ours");
@@ -294,13 +347,22 @@ mod tests {
             assert_eq!(asked(token, elsewhere, kind, Method::GET, headers), status);
         }
         // The token is asked for on this host too.
-        assert_eq!(asked(&with_token, From::Loopback, Kind::Read, Method::GET, &[]), 401);
+        assert_eq!(
+            asked(&with_token, From::Loopback, Kind::Read, Method::GET, &[]),
+            401
+        );
         assert!(!format!("{with_token:?}").contains("s3cret"));
     }
 
     #[test]
     fn tokens_are_equal_or_not() {
-        for (shown, is_same) in [("abc", true), ("abd", false), ("ab", false), ("abcd", false), ("", false)] {
+        for (shown, is_same) in [
+            ("abc", true),
+            ("abd", false),
+            ("ab", false),
+            ("abcd", false),
+            ("", false),
+        ] {
             assert_eq!(is_equal(shown.as_bytes(), b"abc"), is_same, "{shown}");
         }
     }

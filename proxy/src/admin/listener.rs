@@ -188,7 +188,8 @@ mod tests {
     use super::*;
 
     fn admin(name: &str) -> (Admin, PathBuf) {
-        let path = std::env::temp_dir().join(format!("outrigger-{name}-{}.sock", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("outrigger-{name}-{}.sock", std::process::id()));
         let admin = Admin {
             listen: AdminAddress::Unix(path.clone()),
             mode: SocketMode(0o640),

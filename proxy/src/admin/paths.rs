@@ -189,7 +189,10 @@ mod tests {
     #[test]
     fn a_path_that_tells_and_takes_orders_is_two() {
         assert_eq!(find("/logging", false).map(|p| p.asks), Some(Ask::Logging));
-        assert_eq!(find("/logging", true).map(|p| p.asks), Some(Ask::SetLogging));
+        assert_eq!(
+            find("/logging", true).map(|p| p.asks),
+            Some(Ask::SetLogging)
+        );
         assert_eq!(find("/reload", false).map(|p| p.asks), Some(Ask::Reload));
         assert_eq!(find("/live", true).map(|p| p.asks), Some(Ask::Live));
         assert!(find("/nothing", false).is_none());
@@ -204,7 +207,10 @@ mod tests {
             .filter(|name| name.starts_with("GET /") || name.starts_with("POST /"))
             .map(str::to_owned)
             .collect();
-        let known: Vec<_> = PATHS.iter().map(|p| format!("{} {}", p.method(), p.path)).collect();
+        let known: Vec<_> = PATHS
+            .iter()
+            .map(|p| format!("{} {}", p.method(), p.path))
+            .collect();
         assert_eq!(documented, known);
     }
 }

@@ -43,11 +43,17 @@ pub(super) async fn answer(seconds: Option<&str>) -> Response<Body> {
         None => SECONDS,
         Some(Ok(seconds @ 1..=MAX_SECONDS)) => seconds,
         Some(_) => {
-            return plain(StatusCode::BAD_REQUEST, "seconds is no number from 1 to 60\n");
+            return plain(
+                StatusCode::BAD_REQUEST,
+                "seconds is no number from 1 to 60\n",
+            );
         }
     };
     let Some(running) = Running::begin() else {
-        return plain(StatusCode::CONFLICT, "a profile is being taken; try again when it is done\n");
+        return plain(
+            StatusCode::CONFLICT,
+            "a profile is being taken; try again when it is done\n",
+        );
     };
     let started = SystemTime::now();
     if let Err(error) = sys::start_profile() {
@@ -69,6 +75,9 @@ pub(super) async fn answer(seconds: Option<&str>) -> Response<Body> {
             "application/octet-stream",
             Body::text(profile),
         ),
-        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the profile could not be made\n"),
+        Err(_) => plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the profile could not be made\n",
+        ),
     }
 }

@@ -19,7 +19,14 @@ const SECRET: [&str; 9] = [
 ];
 
 /// Keys that name a secret's place, and those that are about something else.
-const HARMLESS: [&str; 6] = ["token_file", "cookie", "tokens", "max_tokens", "tokens_per_fill", "token_bucket"];
+const HARMLESS: [&str; 6] = [
+    "token_file",
+    "cookie",
+    "tokens",
+    "max_tokens",
+    "tokens_per_fill",
+    "token_bucket",
+];
 
 pub(super) fn redact(value: &mut Value) {
     match value {
@@ -27,11 +34,14 @@ pub(super) fn redact(value: &mut Value) {
         Value::Object(entries) => {
             // `{ name: authorization, value: … }`.
             let names_secret = ["name", "key", "header"].iter().any(|key| {
-                entries.get(*key).and_then(Value::as_str).is_some_and(is_secret)
+                entries
+                    .get(*key)
+                    .and_then(Value::as_str)
+                    .is_some_and(is_secret)
             });
             for (key, value) in entries {
-                let is_secret = is_secret(key) && !HARMLESS.contains(&&**key)
-                    || names_secret && key == "value";
+                let is_secret =
+                    is_secret(key) && !HARMLESS.contains(&&**key) || names_secret && key == "value";
                 match value {
                     Value::String(text) if is_secret => *text = REDACTED.into(),
                     Value::Array(items) if is_secret => {

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE,
+    },
 };
 use serde::Serialize;
 
@@ -35,7 +37,10 @@ const SHOWN_CONNECTIONS: usize = 1000;
 
 /// Keeps browsers from guessing types, framing and running anything.
 const SAFETY: [(&str, &str); 3] = [
-    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    (
+        "content-security-policy",
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
     ("cross-origin-resource-policy", "same-origin"),
     ("x-content-type-options", "nosniff"),
 ];
@@ -54,17 +59,15 @@ pub(super) async fn answer<B>(
     }
     for (name, value) in SAFETY {
         let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(HeaderName::from_static(name), value);
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value);
     }
     response
 }
 
 /// What is asked for, by somebody who may.
-fn asked<B>(
-    shared: &Shared,
-    from: From,
-    request: &Request<B>,
-) -> Result<Ask, Box<Response<Body>>> {
+fn asked<B>(shared: &Shared, from: From, request: &Request<B>) -> Result<Ask, Box<Response<Body>>> {
     let settings = shared.configuration.settings();
     let admin = settings.admin.clone().unwrap_or_default();
     let is_order = request.method() == hyper::Method::POST;
@@ -73,7 +76,10 @@ fn asked<B>(
     let kind = path.map_or(guard::Kind::Read, |path| path.kind);
     let (method, headers) = (request.method(), request.headers());
     let token = &shared.admin_token;
-    match (guard::admit(&admin, token, from, kind, method, headers), path) {
+    match (
+        guard::admit(&admin, token, from, kind, method, headers),
+        path,
+    ) {
         (Ok(()), Some(path)) => Ok(path.asks),
         (Ok(()), None) => Err(Box::new(plain(
             StatusCode::NOT_FOUND,
@@ -113,14 +119,20 @@ async fn told<B>(shared: &Arc<Shared>, ask: Ask, request: &Request<B>) -> Respon
             Ask::Logging => logging(shared),
             Ask::Heap => match Heap::read() {
                 Some(heap) => json(StatusCode::OK, &heap),
-                None => plain(StatusCode::NOT_IMPLEMENTED, "this allocator does not tell\n"),
+                None => plain(
+                    StatusCode::NOT_IMPLEMENTED,
+                    "this allocator does not tell\n",
+                ),
             },
             Ask::SetLogging => set_logging(shared, query(request, "level")),
             Ask::Reload => reload(shared).await,
             Ask::Drain => {
                 tracing::info!("POST /drain: stopping");
                 shared.drain_asked.notify_one();
-                plain(StatusCode::ACCEPTED, "draining; it ends when nothing is under way\n")
+                plain(
+                    StatusCode::ACCEPTED,
+                    "draining; it ends when nothing is under way\n",
+                )
             }
             Ask::Fail | Ask::Ok => {
                 let is_failed = ask == Ask::Fail;
@@ -202,7 +214,10 @@ async fn connections<B>(shared: &Shared, request: &Request<B>) -> Response<Body>
         None => SHOWN_CONNECTIONS,
         Some(Ok(limit)) => limit,
         Some(Err(_)) => {
-            return plain(StatusCode::BAD_REQUEST, "limit is no number; write ?limit=1000\n");
+            return plain(
+                StatusCode::BAD_REQUEST,
+                "limit is no number; write ?limit=1000\n",
+            );
         }
     };
     let listings = shared.questions.ask(limit, PULSE_LIMIT).await;
@@ -217,13 +232,19 @@ fn logging(shared: &Shared) -> Response<Body> {
                 filter: levels.filter(),
             },
         ),
-        None => plain(StatusCode::NOT_IMPLEMENTED, "this program's log has no levels\n"),
+        None => plain(
+            StatusCode::NOT_IMPLEMENTED,
+            "this program's log has no levels\n",
+        ),
     }
 }
 
 fn set_logging(shared: &Shared, level: Option<&str>) -> Response<Body> {
     let Some(levels) = shared.levels.get() else {
-        return plain(StatusCode::NOT_IMPLEMENTED, "this program's log has no levels\n");
+        return plain(
+            StatusCode::NOT_IMPLEMENTED,
+            "this program's log has no levels\n",
+        );
     };
     let Some(level) = level.and_then(unescape) else {
         return plain(

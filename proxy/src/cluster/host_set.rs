@@ -14,6 +14,7 @@ pub(super) struct Member {
     pub(super) priority: u8,
     pub(super) locality: Locality,
     pub(super) labels: Labels,
+    pub(super) hostname: Option<Arc<str>>,
 }
 
 /// What the user asked for.

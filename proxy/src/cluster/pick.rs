@@ -89,6 +89,17 @@ pub struct ClusterCounts {
     pub no_endpoint: AtomicU64,
     pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
+    /// Requests sent again, hedges included.
+    pub retries: AtomicU64,
+    /// Of these, what brought an answer below 500.
+    pub retry_successes: AtomicU64,
+    /// Retries that `max_retries` or the budget did not allow.
+    pub retry_overflows: AtomicU64,
+    /// Requests that failed after the last retry that their policy allows.
+    pub retries_exhausted: AtomicU64,
+    /// Requests, and single tries, that took longer than their policy allows.
+    pub request_timeouts: AtomicU64,
+    pub try_timeouts: AtomicU64,
     pub host_sets: AtomicU64,
     pub traffic: Traffic,
 }
@@ -289,6 +300,16 @@ impl Cluster {
         hosts.members.iter().map(|m| m.endpoint.clone()).collect()
     }
 
+    /// The name that the endpoint at `address` is asked by, if it has one.
+    pub fn hostname(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts.load();
+        let mut members = hosts.members.iter();
+        members
+            .find(|m| m.endpoint.address == address)?
+            .hostname
+            .clone()
+    }
+
     /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
     pub fn subset(&self, labels: &Labels, now: Instant) -> Subset {
         let mut control = self.lock();
@@ -351,6 +372,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
+                hostname: one.hostname.as_deref().map(Into::into),
             });
         }
         for (address, (endpoint, since)) in left {
@@ -464,7 +486,9 @@ impl Picked {
         self.outcome = Some(outcome);
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
         if outcome != Outcome::LocalOriginFailure {
-            endpoint.durations.observe(now.saturating_duration_since(self.started));
+            endpoint
+                .durations
+                .observe(now.saturating_duration_since(self.started));
         }
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;

@@ -57,7 +57,9 @@ struct Endpoints {
 #[derive(Debug, Serialize)]
 struct Attempt {
     endpoint: SocketAddr,
-    failed: &'static str,
+    /// None: it was answered, with this status, and the answer not taken.
+    failed: Option<&'static str>,
+    status: Option<u16>,
 }
 
 impl<'a> Decision<'a> {
@@ -93,7 +95,8 @@ impl<'a> Decision<'a> {
             failed_attempts: (record.failed.iter())
                 .map(|tried| Attempt {
                     endpoint: tried.endpoint,
-                    failed: tried.failure.label(),
+                    failed: tried.failure.map(Failure::label),
+                    status: tried.status,
                 })
                 .collect(),
             failed: failure.label(),
@@ -136,7 +139,9 @@ mod tests {
         let endpoint = SocketAddr::from(([192, 0, 2, 1], 80));
         let failed = [FailedTry {
             endpoint,
-            failure: Failure::ConnectRefused,
+            failure: Some(Failure::ConnectRefused),
+            status: None,
+            is_dial: true,
         }];
         let record = Record {
             upstream: None,
@@ -159,7 +164,7 @@ mod tests {
                 "endpoint_state": null,
                 "endpoints": null,
                 "attempts": 1,
-                "failed_attempts": [{ "endpoint": "192.0.2.1:80", "failed": "connect_refused" }],
+                "failed_attempts": [{ "endpoint": "192.0.2.1:80", "failed": "connect_refused", "status": null }],
                 "failed": "connect_refused",
                 "fault": "upstream",
                 "closed_by": "upstream",

@@ -3,6 +3,7 @@
 //! memory.
 
 mod clusters;
+mod exemplars;
 mod pages;
 mod process_wide;
 mod series;
@@ -16,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{pages::Pages, process_wide::ProcessWide};
+use self::{exemplars::Annotations, pages::Pages, process_wide::ProcessWide};
 use crate::shared::Shared;
 
 /// Which format is spoken.
@@ -82,11 +83,17 @@ impl Exposition {
         let clusters = shared.clusters.all();
         let destinations = traffic::destinations(shared);
         let (in_clusters, on_routes) = (traffic::clusters(&clusters), traffic::routes(shared));
+        let annotations = (format == Format::OpenMetrics).then(|| Annotations::of(shared));
+        let destinations = Pages::new(format, traffic::DESTINATION_FAMILIES, destinations);
+        let destinations = destinations.map(move |piece| match &annotations {
+            Some(annotations) => annotations.annotate(piece),
+            None => piece,
+        });
         let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
         let end = (format == Format::OpenMetrics).then(|| b"# EOF\n".to_vec());
         Self(Box::new(
             iter::once_with(move || encode(process_wide, format))
-                .chain(Pages::new(format, traffic::DESTINATION_FAMILIES, destinations))
+                .chain(destinations)
                 .chain(Pages::new(format, traffic::CLUSTER_FAMILIES, in_clusters))
                 .chain(Pages::new(format, traffic::ROUTE_FAMILIES, on_routes))
                 .chain(Pages::new(format, clusters::FAMILIES, clusters))
@@ -108,7 +115,8 @@ fn encode(collector: impl Collector, format: Format) -> Vec<u8> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(collector));
     if format == Format::Protobuf {
-        return prometheus_protobuf::encode_to_vec(&registry).expect("a vector takes whatever is written");
+        return prometheus_protobuf::encode_to_vec(&registry)
+            .expect("a vector takes whatever is written");
     }
     let mut text = String::new();
     text::encode_registry(&mut text, &registry).expect("a string takes whatever is written");

@@ -302,7 +302,8 @@ mod tests {
         let path = path("close");
         let target = LogTarget::File(path.clone());
         // It would gather for an hour; closing does not wait for that.
-        let log = LogThread::start("log", target, 2, Duration::from_secs(3600), Arc::default()).unwrap();
+        let log =
+            LogThread::start("log", target, 2, Duration::from_secs(3600), Arc::default()).unwrap();
         push(&log, 0, "a\n");
         push(&log, 1, "b\n");
         push(&log, 0, "c\n");
@@ -366,7 +367,13 @@ mod tests {
             0,
         )
         .unwrap();
-        let started = LogThread::start("log", LogTarget::File(path.clone()), 1, Duration::ZERO, Arc::default());
+        let started = LogThread::start(
+            "log",
+            LogTarget::File(path.clone()),
+            1,
+            Duration::ZERO,
+            Arc::default(),
+        );
         fs::remove_file(&path).unwrap();
         assert!(started.is_err());
     }

@@ -9,15 +9,17 @@ mod process;
 mod record;
 mod refusal_log;
 mod route_traffic;
+pub(crate) mod trace;
 
 pub use access_log::{AccessLogs, Captured, Sinks, Unopened, Wanted};
 pub use exposition::{Exposition, Format};
 pub use log_thread::{LogTarget, LogThread};
-pub use metrics::{IdleUpstream, Metrics, Traffic};
+pub use metrics::{Exemplars, IdleUpstream, Metrics, Traffic};
 pub(crate) use metrics::{SharedLatency, Totals};
 pub use record::{FailedTries, FailedTry, Protocol, Record, RequestLine};
 pub use refusal_log::RefusalLog;
 pub(crate) use route_traffic::RouteTraffic;
+pub use trace::{SpanId, TraceId, TraceIds};
 
 #[cfg(test)]
 pub(crate) use record::tests::record as test_record;

@@ -5,7 +5,7 @@ use std::{cell::RefCell, net::SocketAddr, time::Duration};
 
 use outrigger_config::Headers;
 
-use super::access_log::Captured;
+use super::{TraceIds, access_log::Captured};
 use crate::{
     address::{ClientAddr, OriginalDst},
     failure::Failure,
@@ -70,8 +70,6 @@ pub struct Record<'a> {
     /// The status code the client was sent; none outside HTTP, or when nothing was sent.
     pub status: Option<u16>,
     pub failure: Option<Failure>,
-    /// Of the trace that it is part of.
-    pub trace_id: Option<u128>,
     /// Bytes read from the client for this request or connection, heads included.
     pub bytes_received: u64,
     /// Bytes written to the client, heads included.
@@ -79,13 +77,37 @@ pub struct Record<'a> {
     pub duration: Duration,
     /// From its beginning to the answer's head; known only if a log asks for it.
     pub answered: Option<Duration>,
+    /// Of a request that is traced, exported or not.
+    pub trace: Option<TraceIds>,
 }
 
-/// An endpoint that was tried in vain.
+/// A switch of protocols is no answer that anyone waited for; what follows may last for hours.
+const SWITCHING_PROTOCOLS: u16 = 101;
+
+impl Record<'_> {
+    /// Whether its duration is one that somebody waited for.
+    pub(super) fn is_latency(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1 | Protocol::Http2)
+            && self.status != Some(SWITCHING_PROTOCOLS)
+    }
+}
+
+/// A try that came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedTry {
     pub endpoint: SocketAddr,
-    pub failure: Failure,
+    /// None: it was answered, and the answer not taken.
+    pub failure: Option<Failure>,
+    pub status: Option<u16>,
+    /// Whether there was no connection.
+    pub is_dial: bool,
+}
+
+impl FailedTry {
+    /// How many of them there are.
+    pub fn dials(tries: &[Self]) -> u32 {
+        tries.iter().filter(|tried| tried.is_dial).count() as u32
+    }
 }
 
 /// The failed tries of one request. Nothing is allocated while none fails.
@@ -93,13 +115,43 @@ pub struct FailedTry {
 pub struct FailedTries(RefCell<Vec<FailedTry>>);
 
 /// Tries that are remembered; further ones are as good as told by the first.
-const MAX_TRIES: usize = 8;
+const MAX_TRIES: usize = 16;
 
 impl FailedTries {
+    /// It took no connection.
     pub fn note(&self, endpoint: SocketAddr, failure: Failure) {
+        self.push(FailedTry {
+            endpoint,
+            failure: Some(failure),
+            status: None,
+            is_dial: true,
+        });
+    }
+
+    /// It did not answer.
+    pub fn broke(&self, endpoint: SocketAddr, failure: Failure) {
+        self.push(FailedTry {
+            endpoint,
+            failure: Some(failure),
+            status: None,
+            is_dial: false,
+        });
+    }
+
+    /// It answered, and another try was made.
+    pub fn answered(&self, endpoint: SocketAddr, status: u16) {
+        self.push(FailedTry {
+            endpoint,
+            failure: None,
+            status: Some(status),
+            is_dial: false,
+        });
+    }
+
+    fn push(&self, tried: FailedTry) {
         let mut tries = self.0.borrow_mut();
         if tries.len() < MAX_TRIES {
-            tries.push(FailedTry { endpoint, failure });
+            tries.push(tried);
         }
     }
 
@@ -142,11 +194,11 @@ pub(crate) mod tests {
             sni: None,
             status: Some(200),
             failure: None,
-            trace_id: None,
             bytes_received: 100,
             bytes_sent: 200,
             duration: Duration::from_micros(1500),
             answered: None,
+            trace: None,
         }
     }
 }

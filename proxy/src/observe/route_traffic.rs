@@ -120,7 +120,8 @@ mod tests {
             routes.of(&name(n)).observe(0, &test_record(), false);
         }
         let held: Vec<_> = (0..2 * MAX_ROUTES).map(|n| routes.of(&name(n))).collect();
-        held.iter().for_each(|traffic| traffic.observe(0, &test_record(), false));
+        held.iter()
+            .for_each(|traffic| traffic.observe(0, &test_record(), false));
         let totals = routes.totals();
         assert_eq!(totals.len(), MAX_ROUTES + 1);
         assert_eq!(&*totals.last().expect("some").0, OTHER);

@@ -16,7 +16,7 @@ use serde::{
 pub use fields::{FieldFormat, Fields};
 pub use filter::{AccessLogFilter, DurationRange, ResponseFlag, StatusRange};
 pub use operator::{
-    FormatError, HeaderOf, HeaderNames, OPERATORS, Operator, Piece, TimeFormat, parse_format,
+    FormatError, HeaderNames, HeaderOf, OPERATORS, Operator, Piece, TimeFormat, parse_format,
 };
 
 use crate::{Percent, check::Findings, one_or_many::TEXT_OR_KEYS, problem::meant};

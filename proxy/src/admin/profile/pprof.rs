@@ -44,26 +44,42 @@ pub(super) fn encode(
             .iter()
             .enumerate()
             // Of a caller the address is where it goes on, which may be another line.
-            .map(|(depth, &address)| tables.location(if depth == 0 { address } else { address - 1 }))
+            .map(|(depth, &address)| {
+                tables.location(if depth == 0 { address } else { address - 1 })
+            })
             .collect();
         let mut sample = Message::default();
-        sample.packed(1, locations).packed(2, [count, count * period]);
+        sample
+            .packed(1, locations)
+            .packed(2, [count, count * period]);
         profile.message(SAMPLE, &sample);
     }
     let mut mapping = Message::default();
     let program = std::env::current_exe().unwrap_or_default();
     let program = tables.string(&program.display().to_string());
     // Functions, files, lines and inlined frames are all told.
-    mapping.number(1, 1).number(5, program).number(7, 1).number(8, 1).number(9, 1).number(10, 1);
+    mapping
+        .number(1, 1)
+        .number(5, program)
+        .number(7, 1)
+        .number(8, 1)
+        .number(9, 1)
+        .number(10, 1);
     profile.message(MAPPING, &mapping);
     let period_type = tables.value_type("cpu", "nanoseconds");
     if samples.lost() > 0 {
-        let lost = tables.string(&format!("{} samples beyond the buffer were lost", samples.lost()));
+        let lost = tables.string(&format!(
+            "{} samples beyond the buffer were lost",
+            samples.lost()
+        ));
         profile.packed(COMMENT, [lost]);
     }
     let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     profile
-        .number(TIME_NANOS, nanos(started.duration_since(UNIX_EPOCH).unwrap_or_default()))
+        .number(
+            TIME_NANOS,
+            nanos(started.duration_since(UNIX_EPOCH).unwrap_or_default()),
+        )
         .number(DURATION_NANOS, nanos(lasted))
         .message(PERIOD_TYPE, &period_type)
         .number(PERIOD, period);
@@ -111,13 +127,20 @@ impl Tables {
         let mut lines = Vec::new();
         // Once for the function, and once for each that is inlined there, innermost first.
         backtrace::resolve(std::ptr::without_provenance_mut(address), |symbol| {
-            let name = symbol.name().map_or_else(String::new, |name| format!("{name:#}"));
-            let file = symbol.filename().map_or_else(String::new, |f| f.display().to_string());
+            let name = symbol
+                .name()
+                .map_or_else(String::new, |name| format!("{name:#}"));
+            let file = symbol
+                .filename()
+                .map_or_else(String::new, |f| f.display().to_string());
             lines.push((name, file, symbol.lineno().unwrap_or(0)));
         });
         let number = self.locations.len() as u64 + 1;
         let mut location = Message::default();
-        location.number(1, number).number(2, 1).number(3, address as u64);
+        location
+            .number(1, number)
+            .number(2, 1)
+            .number(3, address as u64);
         for (name, file, line) in lines {
             let function = self.function(name, file);
             let mut at = Message::default();
@@ -137,7 +160,11 @@ impl Tables {
         let number = self.functions.len() as u64 + 1;
         let (name, file) = (self.string(&key.0), self.string(&key.1));
         let mut function = Message::default();
-        function.number(1, number).number(2, name).number(3, name).number(4, file);
+        function
+            .number(1, number)
+            .number(2, name)
+            .number(3, name)
+            .number(4, file);
         self.functions.push(function);
         self.function_numbers.insert(key, number);
         number

@@ -35,7 +35,11 @@ impl Message {
     }
 
     /// Numbers in one field, 0 included.
-    pub(super) fn packed(&mut self, field: u64, values: impl IntoIterator<Item = u64>) -> &mut Self {
+    pub(super) fn packed(
+        &mut self,
+        field: u64,
+        values: impl IntoIterator<Item = u64>,
+    ) -> &mut Self {
         let mut packed = Self::default();
         values.into_iter().for_each(|value| packed.varint(value));
         self.message(field, &packed)
@@ -57,7 +61,10 @@ mod tests {
     #[test]
     fn it_is_what_the_specification_shows() {
         let mut one = Message::default();
-        one.number(1, 150).bytes(2, b"testing").number(3, 0).packed(6, [3, 270, 86_942]);
+        one.number(1, 150)
+            .bytes(2, b"testing")
+            .number(3, 0)
+            .packed(6, [3, 270, 86_942]);
         assert_eq!(
             one.into_bytes(),
             b"\x08\x96\x01\x12\x07testing\x32\x06\x03\x8e\x02\x9e\xa7\x05"

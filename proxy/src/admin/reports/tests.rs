@@ -21,7 +21,9 @@ fn schema() -> Value {
     add("GET /ready", |g| g.subschema_for::<Readiness>());
     add("GET /config", |g| g.subschema_for::<ConfigReport>());
     add("GET /clusters", |g| g.subschema_for::<ClustersReport>());
-    add("GET /connections", |g| g.subschema_for::<ConnectionsReport>());
+    add("GET /connections", |g| {
+        g.subschema_for::<ConnectionsReport>()
+    });
     add("GET /routes", |g| g.subschema_for::<RoutesReport>());
     add("GET /logging", |g| g.subschema_for::<LevelsReport>());
     add("POST /logging", |g| g.subschema_for::<LevelsReport>());
@@ -58,7 +60,9 @@ fn the_configuration_is_shown_whole_and_without_secrets() {
     let settings = outrigger_config::parse(text).expect("a configuration");
     let before = shared.configuration.snapshot();
     let snapshot = outrigger_config::Snapshot::compile(settings, Some(&before));
-    shared.configuration.publish(snapshot.into(), &shared.clusters);
+    shared
+        .configuration
+        .publish(snapshot.into(), &shared.clusters);
     let report = serde_json::to_value(ConfigReport::of(&shared)).expect("JSON");
     assert_eq!(report["generation"], 2);
     assert_eq!(report["settings"]["clusters"][0]["name"], "web");

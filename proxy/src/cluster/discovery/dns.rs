@@ -88,7 +88,10 @@ impl Dns {
     async fn addresses(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
         let port = self.settings.port.map_or(0, |p| p.get());
         let Found { ips, until, .. } = self.ips(&self.settings.name).await?;
-        let at = |ip| Endpoint::at(SocketAddr::new(ip, port));
+        let at = |ip| Endpoint {
+            hostname: Some(self.settings.name.clone()),
+            ..Endpoint::at(SocketAddr::new(ip, port))
+        };
         Ok((ips.into_iter().map(at).collect(), until))
     }
 
@@ -115,6 +118,7 @@ impl Dns {
             until = until.min(found.until);
             endpoints.extend(found.ips.into_iter().map(|ip| Endpoint {
                 weight: NonZeroU32::new(record.weight.into()).unwrap_or(NonZeroU32::MIN),
+                hostname: Some(record.target.to_string().trim_end_matches('.').to_owned()),
                 priority: u8::try_from(rank).unwrap_or(127).min(127),
                 ..Endpoint::at(SocketAddr::new(ip, record.port))
             }));

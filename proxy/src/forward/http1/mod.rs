@@ -15,14 +15,17 @@ mod body;
 pub mod chunked;
 mod close;
 mod download;
+mod edit;
 mod exchange;
 pub mod head;
 mod io;
+mod mirror;
 mod peers;
 mod progress;
 mod record;
 pub mod request;
 pub mod response;
+mod trace;
 mod upload;
 
 use std::{
@@ -43,6 +46,7 @@ use crate::{
     detect::First,
     dispatch::{Dialled, Target},
     failure::Failure,
+    observe::trace::Trace,
     upstream::{Lease, poll_disturbed},
 };
 
@@ -62,6 +66,8 @@ struct Session {
     pinned: Option<OwnedLease>,
     /// A request begins the input and has not been recorded yet.
     is_under_way: bool,
+    /// Of the request under way, if requests are traced.
+    trace: Option<Trace>,
 }
 
 /// It stays with the client for as long as its requests have the same target, whatever a balancer
@@ -96,6 +102,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
         dialled: first.dialled,
         pinned: None,
         is_under_way: false,
+        trace: None,
     };
     let mut drain = pin!(worker.drain.started());
     let next = loop {

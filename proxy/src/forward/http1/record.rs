@@ -1,6 +1,7 @@
 //! How a request went, told once it is over; and refusals, which are told to the client as well.
 
 use std::{
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -9,22 +10,26 @@ use outrigger_config::Headers;
 
 use super::{
     Next, Session,
-    head::Version,
+    exchange::Arrived,
+    head::{self, Version},
     io::write_some,
     progress::Progress,
-    request::{self, RequestHead},
+    request::{self, Method, RequestHead},
 };
 use crate::{
     failure::Failure,
     forward::respond,
-    observe::{Captured, Protocol, Record},
-    route::Routed,
+    observe::{Captured, FailedTry, Protocol, Record},
+    route::{Answer, Routed},
     upstream::Lease,
 };
 
 /// How long a client may take to accept a response of ours, which fits every socket buffer that is
 /// not full already.
 const REFUSAL_TAKES: Duration = Duration::from_secs(1);
+
+/// The same for an answer of a route's, which may be larger than a socket buffer.
+const ANSWER_TAKES: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub(super) struct Outcome {
@@ -100,6 +105,45 @@ impl Session {
         next
     }
 
+    /// Answers the request that begins the input in an upstream's place, and records it.
+    pub(super) async fn answer(
+        &mut self,
+        head: RequestHead,
+        arrived: &Arrived,
+        answer: Answer,
+        mut outcome: Outcome,
+    ) -> Next {
+        let keeps_client = head.keeps_alive
+            && head.version == Version::Http11
+            && arrived.body.is_done()
+            && !self.connection.worker.drain.has_started();
+        let is_head = head.method == Method::Head;
+        let response = respond::http1_answer(&answer, is_head, keeps_client);
+        outcome.failure = answer.failure;
+        outcome.status = Some(answer.status.as_u16());
+        let sent = tokio::time::timeout(ANSWER_TAKES, async {
+            let mut sent = 0;
+            while sent < response.len() {
+                sent += write_some(&self.client, &response[sent..]).await?;
+                outcome.sent = sent as u64;
+            }
+            io::Result::Ok(())
+        });
+        let is_sent = matches!(sent.await, Ok(Ok(())));
+        if !is_sent {
+            outcome.failure = Some(Failure::ClientClosed);
+        }
+        self.record(Some(&head), &outcome);
+        match (is_sent, keeps_client) {
+            (false, _) => Next::Reset,
+            (true, true) => {
+                self.input.consume(head.len + arrived.count);
+                Next::Request
+            }
+            (true, false) => Next::Linger,
+        }
+    }
+
     async fn tell(&self, failure: Failure) -> u64 {
         let is_head = self.input.filled().starts_with(b"HEAD ");
         let response = respond::http1(failure, is_head);
@@ -124,7 +168,8 @@ impl Session {
         let connection = &self.connection;
         let failed = connection.failed.take();
         let lines = head.map(|head| head.lines(self.input.filled()));
-        connection.record(&Record {
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http1,
             is_http10: head.is_some_and(|head| head.version == Version::Http10),
             connection: connection.listed.entry.number,
@@ -133,11 +178,10 @@ impl Session {
             routed: &outcome.routed,
             upstream: outcome.upstream,
             upstream_local: outcome.upstream_local,
-            attempts: outcome.tries + failed.len() as u32,
+            attempts: outcome.tries + FailedTry::dials(&failed),
             failed: &failed,
             headers: lines.as_ref().map(|lines| lines as &dyn Headers),
             captured: outcome.captured.as_ref(),
-            trace_id: None,
             answered: outcome.answered.map(|at| at - outcome.started),
             upstream_reused: outcome.is_upstream_reused,
             request: head.map(|head| head.line(self.input.filled())),
@@ -147,6 +191,14 @@ impl Session {
             bytes_received: outcome.received,
             bytes_sent: outcome.sent,
             duration: outcome.ended.unwrap_or_else(Instant::now) - outcome.started,
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(outcome.status, outcome.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            let lines = head.map_or(&[][..], |head| &self.input.filled()[..head.len]);
+            connection.trace(&trace, &record, |visit| {
+                head::each_line(lines, |line| visit(line.name, line.value));
+            });
+        }
     }
 }

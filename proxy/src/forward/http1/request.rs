@@ -9,6 +9,7 @@ use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
     body::Framing,
+    edit::{self, Asked},
     head::{self, Edits, HeadError, Line, Version},
 };
 use crate::{buffer::Buffer, dispatch, failure::Failure, observe::RequestLine};
@@ -23,7 +24,7 @@ pub enum Method {
     Other,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
     /// Bytes, through the empty line.
     pub len: usize,
@@ -38,6 +39,8 @@ pub struct RequestHead {
     target: Range<usize>,
     host: Option<Range<usize>>,
     edits: Edits,
+    /// What it said before a route changed it.
+    asked: Option<Box<Asked>>,
 }
 
 /// The request head that begins `bytes`; none while its end has not arrived.
@@ -79,6 +82,7 @@ fn parse_within(bytes: &[u8], max_lines: usize) -> Result<Option<RequestHead>, H
         target: start.target,
         host: fields.host,
         edits: fields.edits,
+        asked: None,
     }))
 }
 
@@ -95,8 +99,47 @@ impl RequestHead {
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
-    /// As the log sees it; `head` is where the head lies now.
-    pub(super) fn line<'a>(&self, head: &'a [u8]) -> RequestLine<'a> {
+    /// Replaces what lies at `at` in the header lines of the head that begins `buffer`, after the edits
+    /// were applied.
+    pub(super) fn replace(&mut self, buffer: &mut Buffer, at: Range<usize>, with: &[u8]) {
+        buffer.replace(at.clone(), with);
+        let moved = |place: usize| place - at.len() + with.len();
+        self.len = moved(self.len);
+        if let Some(host) = &mut self.host
+            && host.start >= at.end
+        {
+            *host = moved(host.start)..moved(host.end);
+        }
+    }
+
+    /// Carries out the edits of a route on the head that begins `buffer`.
+    pub(super) fn carry_out(&mut self, mut edits: Edits, buffer: &mut Buffer) {
+        if edits.is_empty() {
+            return;
+        }
+        let bytes = buffer.filled();
+        if self.asked.is_none() {
+            self.asked = Some(Box::new(Asked {
+                target: bytes[self.target.clone()].to_vec(),
+                host: self.host.clone().map(|host| bytes[host].to_vec()),
+            }));
+        }
+        edits.sort();
+        edits.apply(buffer);
+        self.len = edits.moved(self.len);
+        self.target = edit::moved(&self.target, &edits);
+        self.host = self.host.take().map(|host| edit::moved(&host, &edits));
+    }
+
+    /// As the log sees it, which is as the client sent it; `head` is where the head lies now.
+    pub(super) fn line<'a>(&'a self, head: &'a [u8]) -> RequestLine<'a> {
+        if let Some(asked) = &self.asked {
+            return RequestLine {
+                method: self.method_name(head),
+                target: &asked.target,
+                host: asked.host.as_deref(),
+            };
+        }
         RequestLine {
             method: self.method_name(head),
             target: &head[self.target.clone()],
@@ -143,6 +186,29 @@ impl RequestHead {
         }
     }
 
+    /// Path and query, and where they lie; none if there are none that could be changed.
+    pub(super) fn path_range<'a>(&self, head: &'a [u8]) -> Option<(&'a [u8], Range<usize>)> {
+        let path = self.path(head)?;
+        let authority = self.authority(head).map_or(0, |a| a.end);
+        Some((path, self.target.start + authority..self.target.end))
+    }
+
+    /// Where the host stands that it names: in the `Host` line, and in an absolute target.
+    pub(super) fn named_at(&self, head: &[u8]) -> impl Iterator<Item = Range<usize>> + use<> {
+        let start = self.target.start;
+        let authority = self
+            .authority(head)
+            .map(|at| start + at.start..start + at.end);
+        authority.into_iter().chain(self.host.clone())
+    }
+
+    /// The host that it names, with its port.
+    pub(super) fn host<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let at = self.named_at(head).next()?;
+        let user = memchr::memrchr(b'@', &head[at.clone()]).map_or(0, |at| at + 1);
+        Some(&head[at.start + user..at.end])
+    }
+
     /// Path and query.
     fn path<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
         let target = &head[self.target.clone()];
@@ -159,6 +225,26 @@ impl RequestHead {
     /// Shows each value of the header `name`; for what is seldom asked.
     fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
         head::each_value(&head[..self.len], name, visit);
+    }
+
+    /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
+    pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
+        let head = &buffer.filled()[..self.len];
+        let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
+        let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut edits = Edits::default();
+        // It was parsed before, so that nothing fails.
+        let _ = head::visit_lines(head, start, lines, |line| {
+            if line.name.eq_ignore_ascii_case(name) {
+                edits.remove(line.range(head));
+            }
+            Ok(())
+        });
+        let end = self.len - b"\r\n".len();
+        edits.replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self.edits = edits;
+        self.apply_edits(buffer);
+        self.edits = Edits::default();
     }
 
     /// Whether sending it twice does no more than sending it once.
@@ -188,7 +274,7 @@ impl Lines<'_> {
 
 impl Headers for Lines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        self.head.each_value(self.bytes, name, visit);
+        head::HeaderLines(&self.bytes[..self.head.len]).each(name, visit);
     }
 }
 

@@ -1,17 +1,36 @@
 //! What is told of one request when it is over, however it ends.
 
-use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
+use std::{
+    mem,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
-use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{HOST, USER_AGENT},
+    request, response,
+};
 
 use outrigger_config::{HeaderOf, Headers};
 
-use super::{exchange::Lines, peers::Peers, sessions::Place};
+use super::{
+    edit::Asked, exchange::Lines, mirror::Copies, peers::Peers, sessions::Place, upload::Upload,
+};
 use crate::{
     cluster::Outcome,
     dispatch::Hop,
     failure::Failure,
-    observe::{Captured, FailedTries, Protocol, Record, RequestLine},
+    forward::{
+        deadlines::{self, Passed},
+        policed::Policed,
+    },
+    observe::{
+        Captured, FailedTries, FailedTry, Protocol, Record, RequestLine,
+        trace::{Edit, Incoming, Trace},
+    },
     route::Routed,
 };
 
@@ -20,9 +39,15 @@ use crate::{
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
     pub(super) routed: Routed,
+    /// The time limits and retries of its route.
+    pub(super) policed: Option<Rc<Policed>>,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
+    /// What the client asked for, if its route has changed that.
+    pub(super) asked: Option<Box<Asked>>,
+    /// To be sent when the request is whole.
+    pub(super) copies: Option<Box<Copies>>,
     started: Instant,
     pub(super) failed: FailedTries,
     upstream: Option<SocketAddr>,
@@ -36,6 +61,8 @@ pub(super) struct Account {
     failure: Option<Failure>,
     received: u64,
     sent: u64,
+    /// If requests are traced; apart, for there may be a thousand streams.
+    trace: Option<Box<Trace>>,
 }
 
 impl Account {
@@ -45,6 +72,7 @@ impl Account {
             peers,
             captured,
             routed: Routed::default(),
+            policed: None,
             hop: None,
             started: Instant::now(),
             failed: FailedTries::default(),
@@ -57,12 +85,112 @@ impl Account {
             failure: Some(Failure::Drained),
             received: size(&head.headers),
             sent: 0,
+            trace: None,
+            asked: None,
+            copies: None,
             head,
         }
     }
 
+    /// Begins the request's trace, when its route is known.
+    pub(super) fn begin_trace(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        let settings = worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        let mut incoming = Incoming::default();
+        for (name, value) in &self.head.headers {
+            incoming.visit(name.as_str().as_bytes(), value.as_bytes());
+        }
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        let ids = &worker.trace_ids;
+        let trace = Trace::begin(settings, route, &incoming, ids, "2", self.started);
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// Writes the trace into what is about to be sent.
+    pub(super) fn write_trace(&mut self, headers: &mut HeaderMap) {
+        let settings = match &self.trace {
+            Some(_) => self.peers.client.connection.worker.settings(),
+            None => return,
+        };
+        // A reload may have turned tracing off meanwhile.
+        if let (Some(trace), Some(settings)) = (&mut self.trace, &settings.tracing) {
+            trace.each_edit(settings, |edit| match edit {
+                Edit::Add(name, value) | Edit::Replace(name, value) => {
+                    if let Ok(value) = HeaderValue::from_bytes(value) {
+                        headers.insert(HeaderName::from_static(name), value);
+                    }
+                }
+                Edit::Remove(name) => {
+                    headers.remove(name);
+                }
+            });
+        }
+    }
+
+    /// An attempt came to no answer.
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        if let Some(trace) = &mut self.trace {
+            trace.failed(failure);
+        }
+    }
+
+    /// The attempt is over, and there is to be another one.
+    pub(super) fn end_attempt(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(Instant::now());
+        }
+    }
+
+    /// The next attempt begins.
+    pub(super) fn trace_again(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        if let Some(trace) = &mut self.trace {
+            trace.again(&worker.trace_ids, Instant::now());
+        }
+    }
+
+    /// An upstream answers with `head`.
+    pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status.as_u16());
+            if trace.is_grpc() {
+                // Of a call that failed at once, there are no trailers.
+                trace.note_grpc_status(headers);
+            }
+        }
+    }
+
+    /// What came after the answer's body.
+    pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.note_grpc_status(trailers);
+        }
+        if let Some(captured) = &mut self.captured {
+            let lines = Lines(trailers);
+            captured.keep(HeaderOf::Trailer, |name, show| lines.each(name, show));
+        }
+    }
+
+    /// Whether anybody wants to know an answer's trailers.
+    pub(super) fn wants_trailers(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_grpc())
+            || (self.captured.as_ref()).is_some_and(|captured| captured.wanted().wants_trailers())
+    }
+
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
+        if let Some(trace) = &mut self.trace {
+            trace.reached(place.session.peer);
+        }
+        if let Some(policed) = &self.policed {
+            policed.deadlines.begin_try();
+        }
         self.upstream = Some(place.session.peer);
         self.upstream_local = Some(place.session.local);
         self.tries += 1;
@@ -82,6 +210,14 @@ impl Account {
         {
             self.head.headers.insert(HOST, host.clone());
         }
+        if self.trace.is_some() {
+            // So do its spans some more.
+            for name in [USER_AGENT, HeaderName::from_static("tracestate")] {
+                for value in headers.get_all(&name) {
+                    self.head.headers.append(&name, value.clone());
+                }
+            }
+        }
     }
 
     /// The client is answered with `head`.
@@ -97,23 +233,44 @@ impl Account {
         }
     }
 
-    pub(super) fn wants_trailers(&self) -> bool {
-        (self.captured.as_ref()).is_some_and(|captured| captured.wanted().wants_trailers())
-    }
-
-    /// What the answer ended with.
-    pub(super) fn note_trailers(&mut self, trailers: Option<&HeaderMap>) {
-        if let (Some(captured), Some(trailers)) = (&mut self.captured, trailers) {
-            let lines = Lines(trailers);
-            captured.keep(HeaderOf::Trailer, |name, show| lines.each(name, show));
-        }
-    }
-
     /// Tells the endpoint's cluster; what comes after the first telling changes nothing.
     pub(super) fn report(&mut self, outcome: Outcome) {
         if let Some(hop) = &mut self.hop {
             hop.report(outcome, Instant::now());
         }
+    }
+
+    /// Ready when a time limit has passed.
+    pub(super) fn poll_deadlines(
+        &self,
+        cx: &mut Context<'_>,
+        upload: &Upload,
+        is_answered: bool,
+    ) -> Poll<Passed> {
+        let Some(policed) = &self.policed else {
+            return Poll::Pending;
+        };
+        let progress = deadlines::Progress {
+            moved: self.received + self.sent,
+            is_received: upload.is_received(),
+            is_answered,
+        };
+        policed.deadlines.poll(cx, progress)
+    }
+
+    /// Counts a limit that has passed.
+    pub(super) fn passed(&self, passed: Passed) -> Failure {
+        let policed = self.policed.as_ref();
+        policed.map_or_else(|| passed.failure(), |policed| policed.passed(passed))
+    }
+
+    /// Whether the client has heard `100 Continue` already; it has from here on.
+    pub(super) fn has_continued(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| p.is_grpc())
     }
 
     pub(super) fn add_received(&mut self, bytes: u64) {
@@ -132,16 +289,24 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.peers.client.connection;
-        let uri = &self.head.uri;
+        let uri = self
+            .asked
+            .as_ref()
+            .map_or(&self.head.uri, |asked| &asked.uri);
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
-        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = match &self.asked {
+            Some(asked) => asked.host.as_ref(),
+            None => self.head.headers.get(HOST),
+        };
+        let host = host.map(HeaderValue::as_bytes);
         let failed = self.failed.take();
         let lines = Lines(&self.head.headers);
-        connection.record(&Record {
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http2,
             is_http10: false,
             connection: connection.listed.entry.number,
@@ -150,11 +315,10 @@ impl Drop for Account {
             routed: &self.routed,
             upstream: self.upstream,
             upstream_local: self.upstream_local,
-            attempts: self.tries + failed.len() as u32,
+            attempts: self.tries + FailedTry::dials(&failed),
             failed: &failed,
             headers: Some(&lines),
             captured: self.captured.as_ref(),
-            trace_id: None,
             answered: self.answered.map(|at| at - self.started),
             upstream_reused: self.is_reused,
             request: Some(RequestLine {
@@ -168,7 +332,16 @@ impl Drop for Account {
             bytes_received: self.received,
             bytes_sent: self.sent,
             duration: self.started.elapsed(),
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(self.status, self.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            connection.trace(&trace, &record, |visit| {
+                for (name, value) in &self.head.headers {
+                    visit(name.as_str().as_bytes(), value.as_bytes());
+                }
+            });
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! frames, and small ones can be joined here.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -33,10 +34,13 @@ pub(super) struct Body {
     /// Set once the source has been read to its end.
     end: Option<End>,
     kept: Option<Kept>,
+    /// Whoever makes copies of it.
+    copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
-    keeps_trailers: bool,
+    /// Kept for whoever wants to know them.
     trailers: Option<Box<HeaderMap>>,
+    keeps_trailers: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -45,10 +49,22 @@ enum End {
     Trailers(Box<HeaderMap>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     chunks: Vec<Bytes>,
     len: usize,
+    /// Bytes; with more, nothing is kept.
+    most: usize,
+}
+
+impl Kept {
+    fn new(most: usize) -> Self {
+        Self {
+            chunks: Vec::new(),
+            len: 0,
+            most,
+        }
+    }
 }
 
 /// How a direction ended.
@@ -70,32 +86,53 @@ impl Body {
             acknowledged: 0,
             end: None,
             kept: None,
+            copy: None,
             has_sent: false,
             received: 0,
-            keeps_trailers: false,
             trailers: None,
+            keeps_trailers: false,
         }
     }
 
     /// Keeps what is sent, within a limit, until [`Self::forget`].
     pub(super) fn replayable(mut self) -> Self {
-        self.kept = Some(Kept::default());
+        self.kept = Some(Kept::new(KEPT_FOR_REPLAY));
         self
     }
 
-    /// Whether trailers can be seen after they were sent on.
-    pub(super) fn keeping_trailers(mut self, keeps: bool) -> Self {
-        self.keeps_trailers = keeps;
-        self
+    /// Keeps at least `bytes`, where anything is kept.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            kept.most = kept.most.max(bytes);
+        }
     }
 
-    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
-        self.trailers.as_deref()
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether the source has been read to its end.
+    pub(super) fn is_received(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Has `copy` see what is read from the source, from the first byte on.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        self.copy = Some(copy);
     }
 
     /// Bytes read from the source.
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Keeps the trailers, once there are any.
+    pub(super) fn keep_trailers(&mut self) {
+        self.keeps_trailers = true;
+    }
+
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
     }
 
     pub(super) fn forget(&mut self) {
@@ -104,9 +141,10 @@ impl Body {
 
     /// Starts again from the first byte, for another sink. False when that is no longer possible.
     pub(super) fn rewind(&mut self) -> bool {
-        let Some(kept) = self.kept.replace(Kept::default()) else {
+        let Some(kept) = self.kept.take() else {
             return false;
         };
+        self.kept = Some(Kept::new(kept.most));
         self.acknowledged += kept.len;
         self.held.push_front(kept.chunks);
         self.has_sent = false;
@@ -135,8 +173,11 @@ impl Body {
             match ready!(self.source.poll_data(cx)) {
                 Some(Ok(chunk)) => {
                     self.received += chunk.len() as u64;
+                    if let Some(copy) = &self.copy {
+                        copy.borrow_mut().add(&chunk);
+                    }
                     if self.source.is_end_stream() {
-                        self.end = Some(End::Data);
+                        self.note_end(End::Data);
                     }
                     if is_blocked || !self.has_room(chunk.len(), sink) {
                         self.window.hold(chunk.len());
@@ -153,12 +194,28 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.end = Some(End::Trailers(Box::new(trailers))),
-                    Ok(None) => self.end = Some(End::Data),
+                    Ok(Some(trailers)) => {
+                        let trailers = Box::new(trailers);
+                        if self.keeps_trailers {
+                            self.trailers = Some(trailers.clone());
+                        }
+                        self.note_end(End::Trailers(trailers));
+                    }
+                    Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
             }
         }
+    }
+
+    fn note_end(&mut self, end: End) {
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().end(match &end {
+                End::Data => None,
+                End::Trailers(trailers) => Some(trailers),
+            });
+        }
+        self.end = Some(end);
     }
 
     /// Whether `sink` takes `len` bytes now. The first chunk of a body, at most one frame, always
@@ -204,7 +261,7 @@ impl Body {
         let len = chunk.len();
         if let Some(kept) = &mut self.kept {
             kept.len += len;
-            if kept.len <= KEPT_FOR_REPLAY {
+            if kept.len <= kept.most {
                 kept.chunks.push(chunk.clone());
             } else {
                 self.kept = None;

@@ -14,8 +14,10 @@
 
 mod account;
 mod body;
+mod edit;
 mod exchange;
 mod held;
+mod mirror;
 mod peers;
 mod pool;
 mod relay;

@@ -12,7 +12,7 @@ use super::{
     sessions::Place,
     upload::Upload,
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::deadlines::Passed};
 
 pub(super) struct Relay {
     download: Option<Body>,
@@ -25,6 +25,8 @@ pub(super) enum Relayed {
     ClientReset(Reason),
     /// The code for the client, and what is recorded.
     UpstreamFailed(Reason, Failure),
+    /// A time limit of the route.
+    TooLong(Passed),
 }
 
 impl Relay {
@@ -50,7 +52,13 @@ impl Relay {
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window).keeping_trailers(account.wants_trailers())),
+            download: (!is_end).then(|| {
+                let mut body = Body::new(body, window);
+                if account.wants_trailers() {
+                    body.keep_trailers();
+                }
+                body
+            }),
             client,
             upstream,
         }))
@@ -68,7 +76,9 @@ impl Relay {
             account.add_sent(body.received() - before);
             match relayed {
                 Poll::Ready(Ended::Complete) => {
-                    account.note_trailers(body.trailers());
+                    if let Some(trailers) = body.trailers() {
+                        account.note_trailers(trailers);
+                    }
                     self.download = None;
                 }
                 Poll::Ready(Ended::SourceFailed(error)) => {

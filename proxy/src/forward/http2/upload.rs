@@ -1,6 +1,10 @@
 //! The request's side of an exchange.
 
-use std::task::{Context, Poll};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -8,6 +12,7 @@ use h2::{Reason, SendStream};
 use super::{
     account::Account,
     body::{Body, Ended},
+    mirror::Recorded,
 };
 
 /// The request's body.
@@ -37,6 +42,30 @@ impl Upload {
 
     pub(super) fn has_body(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// Keeps at least `bytes` of it to be sent again.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(body) = &mut self.body {
+            body.keep(bytes);
+        }
+    }
+
+    /// Whether [`Self::rewind`] would do.
+    pub(super) fn is_kept(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.is_kept())
+    }
+
+    /// Whether all of it has come from the client.
+    pub(super) fn is_received(&self) -> bool {
+        !self.is_under_way() || self.body.as_ref().is_none_or(|body| body.is_received())
+    }
+
+    /// Has `copy` see all of the body.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        if let Some(body) = &mut self.body {
+            body.copy_to(copy);
+        }
     }
 
     /// Relays; ready when the client has reset the stream.

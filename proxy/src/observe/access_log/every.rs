@@ -39,8 +39,9 @@ pub(super) fn write(mut line: Line<'_>, here: &Here, now: jiff::Timestamp, recor
     if let Some(status) = record.status {
         line.bare("status", status);
     }
-    if let Some(id) = record.trace_id {
-        line.word("trace_id", format_args!("{id:032x}"));
+    if let Some(trace) = record.trace {
+        line.word("trace_id", trace.trace);
+        line.word("span_id", trace.span);
     }
     if let Some(failure) = record.failure {
         line.word("flags", failure.flag().label());

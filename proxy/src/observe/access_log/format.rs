@@ -12,7 +12,7 @@ use outrigger_config::{
 
 use super::{
     captured::Wanted,
-    line::{MAX_VALUE, Line, escape, push},
+    line::{Line, MAX_VALUE, escape, push},
     without_userinfo,
 };
 use crate::observe::{Protocol, Record, decision::Decision};
@@ -56,7 +56,8 @@ impl Format {
             AccessLogFormat::Text => Self::Every(Shape::Text),
             AccessLogFormat::Line(line) => {
                 let mut pieces = pieces(line, wanted);
-                let ends_line = matches!(pieces.last(), Some(Piece::Literal(text)) if text.ends_with('\n'));
+                let ends_line =
+                    matches!(pieces.last(), Some(Piece::Literal(text)) if text.ends_with('\n'));
                 if !ends_line {
                     pieces.push(Piece::Literal("\n".into()));
                 }
@@ -92,7 +93,11 @@ impl Object {
             FieldFormat::Object(fields) => Value::Object(Self::of(fields, wanted)),
         };
         let fields = fields.0.iter();
-        Self(fields.map(|(key, f)| (key.as_str().into(), value(f))).collect())
+        Self(
+            fields
+                .map(|(key, f)| (key.as_str().into(), value(f)))
+                .collect(),
+        )
     }
 }
 
@@ -228,7 +233,10 @@ impl<'a> Telling<'a> {
         let max = max_length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
         let bytes = |out: &mut Vec<u8>, bytes: &[u8], max: usize| {
             let text = String::from_utf8_lossy(bytes);
-            let end = text.char_indices().nth(max).map_or(text.len(), |(at, _)| at);
+            let end = text
+                .char_indices()
+                .nth(max)
+                .map_or(text.len(), |(at, _)| at);
             escape(out, text[..end].as_bytes());
         };
         match self.told(operator) {
@@ -305,8 +313,8 @@ impl<'a> Telling<'a> {
                 Some(name) => Told::Bytes(name.as_bytes()),
                 None => Told::Nothing,
             },
-            Operator::TraceId => match record.trace_id {
-                Some(id) => Told::Word(format!("{id:032x}")),
+            Operator::TraceId => match record.trace {
+                Some(trace) => Told::Word(trace.trace.to_string()),
                 None => Told::Nothing,
             },
             Operator::ConnectionId => Told::Number(record.connection),

@@ -162,10 +162,7 @@ mod tests {
             line(Shape::Json, b"/a b"),
             "{\"target\":\"/a b\",\"status\":200}\n"
         );
-        assert_eq!(
-            line(Shape::Text, b"/a b"),
-            "target=\"/a b\" status=200\n"
-        );
+        assert_eq!(line(Shape::Text, b"/a b"), "target=\"/a b\" status=200\n");
     }
 
     #[test]

@@ -125,13 +125,13 @@ fn shown_target(target: &[u8]) -> Vec<&[u8]> {
     let (scheme, rest) = without_userinfo(target);
     let (path, query) = split_query(rest);
     let mut pieces = vec![scheme, path];
-    mask_query(query, &mut pieces);
+    mask_query(query, b"*", &mut pieces);
     pieces
 }
 
 /// What stands before and after the user and password of an absolute-form target or an authority.
 /// An origin-form target (`/…`) has none.
-fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
     if target.starts_with(b"/") {
         return (b"", target);
     }
@@ -144,7 +144,7 @@ fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
     match memchr::memchr(b'?', target) {
         Some(at) => target.split_at(at + 1),
         None => (target, b""),
@@ -152,8 +152,8 @@ fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Names of query parameters without their values, which may be tokens, signatures or passwords:
-/// `user=*&token=*`.
-fn mask_query<'a>(query: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
+/// `user=*&token=*`, where `mask` is `*`.
+pub(super) fn mask_query<'a>(query: &'a [u8], mask: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
     if query.is_empty() {
         return;
     }
@@ -164,7 +164,7 @@ fn mask_query<'a>(query: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
         if let Some(at) = memchr::memchr(b'=', parameter) {
             pieces.push(&parameter[..=at]);
         }
-        pieces.push(b"*");
+        pieces.push(mask);
     }
 }
 

@@ -94,7 +94,8 @@ impl Sinks {
     pub fn close(&self, patience: Duration) {
         let end = std::time::Instant::now() + patience;
         for sink in self.all() {
-            sink.0.close(end.saturating_duration_since(std::time::Instant::now()));
+            sink.0
+                .close(end.saturating_duration_since(std::time::Instant::now()));
         }
     }
 

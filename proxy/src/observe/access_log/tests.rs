@@ -138,8 +138,14 @@ fn filters_choose_by_status_duration_and_flag_in_any_combination() {
         ("{ flags: [UC] }", "4"),
         ("{ flags: [] }", "4"),
         ("{ flags: [UF] }", ""),
-        ("{ or: [{ status: { min: 400, max: 499 } }, { duration: { min: 500ms } }] }", "1 2 4"),
-        ("{ and: [{ status: { min: 400 } }, { duration: { min: 500ms } }] }", "4"),
+        (
+            "{ or: [{ status: { min: 400, max: 499 } }, { duration: { min: 500ms } }] }",
+            "1 2 4",
+        ),
+        (
+            "{ and: [{ status: { min: 400 } }, { duration: { min: 500ms } }] }",
+            "4",
+        ),
         ("{ not: { status: { max: 399 } } }", "2 3 4"),
         ("{ duration: { min: 500ms }, not: { flags: [] } }", "1"),
     ] {
@@ -147,7 +153,10 @@ fn filters_choose_by_status_duration_and_flag_in_any_combination() {
             .filter(|&n| {
                 let text = format!("access_log: {{ to: /x, filter: {filter} }}");
                 let settings = parse(&text).expect("a filter");
-                passes(settings.access_log[0].filter.as_ref().expect("one"), &records[n])
+                passes(
+                    settings.access_log[0].filter.as_ref().expect("one"),
+                    &records[n],
+                )
             })
             .map(|n| n.to_string())
             .collect();
@@ -158,7 +167,10 @@ fn filters_choose_by_status_duration_and_flag_in_any_combination() {
 #[test]
 fn a_sample_is_about_the_share_that_was_asked_for() {
     let records = [record(); 2000];
-    let texts = lines("access_log:\n- { to: DIR/a, sample: 25 }\n- { to: DIR/b, sample: 0 }\n", &records);
+    let texts = lines(
+        "access_log:\n- { to: DIR/a, sample: 25 }\n- { to: DIR/b, sample: 0 }\n",
+        &records,
+    );
     let count = texts[0].lines().count();
     assert!((400..600).contains(&count), "{count}");
     assert_eq!(texts[1], "");

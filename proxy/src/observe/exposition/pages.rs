@@ -50,12 +50,15 @@ impl<R: fmt::Debug + Send + Sync> Iterator for Pages<R> {
         let family = self.families.get(self.family)?;
         let start = self.position;
         let end = (start + ROWS_PER_PIECE).min(self.rows.len());
-        let piece = encode(Piece {
-            family,
-            format: self.format,
-            rows: self.rows.clone(),
-            range: start..end,
-        }, self.format);
+        let piece = encode(
+            Piece {
+                family,
+                format: self.format,
+                rows: self.rows.clone(),
+                range: start..end,
+            },
+            self.format,
+        );
         if end < self.rows.len() {
             self.position = end;
         } else {
@@ -104,7 +107,10 @@ impl<R: fmt::Debug + Send + Sync> Collector for Piece<R> {
 /// Drops the description that a metric's first piece has already given.
 fn without_head(mut piece: Vec<u8>) -> Vec<u8> {
     let lines = piece.split_inclusive(|b| *b == b'\n');
-    let head: usize = lines.take_while(|line| line.starts_with(b"#")).map(<[u8]>::len).sum();
+    let head: usize = lines
+        .take_while(|line| line.starts_with(b"#"))
+        .map(<[u8]>::len)
+        .sum();
     piece.drain(..head);
     piece
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     configuration::ConfigurationFigures,
     control::{CaptureFigures, WatchFigures},
-    observe::{Metrics, process::Process},
+    observe::{Metrics, process::Process, trace::TraceFigures},
     shared::Shared,
 };
 
@@ -52,6 +52,7 @@ pub(super) struct ProcessWide {
     watch: WatchFigures,
     access_log_dropped: u64,
     runtimes: Vec<Runtime>,
+    trace: Option<TraceFigures>,
     uptime_seconds: f64,
     start_seconds: f64,
     process: Option<Process>,
@@ -75,6 +76,7 @@ impl ProcessWide {
             watch: shared.control.watch_figures(),
             access_log_dropped: shared.log_sinks.dropped(),
             runtimes: Runtime::all(metrics),
+            trace: shared.tracer.figures(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
                 .started
@@ -184,6 +186,37 @@ impl ProcessWide {
         )
     }
 
+    fn trace(&self, encoder: &mut DescriptorEncoder<'_>, trace: &TraceFigures) -> fmt::Result {
+        self.counter(
+            encoder,
+            "outrigger_trace_spans_exported",
+            "Spans that the collector has taken",
+            &[(&[], trace.exported)],
+        )?;
+        self.counter_by_reason(
+            encoder,
+            "outrigger_trace_spans_dropped",
+            "Spans that no collector will have",
+            trace.dropped.into_iter(),
+        )?;
+        let exports = trace
+            .exports
+            .map(|(result, count)| ([("result", result)], count));
+        let exports = [0, 1].map(|at| (&exports[at].0[..], exports[at].1));
+        self.counter(
+            encoder,
+            "outrigger_trace_exports",
+            "Batches of spans sent to the collector, by whether it took them",
+            &exports,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_trace_spans_waiting",
+            "Spans that wait to be sent",
+            trace.waiting,
+        )
+    }
+
     fn configuration(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let configuration = &self.configuration;
         gauge(
@@ -219,7 +252,9 @@ impl ProcessWide {
         )?;
         for runtime in &self.runtimes {
             let worker = [("worker", &*runtime.worker)];
-            gauges.encode_family(&worker)?.encode_gauge(&runtime.tasks)?;
+            gauges
+                .encode_family(&worker)?
+                .encode_gauge(&runtime.tasks)?;
         }
         let mut name = "outrigger_worker_busy_seconds".to_owned();
         let help = "Time in which the worker's event loop did not wait";
@@ -232,8 +267,9 @@ impl ProcessWide {
         let workers = self.runtimes.iter().map(|r| [("worker", &*r.worker)]);
         let workers: Vec<_> = workers.collect();
         let parks = workers.iter().zip(&self.runtimes);
-        let parks: Vec<(&[(&str, &str)], u64)> =
-            parks.map(|(labels, runtime)| (&labels[..], runtime.parks)).collect();
+        let parks: Vec<(&[(&str, &str)], u64)> = parks
+            .map(|(labels, runtime)| (&labels[..], runtime.parks))
+            .collect();
         self.counter(
             encoder,
             "outrigger_worker_parks",
@@ -358,6 +394,9 @@ impl Collector for ProcessWide {
             &[(&[], self.access_log_dropped)],
         )?;
         self.runtimes(encoder)?;
+        if let Some(trace) = &self.trace {
+            self.trace(encoder, trace)?;
+        }
         match &self.process {
             Some(process) => self.process(encoder, process),
             None => Ok(()),

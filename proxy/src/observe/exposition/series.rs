@@ -85,7 +85,9 @@ where
     N: EncodeCounterValue + EncodeGaugeValue,
 {
     match format {
-        Format::OpenMetrics | Format::Protobuf => encoder.encode_counter::<NoLabelSet, _, f64>(&count, None),
+        Format::OpenMetrics | Format::Protobuf => {
+            encoder.encode_counter::<NoLabelSet, _, f64>(&count, None)
+        }
         // The name carries `_total` already: see `open`.
         Format::Prometheus => encoder.encode_gauge(&count),
     }

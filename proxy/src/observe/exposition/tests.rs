@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     cluster::{Outcome, PickContext, Rng},
     failure::Failure,
-    observe::{Protocol, Record, record::tests::record},
+    observe::{Protocol, Record, SpanId, TraceId, TraceIds, record::tests::record},
 };
 
 /// A proxy that has served a little of everything.
@@ -68,7 +68,9 @@ clusters:
 fn observe(shared: &Shared, worker: usize, address: SocketAddr, record: &Record<'_>) {
     let now = Instant::now();
     let destination = shared.registry.destination(address, now);
-    destination.metrics.observe(worker, record, shared.metrics.has_native_histograms());
+    destination
+        .metrics
+        .observe(worker, record, shared.metrics.has_native_histograms());
 }
 
 fn text(shared: &Shared, format: Format) -> String {
@@ -208,7 +210,10 @@ fn the_accept_header_chooses_the_format() {
             "application/vnd.google.protobuf;proto=other.Message;encoding=delimited, text/plain;q=0.1",
             Format::Prometheus,
         ),
-        ("text/plain, application/openmetrics-text", Format::Prometheus),
+        (
+            "text/plain, application/openmetrics-text",
+            Format::Prometheus,
+        ),
     ] {
         assert_eq!(Format::accepted(accept), format, "{accept}");
     }
@@ -308,9 +313,7 @@ fn endpoints_beyond_the_bound_are_told_together_and_no_count_is_lost() {
 }
 
 /// The messages of a protobuf answer, by their metrics' names.
-fn families(
-    shared: &Shared,
-) -> Vec<prometheus_protobuf::prometheus_data_model::MetricFamily> {
+fn families(shared: &Shared) -> Vec<prometheus_protobuf::prometheus_data_model::MetricFamily> {
     let bytes: Vec<u8> = Exposition::of(shared, Format::Protobuf).flatten().collect();
     let mut rest = &bytes[..];
     let mut families = Vec::new();
@@ -333,16 +336,25 @@ fn native_histograms_are_told_in_protobuf_where_they_are_kept() {
     for family in families(&shared) {
         if family.name == "outrigger_request_duration_seconds" {
             for metric in family.metric {
-                told.insert(metric.label[0].value.clone(), metric.histogram.expect("it is one"));
+                told.insert(
+                    metric.label[0].value.clone(),
+                    metric.histogram.expect("it is one"),
+                );
             }
         } else if family.name == "outrigger_requests_total" {
             assert_eq!(family.metric.len(), 2);
         }
     }
     let classic = &told["192.0.2.1:1"];
-    assert!(classic.positive_span.is_empty() && classic.bucket.len() == 15, "{classic:?}");
+    assert!(
+        classic.positive_span.is_empty() && classic.bucket.len() == 15,
+        "{classic:?}"
+    );
     let native = &told["192.0.2.1:2"];
-    assert_eq!((native.schema, native.sample_count, native.bucket.len()), (2, 3, 15));
+    assert_eq!(
+        (native.schema, native.sample_count, native.bucket.len()),
+        (2, 3, 15)
+    );
     // 1.5 ms lie between 2^(-38/4) and 2^(-37/4) seconds.
     let span = &native.positive_span[0];
     assert_eq!((span.offset, span.length), (-37, 1));
@@ -354,7 +366,12 @@ fn native_histograms_are_told_in_protobuf_where_they_are_kept() {
 fn ten_thousand_destinations_are_few_bytes_at_a_time() {
     let shared = Shared::uncaptured(1);
     for port in 1..=10_000 {
-        observe(&shared, 0, SocketAddr::from(([192, 0, 2, 1], port)), &record());
+        observe(
+            &shared,
+            0,
+            SocketAddr::from(([192, 0, 2, 1], port)),
+            &record(),
+        );
     }
     let (mut largest, mut whole) = (0, 0);
     for piece in Exposition::of(&shared, Format::Prometheus) {
@@ -362,4 +379,38 @@ fn ten_thousand_destinations_are_few_bytes_at_a_time() {
         whole += piece.len();
     }
     assert!(largest < 512 * 1024, "{largest} of {whole}");
+}
+
+#[test]
+fn a_bucket_names_the_trace_of_the_last_exported_request_in_openmetrics_alone() {
+    let shared = Shared::uncaptured(1);
+    let address = SocketAddr::from(([192, 0, 2, 1], 80));
+    let destination = shared.registry.destination(address, Instant::now());
+    for (id, is_exported) in [(1, true), (2, true), (3, false)] {
+        let ids = TraceIds {
+            trace: TraceId::new(id).expect("not zero"),
+            span: SpanId::new(7).expect("not zero"),
+            is_exported,
+        };
+        let record = Record {
+            trace: Some(ids),
+            ..record()
+        };
+        destination.metrics.observe(0, &record, false);
+        destination.exemplars.note(&record);
+    }
+    let text = text(&shared, Format::OpenMetrics);
+    let annotated: Vec<_> = text.lines().filter(|line| line.contains(" # {")).collect();
+    let [line] = annotated[..] else {
+        panic!("{annotated:?}");
+    };
+    let (bucket, exemplar) = line.split_once(" # ").expect("an exemplar");
+    assert!(
+        bucket.contains("le=\"0.0025\"") && bucket.ends_with("} 3"),
+        "{line}"
+    );
+    let expected =
+        "{trace_id=\"00000000000000000000000000000002\",span_id=\"0000000000000007\"} 0.0015 ";
+    assert!(exemplar.starts_with(expected), "{line}");
+    assert!(!self::text(&shared, Format::Prometheus).contains("trace_id"));
 }

@@ -2,6 +2,7 @@
 //! that no other thread writes.
 
 mod cell;
+mod exemplar;
 mod latency;
 mod native;
 mod outcome;
@@ -9,7 +10,9 @@ mod process_wide;
 mod reason;
 mod traffic;
 
-pub(crate) use latency::{Latency, SharedLatency};
+pub use exemplar::Exemplars;
+pub(crate) use exemplar::OfBuckets;
+pub(crate) use latency::{Latency, SharedLatency, bucket_of_bound};
 pub(crate) use native::{Native, SCHEMA, ZERO_THRESHOLD};
 pub use process_wide::{IdleUpstream, Metrics};
 pub(crate) use traffic::Totals;

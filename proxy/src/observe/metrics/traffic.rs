@@ -10,9 +10,6 @@ use super::{
 };
 use crate::observe::{Protocol, Record};
 
-/// A switch of protocols is no answer that anyone waited for; what follows may last for hours.
-const SWITCHING_PROTOCOLS: u16 = 101;
-
 /// Workers in one block.
 const BLOCK: usize = 4;
 
@@ -92,7 +89,7 @@ impl Cells {
             };
             cell.add(1);
         }
-        if record.status != Some(SWITCHING_PROTOCOLS) {
+        if record.is_latency() {
             self.latency.observe(record.duration);
             if let Some(native) = &self.native {
                 native.observe(record.duration);

@@ -44,6 +44,7 @@ pub(super) async fn connect_after(worker: &Rc<Worker>, to: SocketAddr, bytes: &[
         client_bytes,
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     };
     task::spawn_local(serve(testing::connection(worker, to), accepted, first));
     connected

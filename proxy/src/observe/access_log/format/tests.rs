@@ -5,7 +5,7 @@ use outrigger_config::{OPERATORS, parse};
 use super::*;
 use crate::{
     failure::Failure,
-    observe::{Captured, record::tests::record},
+    observe::{Captured, SpanId, TraceId, TraceIds, record::tests::record},
 };
 
 fn line_of(format: &str, record: &Record<'_>, captured: impl FnOnce(&mut Captured)) -> String {
@@ -41,7 +41,11 @@ fn each_operator_says_what_envoys_says() {
         upstream: None,
         upstream_local: None,
         attempts: 0,
-        trace_id: Some(0xab),
+        trace: Some(TraceIds {
+            trace: TraceId::new(0xab).expect("not zero"),
+            span: SpanId::new(7).expect("not zero"),
+            is_exported: true,
+        }),
         sni: Some("sni.test"),
         answered: None,
         ..record()
@@ -52,8 +56,16 @@ fn each_operator_says_what_envoys_says() {
         ..record()
     };
     for (operator, of_answered, of_failed) in [
-        ("START_TIME", "2026-01-01T00:00:00.120Z", "2026-01-01T00:00:00.121Z"),
-        ("START_TIME(%d/%b/%Y:%H:%M:%S %z)", "01/Jan/2026:00:00:00 +0000", "01/Jan/2026:00:00:00 +0000"),
+        (
+            "START_TIME",
+            "2026-01-01T00:00:00.120Z",
+            "2026-01-01T00:00:00.121Z",
+        ),
+        (
+            "START_TIME(%d/%b/%Y:%H:%M:%S %z)",
+            "01/Jan/2026:00:00:00 +0000",
+            "01/Jan/2026:00:00:00 +0000",
+        ),
         ("PROTOCOL", "HTTP/1.1", "HTTP/1.1"),
         ("METHOD", "GET", "GET"),
         ("PATH", "/", "/"),
@@ -71,11 +83,27 @@ fn each_operator_says_what_envoys_says() {
         ("UPSTREAM_LOCAL_ADDRESS", "192.0.2.9:50000", "-"),
         ("UPSTREAM_CONNECTION_REUSED", "false", "-"),
         ("UPSTREAM_REQUEST_ATTEMPT_COUNT", "1", "0"),
-        ("DOWNSTREAM_REMOTE_ADDRESS", "127.0.0.1:40000", "127.0.0.1:40000"),
-        ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "127.0.0.1", "127.0.0.1"),
+        (
+            "DOWNSTREAM_REMOTE_ADDRESS",
+            "127.0.0.1:40000",
+            "127.0.0.1:40000",
+        ),
+        (
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+            "127.0.0.1",
+            "127.0.0.1",
+        ),
         ("DOWNSTREAM_REMOTE_PORT", "40000", "40000"),
-        ("DOWNSTREAM_LOCAL_ADDRESS", "203.0.113.7:80", "203.0.113.7:80"),
-        ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", "203.0.113.7", "203.0.113.7"),
+        (
+            "DOWNSTREAM_LOCAL_ADDRESS",
+            "203.0.113.7:80",
+            "203.0.113.7:80",
+        ),
+        (
+            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+            "203.0.113.7",
+            "203.0.113.7",
+        ),
         ("DOWNSTREAM_LOCAL_PORT", "80", "80"),
         ("REQUESTED_SERVER_NAME", "-", "sni.test"),
         ("ROUTE_NAME", "-", "-"),
@@ -92,8 +120,16 @@ fn each_operator_says_what_envoys_says() {
         ("TRAILER(X)", "-", "-"),
     ] {
         let format = format!("'a %{operator}% b'");
-        assert_eq!(line(&format, &answered), format!("a {of_answered} b\n"), "{operator}");
-        assert_eq!(line(&format, &failed), format!("a {of_failed} b\n"), "{operator}");
+        assert_eq!(
+            line(&format, &answered),
+            format!("a {of_answered} b\n"),
+            "{operator}"
+        );
+        assert_eq!(
+            line(&format, &failed),
+            format!("a {of_failed} b\n"),
+            "{operator}"
+        );
     }
 }
 
