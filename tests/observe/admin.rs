@@ -209,13 +209,13 @@ fn logs_follow_a_reload_and_one_that_cannot_be_opened_changes_nothing() {
         one.display(),
         two.display()
     );
-    proxy.write_config(&config(&both));
+    proxy.reconfigure(&config(&both));
     assert_eq!(ask(&world, "POST", "/reload", "").status, 200);
     traffic(&world, 80, 1);
     wait_until(SOON, "a line in each", || lines(&one) == 2 && lines(&two) == 1);
     let line = fs::read_to_string(&two).expect("a log");
     assert_eq!(line, "- test 200 test /orders?token=*\n");
-    proxy.write_config(&config("- to: /nonexistent/access.log\n"));
+    proxy.reconfigure(&config("- to: /nonexistent/access.log\n"));
     let rejected = ask(&world, "POST", "/reload", "");
     assert_eq!(rejected.status, 422, "{}", rejected.text());
     assert!(rejected.text().contains("/nonexistent/access.log"), "{}", rejected.text());
