@@ -22,7 +22,9 @@ fn what_it_answers_is_what_the_schema_says() {
     let proxy = world.serve(CONFIG);
     world.capture(&proxy);
     traffic(&world, 8081, 3);
-    let held = world.app.within(|| std::net::TcpStream::connect("198.51.100.2:8081"));
+    let held = world
+        .app
+        .within(|| std::net::TcpStream::connect("198.51.100.2:8081"));
     let held = held.expect("a connection");
     let schema: Value = serde_json::from_str(include_str!("../../docs/admin.schema.json"))
         .expect("docs/admin.schema.json is JSON");
@@ -37,7 +39,11 @@ fn what_it_answers_is_what_the_schema_says() {
     ] {
         let answer = ask(&world, "GET", path, "");
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
-        assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+        assert!(
+            answer.head.contains("content-type: application/json"),
+            "{}",
+            answer.head
+        );
         let expected = &schema["properties"][format!("GET {path}")];
         assert!(expected.is_object(), "{path} has no schema");
         check(&answer.json(), expected, &schema, path);
@@ -49,9 +55,9 @@ fn what_it_answers_is_what_the_schema_says() {
     });
     wait_until(SOON, "a connection in the list", || {
         let connections = ask(&world, "GET", "/connections", "").json();
-        connections["connections"].as_array().is_some_and(|all| {
-            all.iter().any(|c| c["destination"] == "198.51.100.2:8081")
-        })
+        connections["connections"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["destination"] == "198.51.100.2:8081"))
     });
     drop(held);
 }
@@ -65,9 +71,9 @@ fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
     }
     for choice in ["anyOf", "oneOf"] {
         if let Some(choices) = schema[choice].as_array() {
-            let fits = choices.iter().any(|choice| {
-                std::panic::catch_unwind(|| check(value, choice, root, at)).is_ok()
-            });
+            let fits = choices
+                .iter()
+                .any(|choice| std::panic::catch_unwind(|| check(value, choice, root, at)).is_ok());
             assert!(fits, "{at}: {value} is none of {schema}");
             return;
         }
@@ -123,13 +129,25 @@ fn orders_do_what_they_say() {
     assert_eq!(ready(), 200);
 
     assert_eq!(ask(&world, "GET", "/logging", "").json()["filter"], "info");
-    let set = ask(&world, "POST", "/logging?level=outrigger_proxy::detect=debug,warn", "");
+    let set = ask(
+        &world,
+        "POST",
+        "/logging?level=outrigger_proxy::detect=debug,warn",
+        "",
+    );
     assert_eq!(set.status, 200, "{}", set.text());
     let filter = ask(&world, "GET", "/logging", "").json()["filter"].clone();
-    assert!(filter.as_str().is_some_and(|f| f.contains("detect=debug")), "{filter}");
+    assert!(
+        filter.as_str().is_some_and(|f| f.contains("detect=debug")),
+        "{filter}"
+    );
     let wrong = ask(&world, "POST", "/logging?level=lout", "");
     assert_eq!(wrong.status, 400);
-    assert!(wrong.text().contains("`lout` is no level"), "{}", wrong.text());
+    assert!(
+        wrong.text().contains("`lout` is no level"),
+        "{}",
+        wrong.text()
+    );
 
     assert_eq!(ask(&world, "POST", "/reload", "").status, 409);
     assert_eq!(ask(&world, "POST", "/drain", "").status, 202);
@@ -153,17 +171,35 @@ fn a_web_page_reaches_nothing_and_other_hosts_no_more_than_they_should() {
         ("GET", "/metrics", "", 200),
         ("GET", "/metrics", "Host: rebound.example\r\n", 421),
         ("GET", "/metrics", "Sec-Fetch-Site: cross-site\r\n", 403),
-        ("POST", "/drain", "Origin: http://evil.example\r\nAuthorization: Bearer s3cret\r\n", 403),
+        (
+            "POST",
+            "/drain",
+            "Origin: http://evil.example\r\nAuthorization: Bearer s3cret\r\n",
+            403,
+        ),
         ("POST", "/drain", "", 401),
         ("GET", "/drain", show, 405),
     ] {
         let answer = ask(&world, method, path, lines);
-        assert_eq!(answer.status, status, "{method} {path} {lines}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            status,
+            "{method} {path} {lines}: {}",
+            answer.text()
+        );
         assert!(!answer.text().contains("s3cret"));
-        assert!(answer.head.contains("x-content-type-options: nosniff"), "{}", answer.head);
+        assert!(
+            answer.head.contains("x-content-type-options: nosniff"),
+            "{}",
+            answer.head
+        );
     }
     assert!(!proxy.log().contains("s3cret"));
-    assert!(proxy.log().contains("reachable from elsewhere"), "{}", proxy.log());
+    assert!(
+        proxy.log().contains("reachable from elsewhere"),
+        "{}",
+        proxy.log()
+    );
 }
 
 #[test]
@@ -181,7 +217,11 @@ fn a_profile_shows_the_programs_own_functions() {
     });
     assert_eq!(profile.status, 200, "{}", profile.text());
     let has = |text: &[u8]| profile.body.windows(text.len()).any(|w| w == text);
-    assert!(has(b"nanoseconds") && has(b"outrigger_proxy"), "{} bytes", profile.body.len());
+    assert!(
+        has(b"nanoseconds") && has(b"outrigger_proxy"),
+        "{} bytes",
+        profile.body.len()
+    );
     let wrong = ask(&world, "GET", "/debug/profile?seconds=0", "");
     assert_eq!(wrong.status, 400);
     // The timer is off again, and traffic goes on.
@@ -196,7 +236,8 @@ fn logs_follow_a_reload_and_one_that_cannot_be_opened_changes_nothing() {
     let (one, two) = (world.dir().join("one.log"), world.dir().join("two.log"));
     for log in [&one, &two] {
         fs::write(log, "").expect("ours");
-        fs::set_permissions(log, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("ours");
+        fs::set_permissions(log, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .expect("ours");
     }
     let config = |logs: &str| format!("workers: 1\naccess_log:\n{logs}");
     let proxy = world.serve(&config(&format!("- to: {}\n", one.display())));
@@ -212,14 +253,25 @@ fn logs_follow_a_reload_and_one_that_cannot_be_opened_changes_nothing() {
     proxy.reconfigure(&config(&both));
     assert_eq!(ask(&world, "POST", "/reload", "").status, 200);
     traffic(&world, 80, 1);
-    wait_until(SOON, "a line in each", || lines(&one) == 2 && lines(&two) == 1);
+    wait_until(SOON, "a line in each", || {
+        lines(&one) == 2 && lines(&two) == 1
+    });
     let line = fs::read_to_string(&two).expect("a log");
     assert_eq!(line, "- test 200 test /orders?token=*\n");
     proxy.reconfigure(&config("- to: /nonexistent/access.log\n"));
     let rejected = ask(&world, "POST", "/reload", "");
     assert_eq!(rejected.status, 422, "{}", rejected.text());
-    assert!(rejected.text().contains("/nonexistent/access.log"), "{}", rejected.text());
+    assert!(
+        rejected.text().contains("/nonexistent/access.log"),
+        "{}",
+        rejected.text()
+    );
     traffic(&world, 80, 1);
-    wait_until(SOON, "the old logs in force", || lines(&one) == 3 && lines(&two) == 2);
-    assert_eq!(metric(&world, "outrigger_access_log_dropped_total", ""), 0.0);
+    wait_until(SOON, "the old logs in force", || {
+        lines(&one) == 3 && lines(&two) == 2
+    });
+    assert_eq!(
+        metric(&world, "outrigger_access_log_dropped_total", ""),
+        0.0
+    );
 }

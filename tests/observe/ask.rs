@@ -62,7 +62,11 @@ fn exchange(mut stream: impl Read + Write, method: &str, path: &str, lines: &str
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let body = &answer[end + 4..];
     Answer {
-        status: head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status"),
+        status: head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .expect("a status"),
         body: match head.contains("transfer-encoding: chunked") {
             true => unchunked(body),
             false => body.to_vec(),
@@ -97,9 +101,9 @@ pub(crate) fn answers(stream: TcpStream) -> io::Result<()> {
             }
             head.push(byte[0]);
         }
-        stream.get_mut().write_all(
-            b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok",
-        )?;
+        stream
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok")?;
     }
 }
 
@@ -109,11 +113,15 @@ pub(crate) fn traffic(world: &World, port: u16, count: usize) {
     let mut stream = connected.expect("the service is there");
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     for _ in 0..count {
-        let request = b"GET /orders?token=s3cret HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: test\r\n\r\n";
+        let request =
+            b"GET /orders?token=s3cret HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: test\r\n\r\n";
         stream.write_all(request).expect("it is taken");
         let mut answer = [0; 57];
         stream.read_exact(&mut answer).expect("an answer");
-        assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"ok"), "{answer:?}");
+        assert!(
+            answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"ok"),
+            "{answer:?}"
+        );
     }
 }
 
@@ -124,6 +132,9 @@ pub(crate) fn metric(world: &World, name: &str, labels: &str) -> f64 {
         let is_named = (line.strip_prefix(name)).is_some_and(|rest| rest.starts_with(['{', ' ']));
         is_named && line.contains(labels)
     });
-    let value = |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok());
+    let value = |line: &str| {
+        line.rsplit_once(' ')
+            .and_then(|(_, value)| value.parse().ok())
+    };
     series.filter_map(value).sum::<f64>()
 }

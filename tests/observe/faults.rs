@@ -23,16 +23,24 @@ fn a_full_log_disk_costs_lines_which_are_counted_and_no_request() {
     fs::create_dir(&disk).expect("the test's directory is writable");
     // Mounted where the proxy sees it, and gone with the namespace.
     let at = disk.display();
-    let mounted = world.app.try_sh(&format!("mount -t tmpfs -o size=64k,mode=777 none {at}"));
+    let mounted = world
+        .app
+        .try_sh(&format!("mount -t tmpfs -o size=64k,mode=777 none {at}"));
     assert!(mounted.status.success(), "{mounted:?}");
     let log = disk.join("access.log");
-    let proxy = world.serve(&format!("workers: 1\naccess_log: {{ to: {} }}", log.display()));
+    let proxy = world.serve(&format!(
+        "workers: 1\naccess_log: {{ to: {} }}",
+        log.display()
+    ));
     world.capture(&proxy);
     traffic(&world, 80, 600);
     let dropped = || metric(&world, "outrigger_access_log_dropped_total", "");
     wait_until(SOON, "lost lines", || dropped() > 0.0);
     traffic(&world, 80, 100);
-    assert_eq!(metric(&world, "outrigger_requests_total", "code=\"200\""), 700.0);
+    assert_eq!(
+        metric(&world, "outrigger_requests_total", "code=\"200\""),
+        700.0
+    );
 }
 
 #[test]
@@ -55,7 +63,10 @@ fn a_pipe_that_nobody_reads_costs_lines_which_are_counted_and_no_request() {
     traffic(&world, 80, 4000);
     let dropped = || metric(&world, "outrigger_access_log_dropped_total", "");
     wait_until(SOON, "lost lines", || dropped() > 0.0);
-    assert_eq!(metric(&world, "outrigger_requests_total", "code=\"200\""), 4000.0);
+    assert_eq!(
+        metric(&world, "outrigger_requests_total", "code=\"200\""),
+        4000.0
+    );
     assert!(reader.as_fd().try_clone_to_owned().is_ok());
 }
 
@@ -96,11 +107,20 @@ fn scrapers_that_stall_or_die_within_an_answer_hold_nobody_up() {
 fn a_killed_proxy_leaves_a_socket_behind_that_the_next_one_takes_over() {
     let world = World::new();
     let socket = world.dir().join("admin.sock");
-    fs::set_permissions(world.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        .expect("ours");
-    let config = format!("workers: 1\nadmin: {{ listen: 'unix:{}', mode: 0666 }}", socket.display());
+    fs::set_permissions(
+        world.dir(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("ours");
+    let config = format!(
+        "workers: 1\nadmin: {{ listen: 'unix:{}', mode: 0666 }}",
+        socket.display()
+    );
     let mut first = world.serve(&config);
-    assert_eq!(crate::ask::ask_unix(&world, &socket, "GET", "/live").status, 200);
+    assert_eq!(
+        crate::ask::ask_unix(&world, &socket, "GET", "/live").status,
+        200
+    );
     first.kill();
     drop(first);
     assert!(socket.exists());

@@ -31,7 +31,10 @@ fn the_alert_rules_are_in_order_and_fire_when_they_should() {
 fn every_alert_has_a_test() {
     let tests = fs::read_to_string(directory().join("alerts.test.yaml")).expect("tests");
     let rules = fs::read_to_string(directory().join("alerts.yaml")).expect("rules");
-    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+    for alert in rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
         assert!(tests.contains(alert), "{alert} has no test");
     }
 }
@@ -41,7 +44,10 @@ fn documented() -> BTreeSet<String> {
     let page = include_str!("../../docs/metrics.md");
     let rows = page.lines().filter(|row| row.starts_with("| `"));
     let names = rows.flat_map(|row| row.split('|').nth(1).unwrap_or("").split('`'));
-    names.filter(|name| name.contains('_')).map(str::to_owned).collect()
+    names
+        .filter(|name| name.contains('_'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The metrics that an expression asks for.
@@ -61,8 +67,12 @@ pub(crate) fn dashboard_queries() -> Vec<String> {
     let text = fs::read_to_string(directory().join("dashboard.json")).expect("a dashboard");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
-    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array());
-    let queries = targets.flatten().map(|t| t["expr"].as_str().expect("a query").to_owned());
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    let queries = targets
+        .flatten()
+        .map(|t| t["expr"].as_str().expect("a query").to_owned());
     queries.collect()
 }
 

@@ -31,7 +31,10 @@ impl<'w> Prometheus<'w> {
         let mut command = Command::new("prometheus");
         command
             .arg(format!("--config.file={}", config.display()))
-            .arg(format!("--storage.tsdb.path={}", world.dir().join("tsdb").display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                world.dir().join("tsdb").display()
+            ))
             .arg("--web.listen-address=127.0.0.1:9090")
             .args(arguments);
         let mut process = world.start("prometheus", &command);
@@ -46,19 +49,23 @@ impl<'w> Prometheus<'w> {
         let mut command = Command::new("curl");
         command.args(["-sS", "--get"]);
         for (key, value) in data {
-            command.arg("--data-urlencode").arg(format!("{key}={value}"));
+            command
+                .arg("--data-urlencode")
+                .arg(format!("{key}={value}"));
         }
         command.arg(format!("http://127.0.0.1:9090{path}"));
         let output = self.world.app.output(&command);
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {output:?}"))
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
     /// What a query finds.
     fn query(&self, query: &str) -> Vec<Value> {
         let answer = self.get("/api/v1/query", &[("query", query)]);
         assert_eq!(answer["status"], "success", "{query}: {answer}");
-        answer["data"]["result"].as_array().cloned().unwrap_or_default()
+        answer["data"]["result"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn wait_for_value(&self, query: &str, is_it: impl Fn(f64) -> bool) -> f64 {
@@ -97,11 +104,15 @@ fn a_real_prometheus_scrapes_a_proxy_and_the_rules_and_the_dashboard_find_what_t
     // In protobuf, for that it has asked: native buckets, of which it makes quantiles.
     let native = "histogram_count(outrigger_route_request_duration_seconds{route='shop'})";
     prometheus.wait_for_value(native, |count| count == 30.0);
-    let quantile = "histogram_quantile(0.9, outrigger_route_request_duration_seconds{route='shop'})";
+    let quantile =
+        "histogram_quantile(0.9, outrigger_route_request_duration_seconds{route='shop'})";
     prometheus.wait_for_value(quantile, |seconds| seconds > 0.0 && seconds < 60.0);
 
     let rules = prometheus.get("/api/v1/rules", &[]);
-    for rule in rules["data"]["groups"][0]["rules"].as_array().expect("rules") {
+    for rule in rules["data"]["groups"][0]["rules"]
+        .as_array()
+        .expect("rules")
+    {
         let (name, health) = (&rule["name"], &rule["health"]);
         assert_ne!(health, "err", "{name}: {rule}");
         assert_ne!(rule["state"], "firing", "{name}: {rule}");
