@@ -1,15 +1,16 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
+mod rate_limit;
 mod retry;
-mod route;
+pub(crate) mod route;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, Route, Settings, Span,
-    problem::Severity,
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route,
+    Settings, Span, problem::Severity,
 };
 
 /// Problems whose place is still a key path.
@@ -96,11 +97,20 @@ pub(crate) fn cross(
         .map(|c| (c.name.as_str(), c))
         .collect();
     route::all(routes, &by_name, &first, to);
-    unused(clusters, routes, to);
+    unused(clusters, routes, &settings.rate_limit_services, to);
     defaults(&settings.defaults, to);
+    let services = &settings.rate_limit_services;
+    let is_cluster = |name: &str| first.contains_key(name);
+    rate_limit::services(services, is_cluster, first.keys().copied(), to);
+    rate_limit::limits(clusters, routes, &settings.defaults, services, to);
 }
 
-fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findings) {
+fn unused(
+    clusters: &[Option<Cluster>],
+    routes: &[Option<Route>],
+    services: &[RateLimitService],
+    to: &mut Findings,
+) {
     // A route that could not be read may lead to any of them.
     if routes.iter().any(Option::is_none) {
         return;
@@ -110,6 +120,7 @@ fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findi
         .flatten()
         .flat_map(Route::clusters)
         .map(|(_, name)| name)
+        .chain(services.iter().map(|s| s.cluster.as_str()))
         .collect();
     for (index, cluster) in clusters.iter().enumerate() {
         if let Some(cluster) = cluster
@@ -126,7 +137,7 @@ fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findi
     }
 }
 
-fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
+pub(crate) fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
     name(&cluster.name, &format!("{path}.name"), to);
     discovery(cluster, path, to);
     endpoints(&cluster.endpoints, &format!("{path}.endpoints"), to);
@@ -269,6 +280,9 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], path: &str, to: &mut Findings) {
                 "it is above 127; write 0 to 127".into(),
             );
         }
+        if let Some(hostname) = &endpoint.hostname {
+            route::plain_host(hostname, &(path() + ".hostname"), to);
+        }
         priorities.insert(endpoint.priority);
     }
     let highest = priorities.iter().copied().max().unwrap_or(0);
@@ -326,13 +340,15 @@ fn is_prime(n: u32) -> bool {
             .all(|d| !n.is_multiple_of(d))
 }
 
+/// Of a header or cookie (RFC 9110, section 5.6.2).
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
 fn hash_on(hash: &HashOn, path: &str, to: &mut Findings) {
-    let is_token = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-    };
     match hash {
         HashOn::Source => {}
         HashOn::Header(name) => to.error_if(

@@ -23,6 +23,7 @@ mod settings;
 mod snapshot;
 mod yaml;
 
+pub use check::route::is_host;
 pub use collector::CollectorUrl;
 pub use duration::Span;
 pub use file::{Checked, check, parse, parse_endpoints, read, text};

@@ -1,6 +1,9 @@
 //! Connections that ended before the capture began and that connection tracking still remembers. It
 //! decides on translation once per entry, so a new connection between the same two ports would be
 //! taken for the old one and go past the capture.
+//!
+//! Most need no help: where tracking saw a FIN, the next SYN makes an entry of its own. What was
+//! reset by its other end, or whose end nobody saw, keeps its decision.
 
 use std::{
     collections::HashSet,
@@ -14,7 +17,8 @@ use netlink_packet_core::{
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
     conntrack::{
-        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
+        ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
+        Protocol, Status, Tuple,
     },
 };
 use netlink_packet_route::{
@@ -25,13 +29,18 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_ROUTE};
 
 use crate::{
     error::Refusal,
-    listeners::live_connections,
+    listeners::{is_live, live_connections},
     nft::{NetlinkSocket, NftError},
     plan::Family,
 };
 
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` (linux/netfilter/nf_conntrack_tcp.h).
+const TIME_WAIT: u8 = 7;
+const CLOSE: u8 = 8;
+/// `IP_CT_TCP_FLAG_CLOSE_INIT`: this side sent a FIN (same header).
+const CLOSE_INIT: u8 = 0x04;
 
 /// Makes connection tracking forget them: of this host's own TCP connections, those that nobody
 /// translated and that no socket lives on any more. A live one stays as it is, and so does what
@@ -41,6 +50,15 @@ pub(crate) fn forget_ended(
     families: &[Family],
 ) -> Result<usize, Refusal> {
     forget_those(socket, families, |entry| !entry.is_translated)
+}
+
+/// See [`forget_redirected`]; in both families, for a supervisor whose proxy has just died.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn forget_dead_proxy(port: u16) -> Result<usize, Refusal> {
+    let mut socket = NetlinkSocket::open()?;
+    forget_redirected(&mut socket, &[Family::V4, Family::V6], port)
 }
 
 /// The same for those that were redirected to `port`. Nobody saw their end where the proxy was killed and
@@ -72,11 +90,15 @@ fn forget_those(
     let mut forgotten = 0;
     for &family in families {
         let mut entries = entries(socket, family)?;
-        entries.retain(|entry| is_meant(entry) && own.contains(&entry.from.ip()));
+        entries.retain(|entry| is_meant(entry) && !entry.is_renewed_by_syn && entry.is_of(&own));
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
         for entry in entries {
-            let is_ended = !live.contains(&(entry.from, entry.to));
+            let (here, there) = entry.ends_at(&own);
+            // Forgetting many takes long enough for one of them to be begun anew under the same entry. A
+            // translated one would hang without it, of another the next connection would go past.
+            let is_ended = !live.contains(&(here, there))
+                && !is_live(here, there).map_err(look("looking up a TCP connection"))?;
             if is_ended && forget(socket, family, entry)? {
                 forgotten += 1;
             }
@@ -91,8 +113,29 @@ struct Entry {
     to: SocketAddr,
     answered_by: Option<SocketAddr>,
     is_translated: bool,
-    /// What names it to the kernel.
+    /// The next SYN between its ends makes a new entry.
+    is_renewed_by_syn: bool,
+    /// What names it to the kernel. Of its two directions the one that answers come from: a connection
+    /// that has since begun between the same ends and is translated has another, while its number,
+    /// made from where it lies in memory, may be the same.
     name: Vec<ConntrackAttribute>,
+}
+
+impl Entry {
+    /// Whether one end is this host's. It need not have begun the connection: one that tracking met on
+    /// its way has for its beginning whoever spoke next.
+    fn is_of(&self, own: &HashSet<IpAddr>) -> bool {
+        own.contains(&self.from.ip()) || (own.contains(&self.to.ip()) && !self.is_translated)
+    }
+
+    /// This host's end, and the other.
+    fn ends_at(&self, own: &HashSet<IpAddr>) -> (SocketAddr, SocketAddr) {
+        if own.contains(&self.from.ip()) {
+            (self.from, self.to)
+        } else {
+            (self.to, self.from)
+        }
+    }
 }
 
 fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
@@ -106,19 +149,21 @@ fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, Nft
 }
 
 fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
-    let (mut ends, mut answered_by, mut is_translated) = (None, None, false);
+    let (mut ends, mut answered_by) = (None, None);
+    let (mut is_translated, mut is_renewed_by_syn) = (false, false);
     let mut name = Vec::new();
     for attribute in attributes {
         match &attribute {
-            ConntrackAttribute::CtaTupleOrig(tuple) => {
-                ends = tcp_ends(tuple);
-                name.push(attribute);
-            }
+            ConntrackAttribute::CtaTupleOrig(tuple) => ends = tcp_ends(tuple),
             ConntrackAttribute::CtaTupleReply(tuple) => {
                 answered_by = tcp_ends(tuple).map(|(from, _)| from);
+                name.push(attribute);
             }
             ConntrackAttribute::CtaStatus(status) => {
                 is_translated = status.intersects(Status::NatMask);
+            }
+            ConntrackAttribute::CtaProtoInfo(infos) => {
+                is_renewed_by_syn = infos.iter().any(is_renewed);
             }
             ConntrackAttribute::Other(other) if [CTA_ID, CTA_ZONE].contains(&other.kind()) => {
                 name.push(attribute);
@@ -132,8 +177,27 @@ fn entry(attributes: Vec<ConntrackAttribute>) -> Option<Entry> {
         to,
         answered_by,
         is_translated,
+        is_renewed_by_syn,
         name,
     })
+}
+
+/// As `nf_conntrack_tcp_packet` decides on a SYN (net/netfilter/nf_conntrack_proto_tcp.c).
+fn is_renewed(info: &ProtoInfo) -> bool {
+    let ProtoInfo::TCP(parts) = info else {
+        return false;
+    };
+    let (mut is_over, mut has_fin) = (false, false);
+    for part in parts {
+        match part {
+            ProtoInfoTCP::State(state) => is_over = [TIME_WAIT, CLOSE].contains(state),
+            ProtoInfoTCP::OriginalFlags(flags) | ProtoInfoTCP::ReplyFlags(flags) => {
+                has_fin |= flags.flags & CLOSE_INIT != 0;
+            }
+            _ => {}
+        }
+    }
+    is_over && has_fin
 }
 
 fn tcp_ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {
@@ -233,4 +297,31 @@ fn own_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_netfilter::conntrack::TCPFlags;
+
+    use super::*;
+
+    fn renewed(state: u8, original: u8, reply: u8) -> bool {
+        let flags = |flags| TCPFlags::parse(&[flags, 0xff]).unwrap();
+        is_renewed(&ProtoInfo::TCP(vec![
+            ProtoInfoTCP::State(state),
+            ProtoInfoTCP::OriginalFlags(flags(original)),
+            ProtoInfoTCP::ReplyFlags(flags(reply)),
+        ]))
+    }
+
+    #[test]
+    fn only_what_has_ended_with_a_fin_is_renewed_by_a_syn() {
+        const ESTABLISHED: u8 = 3;
+        const SYN_SENT2: u8 = 9;
+        assert!(renewed(TIME_WAIT, CLOSE_INIT, 0));
+        assert!(renewed(CLOSE, 0x20, 0x20 | CLOSE_INIT));
+        assert!(!renewed(CLOSE, 0x20, 0x20), "reset by its other end");
+        assert!(!renewed(ESTABLISHED, CLOSE_INIT, 0), "its end was not seen");
+        assert!(!renewed(SYN_SENT2, CLOSE_INIT, 0));
+    }
 }

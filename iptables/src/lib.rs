@@ -26,6 +26,7 @@ mod tether;
 pub mod verdict;
 
 pub use backend::{Backend, dry_run, install, install_after, install_and_anchor};
+pub use conntrack::forget_dead_proxy;
 pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use legacy::{IptablesError, Variant};

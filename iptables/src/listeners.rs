@@ -84,6 +84,28 @@ pub(crate) fn live_connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>
     Ok(found)
 }
 
+/// Whether this very connection is among the [`live_connections`] now.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(crate) fn is_live(from: SocketAddr, to: SocketAddr) -> io::Result<bool> {
+    let family = if from.is_ipv4() { AF_INET } else { AF_INET6 };
+    let mut id = if from.is_ipv4() {
+        SocketId::new_v4()
+    } else {
+        SocketId::new_v6()
+    };
+    (id.source_address, id.source_port) = (from.ip(), from.port());
+    (id.destination_address, id.destination_port) = (to.ip(), to.port());
+    id.cookie = ANY_COOKIE;
+    let found = ask(family, !REPLACEABLE, id, NLM_F_REQUEST)?;
+    // Where there is no such connection, the kernel may answer with a listener that would take it.
+    Ok(found.iter().any(|socket| {
+        let state = StateFlags::from_bits_truncate(1 << socket.header.state);
+        !REPLACEABLE.contains(state)
+    }))
+}
+
 /// How many connections live that this host began towards others, save for those of `proxy`: none
 /// that came to a listener.
 pub(crate) fn outbound_connections(proxy: Option<u32>) -> io::Result<u64> {
@@ -129,6 +151,8 @@ pub(crate) fn tcp_sockets() -> io::Result<Vec<Connected>> {
     Ok(found)
 }
 
+/// `INET_DIAG_NOCOOKIE` twice (linux/inet_diag.h).
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
 const REPLACEABLE: StateFlags = StateFlags::LISTEN
     .union(StateFlags::CLOSE)
     .union(StateFlags::TIME_WAIT);
@@ -140,10 +164,19 @@ fn listening(family: u8, port: u16) -> io::Result<Vec<Listener>> {
 }
 
 fn dump(family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
+    let any = if family == AF_INET {
+        SocketId::new_v4()
+    } else {
+        SocketId::new_v6()
+    };
+    ask(family, states, any, NLM_F_REQUEST | NLM_F_DUMP)
+}
+
+fn ask(family: u8, states: StateFlags, id: SocketId, flags: u16) -> io::Result<Vec<InetResponse>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
-    socket.send(&request(family, states), 0)?;
+    socket.send(&request(family, states, id, flags), 0)?;
     let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -154,9 +187,12 @@ fn dump(family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
                     found.push(*response);
+                    if flags & NLM_F_DUMP != NLM_F_DUMP {
+                        return Ok(found);
+                    }
                 }
                 NetlinkPayload::Done(_) => return Ok(found),
-                // A kernel without IPv6 has no such sockets.
+                // A kernel without IPv6 has no such sockets, as one without the one asked for has none.
                 NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => {
                     return Ok(found);
                 }
@@ -169,19 +205,15 @@ fn dump(family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
     }
 }
 
-fn request(family: u8, states: StateFlags) -> Vec<u8> {
+fn request(family: u8, states: StateFlags, socket_id: SocketId, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = flags;
     let request = InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
         states,
-        socket_id: if family == AF_INET {
-            SocketId::new_v4()
-        } else {
-            SocketId::new_v6()
-        },
+        socket_id,
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
@@ -205,7 +237,7 @@ fn listener(response: &InetResponse) -> Option<Listener> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -221,6 +253,23 @@ mod tests {
         let named = listener.clone().name_owners();
         let own_pid = i32::try_from(std::process::id()).unwrap();
         assert!(named.owners.iter().any(|p| p.pid == own_pid), "{named:?}");
+    }
+
+    #[test]
+    fn a_connection_is_live_until_it_closes_and_its_listener_does_not_count() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(any).unwrap();
+            let to = listener.local_addr().unwrap();
+            let client = TcpStream::connect(to).unwrap();
+            let from = client.local_addr().unwrap();
+            assert!(is_live(from, to).unwrap());
+            assert!(is_live(to, from).unwrap());
+            drop((client, listener));
+            assert!(!is_live(from, to).unwrap());
+            let listener = TcpListener::bind(any).unwrap();
+            let at = listener.local_addr().unwrap();
+            assert!(!is_live(at, to).unwrap(), "only a listener");
+        }
     }
 
     #[test]

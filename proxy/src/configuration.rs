@@ -15,6 +15,7 @@ use crate::{
     cluster::{Clusters, Rng},
     dispatch::Onward,
     observe::{AccessLogs, RouteTraffic},
+    rate_limit::RateLimits,
     route::{Fallback, Route, Routed},
 };
 
@@ -54,8 +55,13 @@ impl Configuration {
     }
 
     /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
-    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters) {
-        let mut in_force = InForce::routed(snapshot, clusters, &self.traffic);
+    pub(crate) fn publish(
+        &self,
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) {
+        let mut in_force = InForce::routed(snapshot, clusters, limits, &self.traffic);
         in_force.logs = self.next_logs().clone();
         self.current.store(Arc::new(in_force));
     }
@@ -124,19 +130,24 @@ impl InForce {
         }
     }
 
-    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters, traffic: &RouteTraffic) -> Self {
+    fn routed(
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+        traffic: &RouteTraffic,
+    ) -> Self {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
             Some(Fallback {
-                onward: Arc::new(Onward::new(cluster, settings, None)),
+                onward: Arc::new(Onward::new(cluster, settings, None, limits)),
                 limits: in_force.snapshot.default_policy.clone(),
             })
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_tls |= decision.settings.matches.asks_tls();
             let traffic = traffic.of(&decision.name);
-            let route = Arc::new(Route::resolve(decision, clusters, traffic));
+            let route = Arc::new(Route::resolve(decision, clusters, limits, traffic));
             in_force.routes.push(route);
         }
         in_force
@@ -219,6 +230,7 @@ mod tests {
         configuration.publish(
             Arc::new(Snapshot::compile(settings, Some(&before))),
             &Clusters::default(),
+            &RateLimits::new(std::time::Instant::now()),
         );
         assert_eq!(first.timeouts.drain, Span::from_secs(30));
         assert_eq!(view.settings().timeouts.drain, Span::from_secs(1));

@@ -12,7 +12,7 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use outrigger_config::{HttpRequest, Subject};
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     accept,
@@ -25,6 +25,7 @@ use crate::{
     forward,
     live::Listed,
     observe::{FailedTries, Protocol, Record, Traffic, trace::Trace},
+    rate_limit::{self, Verdict},
     route::Routed,
     worker::{LiveConnection, Worker},
 };
@@ -73,6 +74,40 @@ impl Connection {
     ) {
         let worker = &self.worker;
         trace.finish(&worker.shared.tracer, worker.id, record, headers);
+    }
+
+    /// What the limits of its route and cluster say of the connection, or of a request of it; none if
+    /// it has none.
+    pub fn judge(&self, routed: &Routed, request: Option<HttpRequest<'_>>) -> Option<Verdict> {
+        let lists = routed.rate_limits();
+        if lists.iter().all(Option::is_none) {
+            return None;
+        }
+        let subject = rate_limit::Subject {
+            client: self.client.0.ip(),
+            destination: self.original.0,
+            cluster: routed.target.cluster(),
+            request,
+        };
+        let worker = &self.worker;
+        let limits = &worker.shared.rate_limits;
+        Some(rate_limit::judge(limits, lists, &subject, &worker.rng))
+    }
+
+    /// Lets a connection of which no request is known pass when its limits do.
+    ///
+    /// # Errors
+    /// That they do not; `ClientClosed` when `client` is reset meanwhile.
+    pub async fn admit(&self, routed: &Routed, client: &TcpStream) -> Result<(), Failure> {
+        let decided = match self.judge(routed, None) {
+            None | Some(Verdict::Admitted(_)) => return Ok(()),
+            Some(Verdict::Refused(refusal)) => return Err(refusal.failure),
+            Some(Verdict::Undecided(undecided)) => tokio::select! {
+                decided = Box::pin(undecided.decide()) => decided,
+                _ = client.ready(Interest::ERROR) => return Err(Failure::ClientClosed),
+            },
+        };
+        decided.map(drop).map_err(|refusal| refusal.failure)
     }
 
     /// Tells metrics and the access logs of a finished request or connection.

@@ -23,6 +23,7 @@ use crate::{
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
     observe::FailedTries,
+    rate_limit::{Limits, RateLimits},
     upstream::{self, Upstream},
     worker::Worker,
 };
@@ -38,6 +39,7 @@ pub struct Onward {
     subset: Option<Subset>,
     hash_on: Option<HashOn>,
     connect_timeout: Duration,
+    pub rate_limits: Option<Arc<Limits>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -76,9 +78,10 @@ pub struct Hop {
 /// Endpoints that a request need not be sent to again, if there are others.
 #[derive(Debug, Default)]
 pub struct Tried {
-    peers: Vec<SocketAddr>,
-    /// Of the present try: those that took no connection.
-    dials: usize,
+    /// By earlier tries, the latest last.
+    earlier: Vec<SocketAddr>,
+    /// By the present one: those that took no connection.
+    refused: Vec<SocketAddr>,
 }
 
 /// A connection, and the try that it was made for.
@@ -89,7 +92,13 @@ pub struct Dialled {
 }
 
 impl Onward {
-    pub(crate) fn new(cluster: Arc<Cluster>, settings: &Settings, subset: Option<Subset>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        settings: &Settings,
+        subset: Option<Subset>,
+        limits: &RateLimits,
+    ) -> Self {
+        let is_per_destination = settings.original_destination.is_some();
         let hash_on = match &settings.load_balancer {
             LoadBalancer::RingHash(ring) => Some(ring.hash_on.clone()),
             LoadBalancer::Maglev(maglev) => Some(maglev.hash_on.clone()),
@@ -103,6 +112,7 @@ impl Onward {
             subset,
             hash_on,
             connect_timeout: settings.connect_timeout.0,
+            rate_limits: limits.compile(&settings.rate_limits, is_per_destination),
         }
     }
 
@@ -118,6 +128,7 @@ impl Onward {
             subset: None,
             hash_on: None,
             connect_timeout: self.connect_timeout,
+            rate_limits: self.rate_limits.clone(),
         })
     }
 
@@ -240,13 +251,14 @@ impl Way<'_> {
     /// As [`Way::choose`].
     pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
         let Target::Cluster(onward) = self.target else {
-            return Ok((tried.dials == 0).then(|| Hop::to(self.original.0)));
+            return Ok(tried.refused.is_empty().then(|| Hop::to(self.original.0)));
         };
-        if tried.dials >= MAX_DIALS {
+        if tried.refused.len() >= MAX_DIALS {
             return Ok(None);
         }
-        let hop = self.pick(onward, &tried.peers)?;
-        Ok((tried.dials == 0 || !tried.peers.contains(&hop.peer)).then_some(hop))
+        let all = [&tried.earlier[..], &tried.refused[..]].concat();
+        let hop = self.pick_other(onward, &all, &tried.refused)?;
+        Ok((!tried.refused.contains(&hop.peer)).then_some(hop))
     }
 
     /// For another try of a request: an endpoint that was not tried if there is one, unless the policy
@@ -257,9 +269,27 @@ impl Way<'_> {
     pub fn choose_another(&self, tried: &Tried, prefers_others: bool) -> Result<Hop, Failure> {
         match self.target {
             Target::Original => Ok(Hop::to(self.original.0)),
-            Target::Cluster(onward) if prefers_others => self.pick(onward, &tried.peers),
+            Target::Cluster(onward) if prefers_others => {
+                let last = tried.earlier.len().saturating_sub(1);
+                self.pick_other(onward, &tried.earlier, &tried.earlier[last..])
+            }
             Target::Cluster(onward) => self.pick(onward, &[]),
         }
+    }
+
+    /// An endpoint that is not among `all`; if there is none, one that is not among the `worst` of them.
+    fn pick_other(
+        &self,
+        onward: &Arc<Onward>,
+        all: &[SocketAddr],
+        worst: &[SocketAddr],
+    ) -> Result<Hop, Failure> {
+        let hop = self.pick(onward, all)?;
+        if worst.len() < all.len() && all.contains(&hop.peer) {
+            drop(hop);
+            return self.pick(onward, worst);
+        }
+        Ok(hop)
     }
 
     fn pick(&self, onward: &Arc<Onward>, tried: &[SocketAddr]) -> Result<Hop, Failure> {
@@ -305,11 +335,9 @@ impl Way<'_> {
 impl Tried {
     /// Another try begins, which had better not go to `last`.
     pub fn begin_again(&mut self, last: Option<SocketAddr>) {
-        self.dials = 0;
-        if let Some(last) = last
-            && !self.peers.contains(&last)
-        {
-            self.peers.push(last);
+        for last in self.refused.drain(..).chain(last) {
+            self.earlier.retain(|peer| *peer != last);
+            self.earlier.push(last);
         }
     }
 }
@@ -405,8 +433,7 @@ impl Hop {
             return Err(failure);
         }
         self.report(Outcome::LocalOriginFailure, Instant::now());
-        tried.dials += 1;
-        tried.peers.push(self.peer);
+        tried.refused.push(self.peer);
         Ok(())
     }
 }

@@ -34,6 +34,10 @@ pub enum Failure {
     Overflow,
     /// Adaptive concurrency's limit is reached.
     Shed,
+    /// Over one of the `rate_limits`.
+    RateLimited,
+    /// The rate limit service does not answer, and is to be denied then.
+    RateLimitService,
     /// The route answers HTTP requests only, and this is no HTTP.
     NotHttp,
     /// The route's `fault`.
@@ -118,6 +122,8 @@ impl Failure {
             Self::BreakerTripped => "breaker_tripped",
             Self::Overflow => "overflow",
             Self::Shed => "shed",
+            Self::RateLimited => "rate_limited",
+            Self::RateLimitService => "rate_limit_service",
             Self::NotHttp => "not_http",
             Self::FaultInjected => "fault_injected",
             Self::UpstreamClosed => "upstream_closed",
@@ -139,6 +145,7 @@ impl Failure {
             | Self::HeadTooLarge
             | Self::HeadTimeout
             | Self::ClientClosed
+            | Self::RateLimited
             | Self::NotHttp => Fault::Client,
             Self::NotRedirected
             | Self::Loop
@@ -146,6 +153,7 @@ impl Failure {
             | Self::OutOfResources
             | Self::Overflow
             | Self::Shed
+            | Self::RateLimitService
             | Self::FaultInjected
             | Self::Drained
             | Self::Internal => Fault::Proxy,
@@ -178,6 +186,8 @@ impl Failure {
             Self::ClientClosed => ResponseFlag::DC,
             Self::BadRequest(_) | Self::HeadTooLarge | Self::NotHttp => ResponseFlag::DPE,
             Self::FaultInjected => ResponseFlag::FI,
+            Self::RateLimited => ResponseFlag::RL,
+            Self::RateLimitService => ResponseFlag::RLSE,
             Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => ResponseFlag::UT,
             Self::HeadTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => ResponseFlag::SI,
             Self::ConnectionLimit | Self::OutOfResources => ResponseFlag::OM,
@@ -267,9 +277,10 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::NotHttp => 400,
             Self::HeadTimeout => 408,
+            Self::RateLimited => 429,
             Self::HeadTooLarge => 431,
             Self::ClientClosed => 499,
-            Self::Internal => 500,
+            Self::Internal | Self::RateLimitService => 500,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectRefused
@@ -305,8 +316,10 @@ impl Failure {
             Self::NotRedirected
             | Self::Internal
             | Self::OutOfResources
+            | Self::RateLimitService
             | Self::FaultInjected
             | Self::Drained => "proxy_internal_error",
+            Self::RateLimited => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
             Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
@@ -343,6 +356,8 @@ impl Failure {
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
             Self::NotHttp => "the route answers HTTP requests only",
             Self::FaultInjected => "the route asks for this fault",
+            Self::RateLimited => "over a rate limit",
+            Self::RateLimitService => "the rate limit service does not answer",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",

@@ -24,6 +24,7 @@ use crate::{
     failure::Failure,
     live::Questions,
     observe::{Metrics, RefusalLog, Sinks, trace::Tracer},
+    rate_limit::RateLimits,
     readiness::Readiness,
     reload::Reloads,
 };
@@ -38,6 +39,7 @@ pub struct Shared {
     pub listeners: Vec<ListenerAddr>,
     pub registry: Registry,
     pub clusters: Arc<Clusters>,
+    pub rate_limits: RateLimits,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
     /// Where access logs are written to.
@@ -168,6 +170,7 @@ impl Shared {
             listeners: Vec::new(),
             registry: Registry::default(),
             clusters: Arc::default(),
+            rate_limits: RateLimits::new(Instant::now()),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
             log_sinks: Sinks::new(workers),

@@ -177,6 +177,7 @@ impl Keeping {
                 End::Ordered | End::Replaced(_) => return,
                 End::Died(why) => why,
             };
+            self.forget_redirected();
             self.go_back();
             let pause = self.breaker.died(Instant::now());
             self.mourn(why, pause);
@@ -511,6 +512,20 @@ impl Keeping {
                 }
                 Err(format!("the new proxy did not pass: {why}"))
             }
+        }
+    }
+
+    /// What the dead proxy reset is remembered by connection tracking for a second. The next one's own
+    /// connection from such a port would be led to itself.
+    fn forget_redirected(&self) {
+        let Job {
+            settings, backend, ..
+        } = &self.job;
+        // Where the kernel has not ended the redirect by now, forgetting may meet a new connection.
+        if *backend == Backend::Nft
+            && let Err(error) = outrigger_iptables::forget_dead_proxy(settings.port())
+        {
+            tracing::warn!(%error, "what the dead proxy was redirected may still be");
         }
     }
 

@@ -6,6 +6,7 @@ mod support;
 
 mod conditions;
 mod endpoints;
+mod hedging;
 mod http2;
 mod http2_endpoints;
 mod refusals;

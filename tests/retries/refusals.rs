@@ -103,7 +103,7 @@ fn num_retries_is_all_there_is_and_then_the_client_gets_the_last_answer() {
     endpoints.will([E503; 10]);
     let (status, ..) = ask(&world, "get.test", "GET", "");
     assert_eq!((status, endpoints.seen().len()), (503, 4));
-    let exhausted = proxy.metric_sum("outrigger_cluster_retry_results_total", "exhausted");
+    let exhausted = world.metric_sum("outrigger_cluster_retry_results_total", "exhausted");
     assert!((exhausted - 1.0).abs() < 0.1, "{exhausted}");
 }
 

@@ -139,7 +139,7 @@ impl Drop for Mortal {
 #[test]
 fn a_retry_storm_stays_within_the_budget() {
     const CLIENTS: usize = 40;
-    let each = rounds(25, 500);
+    let each = rounds(100, 1_000);
     let world = World::new();
     let seen = Arc::new(AtomicUsize::new(0));
     let _endpoints = [9001, 9002].map(|port| {
@@ -156,7 +156,7 @@ fn a_retry_storm_stays_within_the_budget() {
     let config = routed(
         &[(
             "get.test",
-            "retry: { on: [5xx], num_retries: 10, back_off: { base_interval: 1ms } }",
+            "retry: { on: [5xx], num_retries: 3, back_off: { base_interval: 1ms } }",
         )],
         "circuit_breaker: { retry_budget: {} }",
     );
@@ -316,6 +316,6 @@ fn no_endpoint_at_all_is_told_at_once() {
     world.capture(&proxy);
     let (status, head, _) = crate::endpoints::ask(&world, "any", "GET", "");
     assert_eq!(status, 503, "{head}");
-    let retries = proxy.metric_sum("outrigger_cluster_retries_total", &format!("{SVC4}"));
+    let retries = world.metric_sum("outrigger_cluster_retries_total", &format!("{SVC4}"));
     assert!(retries < 1.0, "{retries}");
 }

@@ -48,7 +48,7 @@ fn each_limit_ends_its_request_with_a_504_that_names_it() {
         assert_eq!(endpoints.seen().len(), 1, "{host}");
     }
     for of in ["request", "try"] {
-        let counted = proxy.metric_sum("outrigger_cluster_timeouts_total", of);
+        let counted = world.metric_sum("outrigger_cluster_timeouts_total", of);
         assert!(counted >= 1.0, "{of}: {counted}");
     }
 }
@@ -194,7 +194,7 @@ fn opaque_connections_and_tunnels_end_when_idle_and_tunnels_when_old() {
     }
     assert!(begun.elapsed() >= Duration::from_millis(350));
     wait_until(SOON, "it is told", || {
-        proxy.metric_sum("outrigger_requests_total", "max_stream_duration") >= 1.0
+        world.metric_sum("outrigger_requests_total", "max_stream_duration") >= 1.0
     });
 }
 

@@ -44,11 +44,12 @@ fn request_headers_are_added_set_and_taken_out() {
             ask("-H 'X-One: mine' -H 'x-one: too' -H 'x-two: mine'"),
             "a GET 198.51.100.2 /x [set] [mine]\n"
         );
-        // Twice over one connection, with a body.
-        let twice = ask(&format!("-d body {SERVICE}/y"));
+        assert_eq!(ask("-d body"), "a POST 198.51.100.2 /x [set] [default]\n");
+        let twice = ["/1", "/2"].map(|path| ("svc", path.to_owned()));
+        let answers = site.over_one_connection((SVC4, 80), &twice);
         assert_eq!(
-            twice,
-            "a POST 198.51.100.2 /y [set] [default]\na POST 198.51.100.2 /x [set] [default]\n"
+            answers[1],
+            (200, "a GET svc /2 [set] [default]\n".to_owned())
         );
     });
 }

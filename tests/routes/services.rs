@@ -1,7 +1,7 @@
 //! Services by name, and by an address that no host has.
 
 use crate::{
-    site::{Version, each_version},
+    site::each_version,
     support::{Speak, World},
 };
 
@@ -20,29 +20,19 @@ fn a_host_leads_to_its_cluster_wherever_it_was_dialled() {
             "- { match: { host: a.test }, cluster: a }\n- { match: { host: b.test }, cluster: b }",
         );
         // One connection, whose requests go to and fro.
-        let mut arguments = Vec::new();
-        for n in 0..10 {
-            for name in ["a", "b"] {
-                arguments.push(format!(
-                    "-w '%{{num_connects}}\n' -H 'Host: {name}.test' http://{NOBODY}/{n}"
-                ));
-            }
-        }
-        let version = match site.version {
-            Version::Http1 => "",
-            Version::Http2 => "--http2-prior-knowledge ",
-        };
-        let answers = site.curl(&arguments.join(&format!(" --next -sS {version}")));
-        let answers: Vec<_> = answers.lines().collect();
-        assert_eq!(answers.len(), 40);
-        for (n, answer) in answers.chunks(2).enumerate() {
-            let name = ["a", "b"][n % 2];
-            assert_eq!(
-                answer[0],
-                format!("{name} GET {name}.test /{} [] []", n / 2)
-            );
-            assert_eq!(answer[1], if n == 0 { "1" } else { "0" });
-        }
+        let hosts = ["a", "b"].repeat(10);
+        let host = |name: &str| if name == "a" { "a.test" } else { "b.test" };
+        let asked: Vec<_> = hosts
+            .iter()
+            .map(|name| (host(name), format!("/{name}")))
+            .collect();
+        let nobody: std::net::IpAddr = NOBODY.parse().expect("an address");
+        let answers = site.over_one_connection((nobody, 80), &asked);
+        let wanted: Vec<_> = hosts
+            .iter()
+            .map(|name| (200, format!("{name} GET {name}.test /{name} [] []\n")))
+            .collect();
+        assert_eq!(answers, wanted);
     });
 }
 

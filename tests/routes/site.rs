@@ -1,8 +1,14 @@
 //! A site of a few real servers that tell what they were asked, and a client that asks.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
-use crate::support::{Process, Proxy, SVC4, World};
+use crate::support::{Process, Proxy, SVC4, Speak, World};
 
 /// How far above its port a server speaks HTTP/2, and where it serves itself the bodies that it logs.
 const HTTP2: u16 = 100;
@@ -87,12 +93,76 @@ impl Site {
         self.curl(&format!("--path-as-is -H 'Host: {host}' '{SERVICE}{path}'"))
     }
 
+    /// The status and body of each answer to a `GET` by host and path, over one connection to `to`.
+    /// (curl 7.88 cannot use an HTTP/2 connection twice where it was not asked for by an upgrade.)
+    #[track_caller]
+    pub(crate) fn over_one_connection(
+        &self,
+        to: impl Into<SocketAddr>,
+        asked: &[(&str, String)],
+    ) -> Vec<(u16, String)> {
+        let stream = self.world.app.connect(to);
+        match self.version {
+            Version::Http1 => over_http1(stream, asked),
+            Version::Http2 => over_http2(stream, asked),
+        }
+    }
+
     /// The head of what is answered, in lower case, status line first.
     #[track_caller]
     pub(crate) fn head(&self, arguments: &str) -> String {
         self.curl(&format!("-o /dev/null -D - {arguments}"))
             .to_ascii_lowercase()
     }
+}
+
+fn over_http1(mut stream: TcpStream, asked: &[(&str, String)]) -> Vec<(u16, String)> {
+    let answer = |(host, path): &(&str, String)| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        stream.say(request).expect("the connection stays");
+        let (head, body) = stream.hear_response().expect("an answer");
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {head}")), body)
+    };
+    asked.iter().map(answer).collect()
+}
+
+fn over_http2(stream: TcpStream, asked: &[(&str, String)]) -> Vec<(u16, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let answers = async {
+        stream.set_nonblocking(true).expect("a socket");
+        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+        let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for (host, path) in asked {
+            let request = http::Request::get(format!("http://{host}{path}"));
+            let request = request.body(()).expect("a request");
+            client = client.ready().await.expect("the connection stays");
+            let (response, _) = client.send_request(request, true).expect("a stream");
+            let response = response.await.expect("an answer");
+            let status = response.status().as_u16();
+            let mut body = response.into_body();
+            let mut text = Vec::new();
+            while let Some(chunk) = body.data().await {
+                let chunk = chunk.expect("the whole body");
+                text.extend_from_slice(&chunk);
+                let _ = body.flow_control().release_capacity(chunk.len());
+            }
+            answers.push((status, String::from_utf8_lossy(&text).into_owned()));
+        }
+        answers
+    };
+    let limited = async { tokio::time::timeout(Duration::from_secs(60), answers).await };
+    runtime
+        .expect("a runtime")
+        .block_on(limited)
+        .expect("answers in time")
 }
 
 impl Server {

@@ -167,13 +167,18 @@ fn publish(dir: &Path, asked: usize) {
 
 fn ask(to: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    let from = stream.local_addr()?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"GET /hello HTTP/1.1\r\nHost: svc\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream
+        .read_to_string(&mut answer)
+        .map_err(|error| io::Error::other(format!("from {from}: {error}")))?;
     if answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("hello\n") {
         Ok(())
     } else {
-        Err(io::Error::other(format!("answered {answer:?}")))
+        Err(io::Error::other(format!(
+            "from {from}: answered {answer:?}"
+        )))
     }
 }

@@ -66,19 +66,24 @@ pub(super) fn all(
 fn names(routes: &[Option<Route>], to: &mut Findings) {
     let mut first = HashMap::new();
     for (index, route) in routes.iter().enumerate() {
-        let Some(written) = route.as_ref().and_then(|r| r.name.as_ref()) else {
-            continue;
+        let Some(route) = route else { continue };
+        let written = route.name_at(index);
+        let path = match &route.name {
+            Some(written) => {
+                let path = format!("routes[{index}].name");
+                name(written, &path, to);
+                path
+            }
+            None => format!("routes[{index}]"),
         };
-        let path = format!("routes[{index}].name");
-        name(written, &path, to);
-        if let Some(before) = first.insert(written, index) {
-            first.insert(written, before);
+        if let Some(before) = first.insert(written.clone(), index) {
             to.error(
                 path,
                 format!(
                     "`{written}` is the name of routes[{before}] too; give one of them another name"
                 ),
             );
+            first.insert(written, before);
         }
     }
 }
@@ -506,10 +511,15 @@ fn plain_path(text: &str, path: &str, to: &mut Findings) {
     to.error(path.to_owned(), message.into());
 }
 
-fn plain_host(host: &str, path: &str, to: &mut Findings) {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b);
+/// Whether a request can ask for this host: a name or an address, with a port or without.
+pub fn is_host(host: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~[]:".contains(&b);
+    !host.is_empty() && host.bytes().all(is_plain)
+}
+
+pub(super) fn plain_host(host: &str, path: &str, to: &mut Findings) {
     to.error_if(
-        host.is_empty() || !host.bytes().all(is_plain),
+        !is_host(host),
         path,
         "this is no host; write a name such as `api.internal`, with `:8080` behind it where a port is wanted",
     );
@@ -612,3 +622,6 @@ fn fault(fault: &Fault, path: &str, to: &mut Findings) {
     }
     conditions(&fault.headers, &format!("{path}.headers"), true, to);
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ mod capture;
 mod cluster;
 mod connections;
 mod metrics;
+mod rate_limit;
 mod route;
 mod supervisor;
 mod tracing;
@@ -35,6 +36,11 @@ pub use cluster::{
 };
 pub use connections::{Limits, Pool, Timeouts};
 pub use metrics::MetricsSettings;
+pub use rate_limit::{
+    GenericKey, MaskedRemoteAddress, RateLimit, RateLimitAction, RateLimitDescriptor,
+    RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
+    RequestHeaders, TokenBucket,
+};
 pub use route::{
     Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
     Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
@@ -79,6 +85,8 @@ pub struct Settings {
     pub routes: Vec<Route>,
     /// Groups of endpoints that routes lead to. Default: none.
     pub clusters: Vec<Cluster>,
+    /// Services that `rate_limits` can ask. Default: none.
+    pub rate_limit_services: Vec<RateLimitService>,
     pub defaults: Defaults,
 }
 
@@ -102,6 +110,7 @@ impl Default for Settings {
             locality: Locality::default(),
             routes: Vec::new(),
             clusters: Vec::new(),
+            rate_limit_services: Vec::new(),
             defaults: Defaults::default(),
         }
     }

@@ -128,10 +128,7 @@ impl RouteTable {
             route.matches = normal(&route.matches);
             let is_last = route.matches == Match::default();
             table.asks_path |= route.matches.path.is_some();
-            let name = match &route.name {
-                Some(name) => name.as_str().into(),
-                None => format!("route-{}", index + 1).into(),
-            };
+            let name = route.name_at(index).into();
             table.routes.push(Arc::new(Decision {
                 index,
                 name,

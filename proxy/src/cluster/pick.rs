@@ -13,6 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
     Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
+    is_host,
 };
 use tokio::sync::Notify;
 
@@ -372,7 +373,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
-                hostname: one.hostname.as_deref().map(Into::into),
+                hostname: hostname_of(one),
             });
         }
         for (address, (endpoint, since)) in left {
@@ -456,6 +457,12 @@ impl Cluster {
     fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As requests may ask for it: what a name server says may be anything.
+fn hostname_of(endpoint: &Described) -> Option<Arc<str>> {
+    let name = endpoint.hostname.as_deref();
+    name.filter(|name| is_host(name)).map(Into::into)
 }
 
 /// One request at one endpoint. Dropping it unreported means that the client gave it up, which

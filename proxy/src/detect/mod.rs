@@ -224,6 +224,7 @@ async fn dial(
     client: &TcpStream,
 ) -> Result<Dialled, Failure> {
     let worker = &connection.worker;
+    connection.admit(routed, client).await?;
     routed.admit_opaque(&worker.rng, client).await?;
     let target = &routed.target;
     let key = target.key_of_source(connection.client.0.ip());

@@ -17,7 +17,7 @@ use crate::{deadline::after, failure::Failure};
 
 /// Which limit has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passed {
+pub(super) enum Passed {
     Request,
     /// The client's own deadline (`grpc-timeout`).
     Grpc,
@@ -28,7 +28,7 @@ pub enum Passed {
 }
 
 impl Passed {
-    pub fn failure(self) -> Failure {
+    pub(super) fn failure(self) -> Failure {
         match self {
             Self::Request | Self::Grpc => Failure::RequestTimeout,
             Self::Stream => Failure::StreamTimeout,
@@ -38,24 +38,24 @@ impl Passed {
     }
 
     /// Whether only the present try is over, and another one may have time.
-    pub fn is_of_try(self) -> bool {
+    pub(super) fn is_of_try(self) -> bool {
         matches!(self, Self::Try | Self::TryIdle)
     }
 }
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
+pub(super) struct Progress {
     /// Bytes that have moved either way.
-    pub moved: u64,
+    pub(super) moved: u64,
     /// The whole request has come from the client.
-    pub is_received: bool,
+    pub(super) is_received: bool,
     /// The head of an answer is there.
-    pub is_answered: bool,
+    pub(super) is_answered: bool,
 }
 
 #[derive(Debug)]
-pub struct Deadlines {
+pub(super) struct Deadlines {
     request: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Duration>,
@@ -74,7 +74,7 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// Of a request whose head came at `begun`, with the deadline that its client gave it.
-    pub fn new(policy: &RequestPolicy, grpc: Option<Duration>, begun: Instant) -> Self {
+    pub(super) fn new(policy: &RequestPolicy, grpc: Option<Duration>, begun: Instant) -> Self {
         let retry = policy.retry.as_ref();
         let is_hedged_on_timeout = retry
             .and_then(|r| r.hedge.as_ref())
@@ -100,7 +100,7 @@ impl Deadlines {
     }
 
     /// A try begins: there is a connection for it.
-    pub fn begin_try(&self) {
+    pub(super) fn begin_try(&self) {
         let now = Instant::now();
         self.tried_at.set(Some(now));
         self.is_answered.set(false);
@@ -109,12 +109,12 @@ impl Deadlines {
     }
 
     /// A try is over; the request as a whole goes on.
-    pub fn end_try(&self) {
+    pub(super) fn end_try(&self) {
         self.tried_at.set(None);
     }
 
     /// What is left until the request as a whole is over; none if it has no end.
-    pub fn left(&self) -> Option<Duration> {
+    pub(super) fn left(&self) -> Option<Duration> {
         let now = Instant::now();
         let request = self
             .request
@@ -127,12 +127,12 @@ impl Deadlines {
     }
 
     /// The end of the tunnel that the request has become.
-    pub fn tunnel_end(&self) -> Option<Instant> {
+    pub(super) fn tunnel_end(&self) -> Option<Instant> {
         self.stream
     }
 
     /// Ready when a limit has passed.
-    pub fn poll(&self, cx: &mut Context<'_>, progress: Progress) -> Poll<Passed> {
+    pub(super) fn poll(&self, cx: &mut Context<'_>, progress: Progress) -> Poll<Passed> {
         self.note(progress);
         let mut timer = self.timer.borrow_mut();
         loop {
@@ -149,7 +149,7 @@ impl Deadlines {
     ///
     /// # Errors
     /// Which limit has passed.
-    pub async fn within<F: Future>(
+    pub(super) async fn within<F: Future>(
         &self,
         future: F,
         progress: impl Fn() -> Progress,

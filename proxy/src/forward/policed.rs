@@ -22,7 +22,7 @@ use crate::{
 pub(super) const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 
 #[derive(Debug)]
-pub struct Policed {
+pub(super) struct Policed {
     policy: Arc<RequestPolicy>,
     pub(super) deadlines: Deadlines,
     retries: Retries,
@@ -33,7 +33,11 @@ pub struct Policed {
 
 impl Policed {
     /// Of a request that begins now; none if its route sets no limits.
-    pub fn begin(routed: &Routed, is_idempotent: bool, headers: &dyn Headers) -> Option<Self> {
+    pub(super) fn begin(
+        routed: &Routed,
+        is_idempotent: bool,
+        headers: &dyn Headers,
+    ) -> Option<Self> {
         let policy = routed.limits.clone()?;
         let cluster = match &routed.target {
             Target::Original => None,
@@ -82,6 +86,24 @@ impl Policed {
                 | Failure::UpstreamClosed
         );
         is_connection.then(|| self.again(Fate::NotConnected, is_kept, rng))?
+    }
+
+    /// After how long without an answer another try begins beside the one under way, if the request may
+    /// be hedged.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let retry = self.retry()?;
+        let hedge = retry.hedge.as_ref()?;
+        if !self.is_idempotent && !retry.non_idempotent {
+            return None;
+        }
+        let per_try = retry.per_try_timeout.filter(|_| hedge.on_per_try_timeout);
+        let delay = hedge.delay.into_iter().chain(per_try).min()?;
+        Some(delay.0)
+    }
+
+    /// Counts a try that begins beside others; false if there may be none.
+    pub(super) fn hedge(&self) -> bool {
+        self.retry().is_some_and(|retry| self.retries.hedge(retry))
     }
 
     /// Waits before the next try, unless the client goes meanwhile.

@@ -133,7 +133,7 @@ pub fn http2_answer(answer: &Answer) -> Response<()> {
     head
 }
 
-fn body(failure: Failure) -> String {
+pub fn body(failure: Failure) -> String {
     format!("{NAME}: {}\n", failure.details())
 }
 

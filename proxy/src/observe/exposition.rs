@@ -6,6 +6,7 @@ mod clusters;
 mod exemplars;
 mod pages;
 mod process_wide;
+mod rate_limits;
 mod series;
 mod traffic;
 
@@ -91,6 +92,7 @@ impl Exposition {
         });
         let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
         let end = (format == Format::OpenMetrics).then(|| b"# EOF\n".to_vec());
+        let (limits, services) = rate_limits::rows(&shared.rate_limits);
         Self(Box::new(
             iter::once_with(move || encode(process_wide, format))
                 .chain(destinations)
@@ -98,6 +100,8 @@ impl Exposition {
                 .chain(Pages::new(format, traffic::ROUTE_FAMILIES, on_routes))
                 .chain(Pages::new(format, clusters::FAMILIES, clusters))
                 .chain(Pages::new(format, clusters::ENDPOINT_FAMILIES, endpoints))
+                .chain(Pages::new(format, rate_limits::LIMIT_FAMILIES, limits))
+                .chain(Pages::new(format, rate_limits::SERVICE_FAMILIES, services))
                 .chain(end),
         ))
     }

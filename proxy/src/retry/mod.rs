@@ -29,8 +29,8 @@ pub struct Retries {
     /// Whose requests and retries are counted, if any.
     cluster: Option<Arc<Cluster>>,
     made: Cell<u32>,
-    /// Holds a place in the cluster's budget while a retry is waited for or under way.
-    permit: RefCell<Option<Permit>>,
+    /// Places in the cluster's budget, held while retries are waited for or under way.
+    permits: RefCell<Vec<Permit>>,
     /// The client was told `100 Continue`, which it hears once.
     has_continued: Cell<bool>,
 }
@@ -59,7 +59,7 @@ impl Retries {
         Self {
             cluster,
             made: Cell::new(0),
-            permit: RefCell::default(),
+            permits: RefCell::default(),
             has_continued: Cell::new(false),
         }
     }
@@ -83,8 +83,8 @@ impl Retries {
         if !may_repeat || !fate.is_reason(policy) {
             return None;
         }
-        // The try that it was held for is over.
-        self.permit.take();
+        // The tries that they were held for are over.
+        self.permits.take();
         if self.made.get() >= policy.num_retries {
             self.count(|c| &c.retries_exhausted);
             return None;
@@ -104,7 +104,7 @@ impl Retries {
     /// The client gets the answer of the last try.
     pub fn settle(&self, is_good: bool) {
         let was_retried = self.made.get() > 0;
-        self.permit.take();
+        self.permits.take();
         if was_retried && is_good {
             self.count(|c| &c.retry_successes);
         }
@@ -133,7 +133,7 @@ impl Retries {
     fn begin(&self) -> bool {
         if let Some(cluster) = &self.cluster {
             match cluster.thresholds().retry() {
-                Ok(permit) => *self.permit.borrow_mut() = Some(permit),
+                Ok(permit) => self.permits.borrow_mut().push(permit),
                 Err(_) => {
                     self.count(|c| &c.retry_overflows);
                     return false;

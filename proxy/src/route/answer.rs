@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use outrigger_config::{Abort, Action, HttpRequest};
 
 use super::Routed;
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::respond, rate_limit::Refusal};
 
 /// What a client gets in an upstream's place, whichever HTTP it speaks.
 #[derive(Debug)]
@@ -67,6 +67,29 @@ impl Answer {
             body,
             failure: None,
         }
+    }
+
+    /// Of what is over a limit: to a gRPC call its status, else the HTTP one.
+    pub(crate) fn limited(refusal: Refusal, is_grpc: bool) -> Self {
+        let failure = refusal.failure;
+        let mut answer = if is_grpc {
+            let mut answer = Self::new(200, Bytes::new());
+            answer.set(header::CONTENT_TYPE, "application/grpc");
+            let status = refusal.grpc_status.to_string();
+            answer.set(HeaderName::from_static("grpc-status"), &status);
+            answer.set(HeaderName::from_static("grpc-message"), failure.details());
+            answer
+        } else {
+            let body = refusal
+                .body
+                .unwrap_or_else(|| respond::body(failure).into());
+            let mut answer = Self::new(refusal.status, body);
+            answer.set(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+            answer
+        };
+        answer.headers.extend(refusal.headers);
+        answer.failure = Some(failure);
+        answer
     }
 
     /// A fault's.

@@ -80,14 +80,18 @@ mod tests {
     use outrigger_config::{NoHeaders, Snapshot, Subject, parse};
 
     use super::*;
-    use crate::{cluster::Clusters, route::Route};
+    use crate::{cluster::Clusters, rate_limit::RateLimits, route::Route};
 
     fn routed(fault: &str) -> Routed {
         let text =
             format!("routes: [{{ match: {{}}, cluster: original_destination, fault: {fault} }}]");
         let snapshot = Snapshot::compile(parse(&text).unwrap(), None);
         let decision = snapshot.routes.iter().next().unwrap();
-        let route = Arc::new(Route::resolve(decision, &Clusters::default()));
+        let route = Arc::new(Route::resolve(
+            decision,
+            &Clusters::default(),
+            &RateLimits::new(std::time::Instant::now()),
+        ));
         let subject = Subject::at("192.0.2.1:80".parse().unwrap());
         Routed::decide(&subject, Some(&route), None, &Rng::new(1))
     }

@@ -17,6 +17,7 @@ use crate::{
     cluster::{Clusters, Rng},
     dispatch::{Onward, Target},
     observe::Traffic,
+    rate_limit::{Limits, RateLimits},
 };
 
 pub use answer::Answer;
@@ -38,6 +39,7 @@ pub struct Route {
     pub response_headers: Option<HeaderEdits>,
     /// What is counted for its name, across reloads.
     pub traffic: Arc<Traffic>,
+    rate_limits: Option<Arc<Limits>>,
 }
 
 /// What was decided of one connection or request.
@@ -62,13 +64,14 @@ impl Route {
     pub(crate) fn resolve(
         decision: &Arc<Decision>,
         clusters: &Clusters,
+        limits: &RateLimits,
         traffic: Arc<Traffic>,
     ) -> Self {
         let onward = |target: &RouteTarget, labels: &Labels| match target {
             RouteTarget::OriginalDestination => None,
             RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
                 let subset = (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
-                Arc::new(Onward::new(cluster, settings, subset))
+                Arc::new(Onward::new(cluster, settings, subset, limits))
             }),
         };
         let settings = &decision.settings;
@@ -84,6 +87,7 @@ impl Route {
                 .collect(),
             request_headers: HeaderEdits::compile(&settings.request_headers),
             response_headers: HeaderEdits::compile(&settings.response_headers),
+            rate_limits: limits.compile(&settings.rate_limits, false),
             decision: decision.clone(),
             traffic,
         }
@@ -118,6 +122,35 @@ impl Routed {
             limits: limits.or(defaults.and_then(|d| d.limits.as_ref())).cloned(),
             route: route.cloned(),
         }
+    }
+
+    /// Stays with `target` where that is one of the clusters among which traffic is split.
+    pub(crate) fn stay_with(&mut self, target: &Target) {
+        let Some(route) = self.route.as_ref().filter(|r| r.branches.len() > 1) else {
+            return;
+        };
+        let leads_there = |onward: &Option<Arc<Onward>>| match (onward, target) {
+            (None, Target::Original) => true,
+            (Some(onward), Target::Cluster(other)) => onward.cluster.name == other.cluster.name,
+            _ => false,
+        };
+        if route.branches.iter().any(leads_there) {
+            self.target = target.clone();
+        }
+    }
+
+    /// The limits of the route, and those of the cluster.
+    pub(crate) fn rate_limits(&self) -> [Option<&Arc<Limits>>; 2] {
+        let of_route = self.route.as_ref().and_then(|r| r.rate_limits.as_ref());
+        let of_cluster = match &self.target {
+            Target::Cluster(onward) => onward.rate_limits.as_ref(),
+            Target::Original => None,
+        };
+        [of_route, of_cluster]
+    }
+
+    pub(crate) fn has_rate_limits(&self) -> bool {
+        self.rate_limits().iter().any(Option::is_some)
     }
 
     /// What metrics, logs and traces call the route.

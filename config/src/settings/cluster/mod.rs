@@ -20,7 +20,7 @@ pub use health::{GrpcCheck, HealthCheck, HttpCheck, TcpCheck};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 pub use protection::{AdaptiveConcurrency, CircuitBreaker, EndpointBreaker, MinRtt, RetryBudget};
 
-use super::{GrpcTimeout, ORIGINAL_DESTINATION, Retry};
+use super::{GrpcTimeout, ORIGINAL_DESTINATION, RateLimit, Retry};
 use crate::{Percent, Span};
 
 /// Endpoints that do the same job, and the policy for the traffic sent to them. Exactly one of
@@ -86,6 +86,10 @@ pub struct Cluster {
     /// Bounds the requests under way by what the latency says, before queues grow. Default: none.
     #[serde(default)]
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// How much may be sent to the cluster, whichever route leads there. With `original_destination`,
+    /// to each destination. Default: no limit.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
     /// Dialling one endpoint. Default 5 s, Envoy's.
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
@@ -105,6 +109,8 @@ pub struct Defaults {
     pub outlier_detection: Option<OutlierDetection>,
     /// Bounds the requests under way by what the latency says. Default: none.
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// How much may be sent to each destination. Default: no limit.
+    pub rate_limits: Vec<RateLimit>,
     /// Dialling. Default `null`: `timeouts.connect`.
     pub connect_timeout: Option<Span>,
     /// As a route's. Default `null`: no limit.
@@ -155,6 +161,7 @@ impl Defaults {
             }),
             endpoint_breaker: self.endpoint_breaker.clone(),
             adaptive_concurrency: self.adaptive_concurrency.clone(),
+            rate_limits: self.rate_limits.clone(),
             connect_timeout: self.connect_timeout.or(connect).unwrap_or(NO_LIMIT),
         })
     }

@@ -8,10 +8,12 @@ mod mirror;
 mod retry;
 mod timeout;
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{RouteTracing, cluster::Labels};
+use super::{RateLimit, RouteTracing, cluster::Labels};
 use crate::Span;
 
 pub use action::{Redirect, RedirectCode, Respond, Scheme, Share};
@@ -73,6 +75,9 @@ pub struct Route {
     /// How this route's requests are sampled. Default: as `tracing` says.
     #[serde(default)]
     pub tracing: Option<RouteTracing>,
+    /// How much may take this route. Default: no limit.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
     /// From the last byte of a request to the last of its answer, retries included; then 504, or a
     /// reset if the answer has begun. Default `null`: as long as a direct connection would have taken.
     /// Envoy's 15 s would end long downloads and streams that nobody thought of.
@@ -98,6 +103,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// What it is called at this place in the list, from 0.
+    pub(crate) fn name_at(&self, index: usize) -> Cow<'_, str> {
+        match &self.name {
+            Some(name) => name.into(),
+            None => format!("route-{}", index + 1).into(),
+        }
+    }
+
     /// Every cluster that it names, mirrors included, with the key's path below the route's.
     pub(crate) fn clusters(&self) -> impl Iterator<Item = (String, &str)> {
         let one = self

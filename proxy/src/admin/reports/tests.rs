@@ -62,7 +62,7 @@ fn the_configuration_is_shown_whole_and_without_secrets() {
     let snapshot = outrigger_config::Snapshot::compile(settings, Some(&before));
     shared
         .configuration
-        .publish(snapshot.into(), &shared.clusters);
+        .publish(snapshot.into(), &shared.clusters, &shared.rate_limits);
     let report = serde_json::to_value(ConfigReport::of(&shared)).expect("JSON");
     assert_eq!(report["generation"], 2);
     assert_eq!(report["settings"]["clusters"][0]["name"], "web");

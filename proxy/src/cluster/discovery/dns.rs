@@ -11,8 +11,11 @@ use std::{
 
 use hickory_resolver::{
     TokioResolver,
-    net::NetError,
-    proto::rr::{RData, RecordType},
+    net::{DnsError, NetError},
+    proto::{
+        op::ResponseCode,
+        rr::{RData, RecordType},
+    },
 };
 use outrigger_config::{Dns as Settings, DnsFamily, Endpoint};
 
@@ -150,7 +153,7 @@ impl Dns {
                 // whose failures tell nothing of this one.
                 match self.family(&found.name, RecordType::AAAA).await {
                     Ok(other) => Ok(found.and(other)),
-                    Err(error) if error.is_no_records_found() => Ok(found),
+                    Err(error) if error.is_no_records_found() || is_declined(&error) => Ok(found),
                     // A server that fails for one family must not take its endpoints away.
                     Err(error) => Err(error),
                 }
@@ -171,6 +174,16 @@ impl Dns {
             name: lookup.query().name().to_string(),
         })
     }
+}
+
+/// Whether the server does not answer such a question at all, which it will not do the next time
+/// either: one that forwards nothing refuses AAAA of a name of which it has an A record.
+fn is_declined(error: &NetError) -> bool {
+    use ResponseCode::{NotImp, Refused};
+    matches!(
+        error,
+        NetError::Dns(DnsError::ResponseCode(Refused | NotImp))
+    )
 }
 
 /// What one name has.

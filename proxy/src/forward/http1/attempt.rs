@@ -11,6 +11,7 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::{Body, Framing},
     download::{Answer, Discarded, Download, DownloadEnd},
     progress::Progress,
@@ -39,7 +40,10 @@ pub(super) struct Attempt<'a> {
     /// What the route changes in the answer.
     pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
+    pub(super) added: &'a Added,
     pub(super) policed: Option<&'a Policed>,
+    /// The request has been sent, and the output begins with its answer.
+    pub(super) is_answered: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -78,6 +82,7 @@ impl Attempt<'_> {
                     };
                     self.request.len + policed.keeps(length)
                 }),
+                is_sent: self.is_answered,
                 body: self.body,
                 progress,
             }
@@ -92,6 +97,7 @@ impl Attempt<'_> {
             request: self.request,
             edits: self.edits,
             set_cookie: self.set_cookie,
+            added: self.added,
             policed: self.policed,
             progress,
         };

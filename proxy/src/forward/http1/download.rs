@@ -6,6 +6,7 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::Body,
     edit, head,
     io::{read, write_some},
@@ -38,6 +39,8 @@ pub(super) struct Download<'a> {
     pub(super) edits: Option<&'a HeaderEdits>,
     /// To be added to the answer.
     pub(super) set_cookie: Option<&'a str>,
+    /// The same, of its limits.
+    pub(super) added: &'a Added,
     /// What may have the request sent again instead of its answer relayed.
     pub(super) policed: Option<&'a Policed>,
     pub(super) progress: &'a Progress,
@@ -115,6 +118,9 @@ impl Download<'_> {
         }
         if let Some(cookie) = self.set_cookie {
             head.add_line("Set-Cookie", cookie);
+        }
+        for (name, value) in self.added {
+            head.add_line(name.as_str(), value.to_str().unwrap_or_default());
         }
         head.apply_edits(head.keeps_alive && !keeps_client, self.output);
         self.progress.status.set(Some(head.status));

@@ -6,17 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_config::Headers;
 use tokio::io::Interest;
 
 use super::{
     Next, OwnedLease, Session,
+    admission::{Added, Denied},
     attempt::{Attempt, AttemptEnd},
     body::{Body, Framing},
     download::{Answer as Answered, Discarded},
-    edit, mirror,
+    edit,
+    hedge::{Lost, Race},
+    io::read,
+    mirror,
     progress::Progress,
     record::Outcome,
-    request::RequestHead,
+    request::{Method, RequestHead},
 };
 use crate::{
     accept::reset_when_dropped,
@@ -54,6 +59,8 @@ struct Exchange {
     head: RequestHead,
     outcome: Outcome,
     key: Key,
+    /// To the answer, by limits.
+    added: Added,
     /// To be sent when the request is whole.
     copies: Vec<Copy>,
     policed: Option<Box<Policed>>,
@@ -102,9 +109,24 @@ impl Session {
         (outcome.routed, key) = self.route(&head);
         self.begin_trace(&mut head, &outcome);
         // What its route answers itself or does not admit ends here.
+        let mut added = Added::new();
+        if outcome.routed.has_rate_limits() {
+            match Box::pin(self.admit(&mut head, &outcome.routed)).await {
+                Ok(lines) => added = lines,
+                Err(Denied::Answered(answer)) => {
+                    return self.answer(head, &arrived, *answer, outcome).await;
+                }
+                Err(Denied::Failed(failure)) => {
+                    return self.refuse(Some(&head), failure, outcome).await;
+                }
+            }
+        }
         match self.answer_of_route(&head, &outcome.routed).await {
             Ok(None) => {}
-            Ok(Some(answer)) => return self.answer(head, &arrived, answer, outcome).await,
+            Ok(Some(mut answer)) => {
+                answer.headers.extend(added);
+                return self.answer(head, &arrived, answer, outcome).await;
+            }
             Err(failure) => return self.refuse(Some(&head), failure, outcome).await,
         }
         let copies = self.prepare(&mut head, &arrived, &outcome.routed);
@@ -114,10 +136,28 @@ impl Session {
             head,
             outcome,
             key,
+            added,
             copies,
             tried: Tried::default(),
             buffers: Buffers::default(),
         };
+        if let Some(policed) = exchange.policed.as_deref()
+            && !arrived.body.is_done()
+            && policed.hedge_delay().is_some()
+            && !exchange.expects_continue(self.input.filled())
+        {
+            let collecting = Box::pin(self.collect(&exchange.head, policed));
+            let within = policed
+                .deadlines
+                .within(collecting, deadlines::Progress::default);
+            let collected = within.await;
+            let collected = collected.unwrap_or_else(|passed| Err(policed.passed(passed)));
+            if let Err(failure) = collected {
+                return self
+                    .refuse(Some(&exchange.head), failure, exchange.outcome)
+                    .await;
+            }
+        }
         let mut through = Through::Any;
         let failure = loop {
             match self.try_once(&mut exchange, through).await {
@@ -155,30 +195,51 @@ impl Session {
             Ok(arrived) => arrived,
             Err(how) => return TryEnd::Refused(Failure::BadRequest(how)),
         };
-        let reached = self.reach(exchange, through, arrived.body.is_done()).await;
+        let hedge_delay = exchange.hedge_delay(&arrived);
+        let is_hedged = hedge_delay.is_some();
+        let reached = match hedge_delay {
+            // Large while under way, and rare.
+            Some(delay) => Box::pin(self.race(exchange, through, delay)).await,
+            None => self
+                .reach(exchange, through, arrived.body.is_done())
+                .await
+                .map_err(Lost::Unreached),
+        };
         let (lease, mut hop) = match reached {
             Ok(reached) => reached,
-            Err(failure) => {
+            Err(Lost::Unreached(failure)) => {
                 self.attempt_failed(failure);
                 return exchange.unreached(failure, &self.connection.worker);
+            }
+            Err(Lost::TimedOut) => {
+                self.attempt_failed(Failure::TryTimeout);
+                return exchange.raced_too_long(self.rng());
+            }
+            Err(Lost::NoAnswer { hop, has_left }) => {
+                self.attempt_failed(Failure::UpstreamClosed);
+                let is_kept = !exchange.head.authenticates_connection;
+                let policed = exchange.policed.as_ref();
+                let fate = Fate::Reset { has_left };
+                return match policed.and_then(|p| p.again(fate, is_kept, self.rng())) {
+                    Some(pause) => exchange.again(&hop, pause),
+                    None => TryEnd::Refused(Failure::UpstreamClosed),
+                };
             }
         };
         if arrived.body.is_done() {
             self.mirror(exchange, exchange.head.len + arrived.count);
         }
-        let peer = lease.upstream.peer;
-        if let Some(host) = exchange.outcome.routed.auto_host(peer) {
-            edit::set_host(&mut exchange.head, host.as_bytes(), &mut self.input);
-        }
-        if let Some(number) = exchange.policed.as_ref().and_then(|p| p.attempt()) {
-            let number = number.to_string();
-            let head = &mut exchange.head;
-            head.set_line(&mut self.input, ATTEMPT_COUNT, &number);
+        if !is_hedged {
+            let peer = lease.upstream.peer;
+            if let Some(host) = exchange.outcome.routed.auto_host(peer) {
+                edit::set_host(&mut exchange.head, host.as_bytes(), &mut self.input);
+            }
+            self.number_try(exchange);
         }
         let captured = self.connection.worker.captured();
         let progress = Progress::new(exchange.head.len + arrived.count, captured);
         let end = self
-            .attempt(exchange, arrived.body, &lease, &progress)
+            .attempt(exchange, arrived.body, &lease, is_hedged, &progress)
             .await;
         if progress.is_request_complete.get() && !progress.has_streamed.get() {
             self.mirror(exchange, progress.in_input.get());
@@ -260,6 +321,96 @@ impl Session {
         Box::pin(policed.pause(pause, gone)).await
     }
 
+    /// Tries at several endpoints beside each other; the answer that wins is in the output.
+    async fn race(
+        &mut self,
+        exchange: &mut Exchange,
+        through: Through,
+        delay: Duration,
+    ) -> Result<(Lease, Hop), Lost> {
+        self.number_try(exchange);
+        let Exchange {
+            head,
+            outcome,
+            key,
+            policed,
+            tried,
+            buffers,
+            ..
+        } = exchange;
+        let Some(policed) = policed.as_deref() else {
+            return Err(Lost::Unreached(Failure::Internal));
+        };
+        let arrived = self.arrived(head);
+        let count = arrived.map_or(0, |arrived| arrived.count);
+        let way = self.way(&outcome.routed.target, key);
+        let first = match through {
+            Through::Any | Through::Another => way.choose_another(tried, policed.prefers_others()),
+            Through::Fresh(hop) => Ok(hop),
+        };
+        let race = Race {
+            worker: &self.connection.worker,
+            way,
+            limits: self.settings.limits,
+            client: &self.client,
+            policed,
+            head,
+            request: &self.input.filled()[..head.len + count],
+        };
+        let racing = race.run(first.map_err(Lost::Unreached)?, delay, tried);
+        policed.deadlines.begin_try();
+        let received = || deadlines::Progress {
+            is_received: true,
+            ..Default::default()
+        };
+        let won = match policed.deadlines.within(racing, received).await {
+            Ok(won) => won?,
+            Err(passed) => {
+                let failure = policed.passed(passed);
+                return Err(match passed.is_of_try() {
+                    true => Lost::TimedOut,
+                    false => Lost::Unreached(failure),
+                });
+            }
+        };
+        let pool = &self.connection.worker.http1_pool;
+        self.peers.turn_to(pool, won.hop.peer);
+        buffers.output = won.output;
+        Ok((won.lease, won.hop))
+    }
+
+    /// Reads the rest of a body that fits what is kept of it: only a whole request can be hedged.
+    async fn collect(&mut self, head: &RequestHead, policed: &Policed) -> Result<(), Failure> {
+        let keeps = head.len
+            + policed.keeps(match head.framing {
+                Framing::Length(length) => Some(length),
+                Framing::Chunked | Framing::UntilClose => None,
+            });
+        loop {
+            let arrived = self.arrived(head).map_err(Failure::BadRequest)?;
+            if arrived.body.is_done() || self.input.len() >= keeps {
+                return Ok(());
+            }
+            if self.input.space().is_empty() {
+                let doubled = self.input.capacity() * 2;
+                self.input.grow(doubled.min(keeps + 1));
+            }
+            match read(&self.client, &mut self.input).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Err(Failure::ClientClosed),
+            }
+        }
+    }
+
+    /// Tells the endpoint which try of its request this is, where that is asked for.
+    fn number_try(&mut self, exchange: &mut Exchange) {
+        if let Some(number) = exchange.policed.as_ref().and_then(|p| p.attempt()) {
+            let number = number.to_string();
+            let head = &mut exchange.head;
+            head.set_line(&mut self.input, ATTEMPT_COUNT, &number);
+        }
+    }
+
     fn rng(&self) -> &Rng {
         &self.connection.worker.rng
     }
@@ -271,7 +422,10 @@ impl Session {
             return Default::default();
         }
         let lines = head.lines(self.input.filled());
-        let routed = self.connection.route_request(lines.as_request());
+        let mut routed = self.connection.route_request(lines.as_request());
+        if let Some(pinned) = &self.pinned {
+            routed.stay_with(&pinned.target);
+        }
         let client = self.connection.client.0.ip();
         let key = routed.target.key(worker, client, &lines);
         (routed, key)
@@ -460,8 +614,10 @@ impl Session {
         exchange: &mut Exchange,
         body: Body,
         lease: &Lease,
+        is_answered: bool,
         progress: &Progress,
     ) -> AttemptEnd {
+        progress.has_answer_begun.set(is_answered);
         let policed = exchange.policed.as_deref();
         let attempt = Attempt {
             worker: &self.connection.worker,
@@ -476,7 +632,9 @@ impl Session {
             edits: (exchange.outcome.routed.route.as_ref())
                 .and_then(|r| r.response_headers.as_ref()),
             set_cookie: exchange.key.set_cookie.as_deref(),
+            added: &exchange.added,
             policed,
+            is_answered,
             progress,
         };
         let Some(policed) = policed else {
@@ -634,6 +792,39 @@ impl Session {
 }
 
 impl Exchange {
+    /// After how long another try begins beside this one. What is not whole, or differs by endpoint, is
+    /// not hedged.
+    fn hedge_delay(&self, arrived: &Arrived) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self
+            .outcome
+            .routed
+            .policy()
+            .and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged = arrived.body.is_done()
+            && !self.head.authenticates_connection
+            && self.head.method != Method::Connect
+            && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
+    }
+
+    /// No try of a race was answered in time.
+    fn raced_too_long(&self, rng: &Rng) -> TryEnd {
+        let policed = self.policed.as_ref();
+        match policed.and_then(|p| p.again(Fate::TimedOut, true, rng)) {
+            Some(pause) => TryEnd::Again(Through::Another, pause),
+            None => TryEnd::Refused(Failure::TryTimeout),
+        }
+    }
+
+    fn expects_continue(&self, head: &[u8]) -> bool {
+        let mut expects = false;
+        self.head
+            .lines(head)
+            .each("expect", &mut |_| expects = true);
+        expects
+    }
+
     /// There was no connection.
     fn unreached(&mut self, failure: Failure, worker: &Worker) -> TryEnd {
         let is_kept = !self.head.authenticates_connection;

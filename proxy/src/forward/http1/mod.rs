@@ -10,6 +10,7 @@
 //! upstream takes gets 502, 503 or 504; an upstream lost within its answer, and a client lost at
 //! any time, are told to the other side by a reset.
 
+mod admission;
 mod attempt;
 mod body;
 pub mod chunked;
@@ -18,6 +19,7 @@ mod download;
 mod edit;
 mod exchange;
 pub mod head;
+mod hedge;
 mod io;
 mod mirror;
 mod peers;

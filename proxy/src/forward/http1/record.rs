@@ -26,7 +26,7 @@ use crate::{
 
 /// How long a client may take to accept a response of ours, which fits every socket buffer that is
 /// not full already.
-const REFUSAL_TAKES: Duration = Duration::from_secs(1);
+pub(super) const REFUSAL_TAKES: Duration = Duration::from_secs(1);
 
 /// The same for an answer of a route's, which may be larger than a socket buffer.
 const ANSWER_TAKES: Duration = Duration::from_secs(15);
@@ -43,7 +43,7 @@ pub(super) struct Outcome {
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
     is_upstream_reused: bool,
-    status: Option<u16>,
+    pub(super) status: Option<u16>,
     /// Over a connection; failed dials are counted apart.
     tries: u32,
     answered: Option<Instant>,

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use http::{HeaderName, HeaderValue};
 use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
@@ -129,6 +130,20 @@ impl RequestHead {
         self.len = edits.moved(self.len);
         self.target = edit::moved(&self.target, &edits);
         self.host = self.host.take().map(|host| edit::moved(&host, &edits));
+    }
+
+    /// Adds lines to the head that begins `buffer`.
+    pub(super) fn add_lines(&mut self, lines: &[(HeaderName, HeaderValue)], buffer: &mut Buffer) {
+        let end = self.len - b"\r\n".len();
+        let mut added = Vec::new();
+        for (name, value) in lines {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                added.extend_from_slice(part);
+            }
+        }
+        let mut edits = Edits::default();
+        edits.replace(end..end, added);
+        self.carry_out(edits, buffer);
     }
 
     /// As the log sees it, which is as the client sent it; `head` is where the head lies now.

@@ -30,6 +30,8 @@ pub(super) struct Upload<'a> {
     pub(super) body: Body,
     /// Bytes of the request that are worth keeping in the input, beyond what fits it anyway.
     pub(super) keeps: usize,
+    /// What is in the input has been sent already.
+    pub(super) is_sent: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -59,7 +61,11 @@ impl Upload<'_> {
 
     async fn send(&mut self) -> Result<Infallible, UploadEnd> {
         self.note_received();
-        self.write_input(0).await?;
+        if self.is_sent {
+            self.progress.add_written(self.progress.in_input.get());
+        } else {
+            self.write_input(0).await?;
+        }
         while !self.body.is_done() && self.has_space() {
             self.receive().await?;
             let start = self.progress.in_input.get();

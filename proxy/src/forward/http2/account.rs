@@ -5,11 +5,11 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
     header::{HOST, USER_AGENT},
     request, response,
 };
@@ -267,6 +267,16 @@ impl Account {
     /// Whether the client has heard `100 Continue` already; it has from here on.
     pub(super) fn has_continued(&self) -> bool {
         self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    /// After how long without an answer another try begins beside the one under way, if the request may
+    /// be hedged; what differs by endpoint, or becomes a tunnel, is not.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self.routed.policy().and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged =
+            self.head.method != Method::CONNECT && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
     }
 
     pub(super) fn is_grpc(&self) -> bool {

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{
+    hedge::Whole, held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow,
+};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -151,6 +153,58 @@ impl Body {
         true
     }
 
+    /// Reads the source to its end, holding all of it; false when that is more than `most` bytes.
+    pub(super) fn poll_collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<Result<bool, h2::Error>> {
+        while self.end.is_none() {
+            if self.held.len() > most {
+                return Poll::Ready(Ok(false));
+            }
+            match ready!(self.source.poll_data(cx)) {
+                Some(chunk) => {
+                    let chunk = chunk?;
+                    self.note_received(&chunk);
+                    self.window.hold(chunk.len());
+                    self.held.push(chunk);
+                }
+                None => {
+                    let trailers = ready!(self.source.poll_trailers(cx))?;
+                    self.note_end(match trailers {
+                        Some(trailers) => End::Trailers(Box::new(trailers)),
+                        None => End::Data,
+                    });
+                }
+            }
+        }
+        Poll::Ready(Ok(self.held.len() <= most))
+    }
+
+    /// A body that has been collected.
+    pub(super) fn whole(&mut self) -> Whole {
+        Whole {
+            chunks: self.held.chunks(),
+            trailers: match &self.end {
+                Some(End::Trailers(trailers)) => Some((**trailers).clone()),
+                Some(End::Data) | None => None,
+            },
+        }
+    }
+
+    /// What is held has been sent by somebody else.
+    pub(super) fn finish(&mut self) {
+        while !self.held.is_empty() {
+            let len = self.held.pop(usize::MAX).len();
+            let before = self.acknowledged.min(len);
+            self.acknowledged -= before;
+            self.window.let_go(len - before);
+            // Fails only for more bytes than were received.
+            let _ = self.source.flow_control().release_capacity(len - before);
+        }
+    }
+
     /// Relays as far as both sides let it; after [`Ended`] only [`Self::rewind`] makes sense.
     pub(super) fn poll_relay(
         &mut self,
@@ -172,13 +226,7 @@ impl Body {
             }
             match ready!(self.source.poll_data(cx)) {
                 Some(Ok(chunk)) => {
-                    self.received += chunk.len() as u64;
-                    if let Some(copy) = &self.copy {
-                        copy.borrow_mut().add(&chunk);
-                    }
-                    if self.source.is_end_stream() {
-                        self.note_end(End::Data);
-                    }
+                    self.note_received(&chunk);
                     if is_blocked || !self.has_room(chunk.len(), sink) {
                         self.window.hold(chunk.len());
                         self.held.push(chunk);
@@ -205,6 +253,16 @@ impl Body {
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
             }
+        }
+    }
+
+    fn note_received(&mut self, chunk: &Bytes) {
+        self.received += chunk.len() as u64;
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().add(chunk);
+        }
+        if self.source.is_end_stream() {
+            self.note_end(End::Data);
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{HOST, SET_COOKIE},
     request::Parts,
 };
@@ -19,13 +19,16 @@ use outrigger_config::{Headers, HttpRequest};
 
 use super::{
     account::Account,
+    admission,
     body::Body,
     edit,
+    hedge::{Leader, Lost, Race},
     mirror::{Copies, Recorded},
     peers::RunningExchange,
     relay::{Relay, Relayed, UpstreamStream, failure_of, reason_to_tell},
     session::Unsent,
     sessions::{Place, Sessions},
+    settings::STREAM_WINDOW,
     upload::Upload,
 };
 use crate::{
@@ -127,8 +130,16 @@ async fn begin(
     let key = route(account);
     account.begin_trace();
     // What its route answers itself or does not admit ends here.
+    let mut added = Vec::new();
+    if account.routed.has_rate_limits() {
+        match Box::pin(admission::admit(client, account)).await? {
+            Ok(lines) => added = lines,
+            Err(answer) => return send_answer(client, account, *answer),
+        }
+    }
     if account.routed.route.is_some() {
-        if let Some(answer) = answer_of_route(client, account).await? {
+        if let Some(mut answer) = answer_of_route(client, account).await? {
+            answer.headers.extend(added);
             return send_answer(client, account, answer);
         }
         prepare(upload, account);
@@ -145,10 +156,20 @@ async fn begin(
         client,
         account,
         key,
+        added,
         replays: 0,
         refused: None,
         tried: Tried::default(),
+        hedge_delay: None,
     };
+    if let Some(delay) = asking.account.hedge_delay() {
+        // Large while under way, and rare.
+        asking.hedge_delay = match Box::pin(asking.collect()).await {
+            Ok(is_whole) => is_whole.then_some(delay),
+            Err(Failure::ClientClosed) => return Err(Failure::ClientClosed),
+            Err(failure) => return Err(refuse(asking.client, asking.account, failure)),
+        };
+    }
     loop {
         let again = match asking.try_once().await {
             Ok(relay) => return Ok(relay),
@@ -174,10 +195,14 @@ struct Asking<'a> {
     client: &'a mut SendResponse<Bytes>,
     account: &'a mut Account,
     key: Key,
+    /// To the answer, by limits.
+    added: Vec<(HeaderName, HeaderValue)>,
     replays: usize,
     /// Where it was not processed.
     refused: Option<Place>,
     tried: Tried,
+    /// After how long another try begins beside the one under way; the request is whole then.
+    hedge_delay: Option<Duration>,
 }
 
 /// Why a try did not become an exchange.
@@ -194,6 +219,9 @@ enum TryEnd {
 
 impl Asking<'_> {
     async fn try_once(&mut self) -> Result<Option<Relay>, TryEnd> {
+        if let Some(delay) = self.hedge_delay {
+            return Box::pin(self.race(delay)).await;
+        }
         let Some(hop) = &self.account.hop else {
             return Err(TryEnd::Refused(Failure::Internal));
         };
@@ -258,6 +286,108 @@ impl Asking<'_> {
                 }
                 Err(self.failed(stream, &error, is_informed))
             }
+        }
+    }
+
+    /// Holds the whole body, if it is not too long: only a whole request can be hedged.
+    async fn collect(&mut self) -> Result<bool, Failure> {
+        let Self {
+            client,
+            upload,
+            account,
+            ..
+        } = self;
+        let keeps = account.policed.as_ref().map_or(0, |p| p.keeps(None));
+        // Beyond half of its window a client might wait for us.
+        let most = keeps.min(STREAM_WINDOW as usize / 2);
+        poll_fn(|cx| {
+            if let Poll::Ready(collected) = upload.poll_collect(cx, most, account) {
+                return Poll::Ready(collected.map_err(|_| Failure::ClientClosed));
+            }
+            if poll_client_reset(cx, client).is_ready() {
+                return Poll::Ready(Err(Failure::ClientClosed));
+            }
+            let passed = account.poll_deadlines(cx, upload, false);
+            passed.map(|passed| Err(account.passed(passed)))
+        })
+        .await
+    }
+
+    /// Tries at several endpoints beside each other.
+    async fn race(&mut self, delay: Duration) -> Result<Option<Relay>, TryEnd> {
+        let Some((policed, hop)) = self.account.policed.clone().zip(self.account.hop.take()) else {
+            return Err(TryEnd::Refused(Failure::Internal));
+        };
+        let body = self.upload.whole();
+        policed.deadlines.begin_try();
+        let ended = {
+            let Self {
+                client,
+                upload,
+                account,
+                key,
+                tried,
+                ..
+            } = self;
+            let account = &**account;
+            let race = Race {
+                peers: &account.peers,
+                way: way(account, key),
+                policed: &policed,
+                request: &|| outgoing(account),
+                body,
+            };
+            let mut racing = pin!(race.run(hop, delay, tried));
+            poll_fn(|cx| {
+                if let Poll::Ready(ended) = racing.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(ended));
+                }
+                if let Poll::Ready(reason) = poll_client_reset(cx, client) {
+                    return Poll::Ready(Err(Answer::ClientReset(reason)));
+                }
+                let passed = account.poll_deadlines(cx, upload, false);
+                passed.map(|passed| Err(Answer::TooLong(passed)))
+            })
+            .await
+        };
+        match ended {
+            Ok(Ok(Leader {
+                hop,
+                stream,
+                response,
+            })) => {
+                self.account.sent_at(&stream.place);
+                self.account.hop = Some(hop);
+                self.answered(stream, response)
+            }
+            Ok(Err(Lost::Unreached(failure))) => {
+                let rng = &self.account.peers.client.connection.worker.rng;
+                Err(match policed.again_after(failure, true, rng) {
+                    Some(pause) => TryEnd::Again(pause),
+                    None => TryEnd::Refused(failure),
+                })
+            }
+            Ok(Err(Lost::Invalid(error))) => {
+                tracing::debug!(%error, "request cannot be sent on");
+                let failure = Failure::BadRequest("request has no valid HTTP/2 form");
+                Err(TryEnd::Refused(failure))
+            }
+            Ok(Err(Lost::NoAnswer(error))) => {
+                self.again(if is_unprocessed(&error) {
+                    Fate::Refused
+                } else {
+                    Fate::Reset { has_left: true }
+                })?;
+                Err(TryEnd::Refused(failure_of(&error)))
+            }
+            Err(Answer::TooLong(passed)) => {
+                let failure = self.account.passed(passed);
+                if passed.is_of_try() {
+                    self.again(Fate::TimedOut)?;
+                }
+                Err(TryEnd::Refused(failure))
+            }
+            Err(_) => Err(TryEnd::Over(Failure::ClientClosed)),
         }
     }
 
@@ -340,6 +470,9 @@ impl Asking<'_> {
         if let Some(policed) = &self.account.policed {
             policed.settle(status);
         }
+        if self.hedge_delay.is_some() {
+            self.upload.finish();
+        }
         let route = self.account.routed.route.as_ref();
         if let Some(edits) = route.and_then(|r| r.response_headers.as_ref()) {
             edits.apply(response.headers_mut());
@@ -347,6 +480,9 @@ impl Asking<'_> {
         let cookie = self.key.set_cookie.as_deref().map(HeaderValue::try_from);
         if let Some(Ok(cookie)) = cookie {
             response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        for (name, value) in self.added.drain(..) {
+            response.headers_mut().append(name, value);
         }
         Relay::start(stream, response, self.client, self.upload, self.account).map_err(TryEnd::Over)
     }
@@ -436,7 +572,7 @@ fn route(account: &mut Account) -> Key {
 }
 
 /// As routes see it.
-fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'a>) -> HttpRequest<'a> {
+pub(super) fn as_request<'a>(head: &'a Parts, headers: &'a Lines<'a>) -> HttpRequest<'a> {
     HttpRequest {
         host: authority(head).and_then(without_port),
         method: head.method.as_str(),
@@ -469,6 +605,9 @@ async fn answer_of_route(
     }
     if let Some(abort) = fault.and_then(|fault| fault.abort) {
         return Ok(Some(abort));
+    }
+    if !account.routed.answers_itself() {
+        return Ok(None);
     }
     let original = connection.original.0.to_string();
     let authority = authority(&account.head).unwrap_or(original.as_bytes());
@@ -600,7 +739,10 @@ fn poll_answer(
 }
 
 /// Ready when the client has given up; a client that is gone counts as one that cancels.
-fn poll_client_reset(cx: &mut Context<'_>, client: &mut SendResponse<Bytes>) -> Poll<Reason> {
+pub(super) fn poll_client_reset(
+    cx: &mut Context<'_>,
+    client: &mut SendResponse<Bytes>,
+) -> Poll<Reason> {
     client
         .poll_reset(cx)
         .map(|reset| reset.unwrap_or(Reason::CANCEL))

@@ -12,6 +12,7 @@ use h2::{Reason, SendStream};
 use super::{
     account::Account,
     body::{Body, Ended},
+    hedge::Whole,
     mirror::Recorded,
 };
 
@@ -49,6 +50,36 @@ impl Upload {
         if let Some(body) = &mut self.body {
             body.keep(bytes);
         }
+    }
+
+    /// Reads all of it, holding it; false when that is more than `most` bytes. Its client's reset is an
+    /// error.
+    pub(super) fn poll_collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        account: &mut Account,
+    ) -> Poll<Result<bool, h2::Error>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Ok(true));
+        };
+        let before = body.received();
+        let collected = body.poll_collect(cx, most);
+        account.add_received(body.received() - before);
+        collected
+    }
+
+    /// A body that has been collected.
+    pub(super) fn whole(&mut self) -> Option<Whole> {
+        self.body.as_mut().map(|body| body.whole())
+    }
+
+    /// It has been sent by somebody else.
+    pub(super) fn finish(&mut self) {
+        if let Some(mut body) = self.body.take() {
+            body.finish();
+        }
+        self.progress = Progress::Sent;
     }
 
     /// Whether [`Self::rewind`] would do.

@@ -78,6 +78,7 @@ impl Tunnel {
             if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
                 self.routed = routed;
                 let rng = &connection.worker.rng;
+                connection.admit(&self.routed, &self.client).await?;
                 self.routed.admit_opaque(rng, &self.client).await?;
             }
         }

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 27] = [
+const ALL: [Failure; 29] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -34,6 +34,8 @@ const ALL: [Failure; 27] = [
     Failure::RequestTimeout,
     Failure::TryTimeout,
     Failure::StreamTimeout,
+    Failure::RateLimited,
+    Failure::RateLimitService,
 ];
 
 pub(super) fn number(failure: Failure) -> usize {
@@ -65,6 +67,8 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::RequestTimeout => 24,
         Failure::TryTimeout => 25,
         Failure::StreamTimeout => 26,
+        Failure::RateLimited => 27,
+        Failure::RateLimitService => 28,
     }
 }
 
