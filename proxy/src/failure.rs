@@ -241,6 +241,10 @@ impl Failure {
             Self::Shed => {
                 "find what is slow behind the cluster; adaptive_concurrency lowered its limit for it"
             }
+            Self::RateLimited => "send less, or raise the limit; /metrics tells which one is reached",
+            Self::RateLimitService => {
+                "look at the rate limit service and its cluster; its setting decides what happens while it is silent"
+            }
             Self::NotHttp => {
                 "narrow the route's match, or leave out what only HTTP can be answered with"
             }
