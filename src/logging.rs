@@ -79,19 +79,19 @@ pub(crate) fn start(filter: EnvFilter, format: LogFormat) -> io::Result<Log> {
     };
     let wants_colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let shown = filter.to_string();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_filter_reloading()
-        .with_writer(log.clone());
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone());
+    // Last, for the handle is of the whole of what was built before.
     let set: Set = match format {
         LogFormat::Text => {
             let subscriber = subscriber.with_ansi(wants_colour);
+            let subscriber = subscriber.with_env_filter(filter).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
             Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()))
         }
         LogFormat::Json => {
             let subscriber = subscriber.json().flatten_event(true);
+            let subscriber = subscriber.with_env_filter(filter).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
             Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()))

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use outrigger_config::{Labels, Match, Settings, Target};
+use outrigger_config::{Branch, Labels, Match, Settings, Target};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -117,14 +117,36 @@ struct RouteReport {
     index: usize,
     #[serde(rename = "match")]
     matches: Match,
-    /// None: where it was dialled.
-    cluster: Option<Box<str>>,
-    subset: Labels,
+    /// Where its traffic goes; none if it answers itself.
+    targets: Vec<TargetReport>,
     /// That have ended, and how many of them failed.
     requests: u64,
     failures: u64,
     bytes_received: u64,
     bytes_sent: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct TargetReport {
+    /// None: where it was dialled.
+    cluster: Option<Box<str>>,
+    subset: Labels,
+    /// Its share, among those of all targets.
+    weight: u32,
+}
+
+impl TargetReport {
+    fn of(branch: &Branch) -> Self {
+        Self {
+            cluster: match &branch.target {
+                Target::Cluster(cluster) => Some(cluster.name.as_str().into()),
+                Target::OriginalDestination => None,
+            },
+            subset: branch.subset.clone(),
+            weight: branch.weight,
+        }
+    }
 }
 
 impl RoutesReport {
@@ -137,11 +159,7 @@ impl RoutesReport {
                 name: (*decision.name).into(),
                 index: decision.index,
                 matches: decision.settings.matches.clone(),
-                cluster: match &decision.target {
-                    Target::Cluster(cluster) => Some(cluster.name.as_str().into()),
-                    Target::OriginalDestination => None,
-                },
-                subset: decision.settings.subset.clone(),
+                targets: decision.branches.iter().map(TargetReport::of).collect(),
                 requests: totals.outcomes.values().sum(),
                 failures: failures(&totals),
                 bytes_received: totals.bytes_received,

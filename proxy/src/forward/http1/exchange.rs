@@ -259,6 +259,7 @@ impl Session {
                 return TryEnd::Tunnelled(Box::pin(tunnel).await);
             }
             AttemptEnd::Discarded(answer) => {
+                let peer = lease.upstream.peer;
                 self.connection.failed.answered(peer, answer.head.status);
                 self.discard(exchange, lease, &answer, &progress);
                 return exchange.again(&hop, answer.pause);
@@ -273,6 +274,7 @@ impl Session {
                     has_left: progress.written.get() > 0 && !is_unconsumed(),
                 };
                 if let Some(pause) = exchange.pause_after(fate, &lease, &progress, self.rng()) {
+                    let peer = lease.upstream.peer;
                     self.connection.failed.broke(peer, Failure::UpstreamClosed);
                     return exchange.again(&hop, pause);
                 }
