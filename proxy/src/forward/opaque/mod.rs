@@ -22,7 +22,7 @@ use crate::{
     detect::{ClientHello, Detected, First},
     dispatch::{Dialled, Tried, Way},
     failure::Failure,
-    observe::{Protocol, Record, trace::Trace},
+    observe::{FailedTry, Protocol, Record, trace::Trace},
     route::Routed,
 };
 
