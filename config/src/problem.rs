@@ -44,7 +44,7 @@ pub struct Problem {
     pub line: Option<Box<str>>,
     /// Of what is wrong within a value: the value, and the characters before it there.
     #[serde(skip)]
-    pub(crate) within: Option<(String, usize)>,
+    pub within: Option<(String, usize)>,
 }
 
 impl Problem {

@@ -237,11 +237,6 @@ impl RequestHead {
         }
     }
 
-    /// Shows each value of the header `name`; for what is seldom asked.
-    fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        head::each_value(&head[..self.len], name, visit);
-    }
-
     /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
     pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
         let head = &buffer.filled()[..self.len];
