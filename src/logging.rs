@@ -2,15 +2,19 @@
 //! up an event loop that has something to say.
 
 use std::{
+    fmt,
     io::{self, IsTerminal},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use outrigger_proxy::observe::{LogTarget, LogThread};
+use outrigger_proxy::{
+    admin::Levels,
+    observe::{LogTarget, LogThread},
+};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
 
 /// How long the end waits for stderr to take what was said last.
@@ -65,18 +69,39 @@ pub(crate) fn start(filter: EnvFilter, format: LogFormat) -> io::Result<Log> {
             LogTarget::Stderr,
             1,
             Duration::ZERO,
+            Arc::default(),
         )?),
         told: Arc::default(),
+        filter: Arc::new(Filter {
+            shown: Mutex::default(),
+            set: Box::new(|_| Err("the log has not begun".into())),
+        }),
     };
     let wants_colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(log.clone());
-    match format {
-        LogFormat::Text => subscriber.with_ansi(wants_colour).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(log)
+    let shown = filter.to_string();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone());
+    // Last, for the handle is of the whole of what was built before.
+    let set: Set = match format {
+        LogFormat::Text => {
+            let subscriber = subscriber.with_ansi(wants_colour);
+            let subscriber = subscriber.with_env_filter(filter).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()))
+        }
+        LogFormat::Json => {
+            let subscriber = subscriber.json().flatten_event(true);
+            let subscriber = subscriber.with_env_filter(filter).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()))
+        }
+    };
+    let filter = Arc::new(Filter {
+        shown: Mutex::new(shown),
+        set,
+    });
+    Ok(Log { filter, ..log })
 }
 
 #[derive(Clone, Debug)]
@@ -84,9 +109,45 @@ pub(crate) struct Log {
     thread: Arc<LogThread>,
     /// Lost lines that have been told of.
     told: Arc<AtomicU64>,
+    filter: Arc<Filter>,
+}
+
+type Set = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// What is logged now, and what changes it.
+struct Filter {
+    shown: Mutex<String>,
+    set: Set,
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Filter").field(&self.shown).finish()
+    }
+}
+
+impl Levels for Log {
+    fn filter(&self) -> String {
+        let shown = self.filter.shown.lock();
+        shown.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, level: &str) -> Result<(), String> {
+        let filter = filter(Some(level))?;
+        let text = filter.to_string();
+        (self.filter.set)(filter)?;
+        let shown = self.filter.shown.lock();
+        *shown.unwrap_or_else(PoisonError::into_inner) = text;
+        Ok(())
+    }
 }
 
 impl Log {
+    /// What changes the filter.
+    pub(crate) fn levels(&self) -> Box<dyn Levels> {
+        Box::new(self.clone())
+    }
+
     /// Writes what is left.
     pub(crate) fn close(&self) {
         self.thread.close(PATIENCE);

@@ -11,9 +11,10 @@ use std::{
     str::FromStr,
 };
 
-use outrigger_config::Settings;
+use outrigger_config::{AdminAddress, Settings};
 use outrigger_proxy::{
     Source,
+    admin::Levels,
     supervised::{self, Inherited},
 };
 
@@ -67,10 +68,10 @@ pub(crate) struct Args {
     supervised: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Admin {
     Off,
-    At(SocketAddr),
+    At(AdminAddress),
 }
 
 impl FromStr for Admin {
@@ -80,9 +81,9 @@ impl FromStr for Admin {
         if text == "off" {
             return Ok(Self::Off);
         }
-        text.parse()
-            .map(Self::At)
-            .map_err(|_| "write an address and port, such as 127.0.0.1:15000, or `off`".into())
+        text.parse().map(Self::At).map_err(|_| {
+            "write an address and port, such as 127.0.0.1:15000, unix:/PATH, or `off`".into()
+        })
     }
 }
 
@@ -108,7 +109,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     match logging::start(filter, args.log_format) {
         Ok(log) => {
-            let served = serve(settings, inherited, source(args, text));
+            let served = serve(settings, inherited, source(args, text), log.levels());
             log.close();
             served.map_or_else(fail, |()| ExitCode::SUCCESS)
         }
@@ -116,14 +117,20 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn serve(settings: Settings, inherited: Inherited, source: Option<Source>) -> Result<(), String> {
+fn serve(
+    settings: Settings,
+    inherited: Inherited,
+    source: Option<Source>,
+    levels: Box<dyn Levels>,
+) -> Result<(), String> {
     if let Err(error) = privileges::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     warn_of_other_user(&settings);
     warn_of_open_admin(&settings);
     let bound = outrigger_proxy::app::bind(settings, inherited).map_err(|e| e.to_string())?;
-    bound.reloading(source).serve().map_err(|e| e.to_string())
+    let bound = bound.reloading(source).logging(levels);
+    bound.serve().map_err(|e| e.to_string())
 }
 
 /// The settings and the text that they were read from, and the sockets that somebody else has bound.
@@ -189,9 +196,14 @@ fn put_over(args: &Args, settings: &mut Settings) {
     if !args.listen.is_empty() {
         settings.listen.clone_from(&args.listen);
     }
-    match args.admin {
+    match &args.admin {
         Some(Admin::Off) => settings.admin = None,
-        Some(Admin::At(address)) => settings.admin = Some(address),
+        Some(Admin::At(listen)) => {
+            let admin = settings.admin.get_or_insert_default();
+            admin.listen = listen.clone();
+            // Whoever writes it on the command line means it.
+            admin.allow_remote = true;
+        }
         None => {}
     }
     settings.workers = args.workers.or(settings.workers);
@@ -216,9 +228,13 @@ fn warn_of_other_user(settings: &Settings) {
 
 /// Allowed, since whoever scrapes a pod's metrics comes from elsewhere; never by oversight.
 fn warn_of_open_admin(settings: &Settings) {
-    if let Some(address) = settings.admin.filter(|a| !a.ip().is_loopback()) {
+    let address = settings
+        .admin
+        .as_ref()
+        .and_then(outrigger_config::Admin::tcp);
+    if let Some(address) = address.filter(|a| !a.ip().is_loopback()) {
         tracing::warn!(
-            "the admin listener on {address} is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it"
+            "the admin listener on {address} is reachable from elsewhere: /metrics has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it"
         );
     }
 }

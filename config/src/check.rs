@@ -28,7 +28,28 @@ impl Findings {
         });
     }
 
-    fn warning(&mut self, path: String, message: String) {
+    /// Leaves out what was found from the problem `from` on at paths that are not to be `wanted`.
+    pub(crate) fn keep(&mut self, from: usize, wanted: impl Fn(&str) -> bool) {
+        let added = self.problems.split_off(from);
+        (self.problems).extend(added.into_iter().filter(|problem| wanted(&problem.path)));
+    }
+
+    /// An error within `value`, after `within` characters of it.
+    pub(crate) fn error_within(
+        &mut self,
+        path: String,
+        value: &str,
+        within: usize,
+        message: String,
+    ) {
+        self.problems.push(Problem {
+            path,
+            within: Some((value.to_owned(), within)),
+            ..Problem::error(message)
+        });
+    }
+
+    pub(crate) fn warning(&mut self, path: String, message: String) {
         self.problems.push(Problem {
             path,
             severity: Severity::Warning,
@@ -36,7 +57,7 @@ impl Findings {
         });
     }
 
-    fn error_if(&mut self, is_wrong: bool, path: &str, message: &str) {
+    pub(crate) fn error_if(&mut self, is_wrong: bool, path: &str, message: &str) {
         if is_wrong {
             self.error(path.to_owned(), message.to_owned());
         }

@@ -86,6 +86,11 @@ pub fn check(text: &str) -> Checked {
             findings.error(path.to_owned(), message);
         }
     }
+    let before = findings.problems.len();
+    settings.check(&mut findings);
+    findings.keep(before, |path| {
+        !root.find(path).is_some_and(|node| reader.is_bad(node))
+    });
     check::cross(&clusters, &routes, &settings, &names(&root), &mut findings);
     for (index, cluster) in &in_part {
         let path = format!("clusters[{index}]");
@@ -212,6 +217,7 @@ fn place_lines(text: &str, problems: &mut [Problem]) {
     for problem in problems {
         let line = problem.at.and_then(|at| lines.get(at.line as usize - 1));
         problem.line = line.map(|&line| line.into());
+        problem.narrow();
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Columns of a line that are shown around a problem.
 const SHOWN_COLUMNS: usize = 120;
 
 /// A place in a text: line and column from 1, and the number of characters meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Place {
     pub line: u32,
     pub column: u32,
@@ -16,7 +17,7 @@ pub struct Place {
     pub width: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// The configuration cannot be used.
@@ -26,7 +27,7 @@ pub enum Severity {
 }
 
 /// One thing wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Problem {
     pub severity: Severity,
     /// Where the text shows it; none for the file as a whole.
@@ -41,6 +42,9 @@ pub struct Problem {
     /// The line of the text.
     #[serde(skip)]
     pub line: Option<Box<str>>,
+    /// Of what is wrong within a value: the value, and the characters before it there.
+    #[serde(skip)]
+    pub within: Option<(String, usize)>,
 }
 
 impl Problem {
@@ -57,11 +61,33 @@ impl Problem {
             message,
             fix,
             line: None,
+            within: None,
         }
     }
 
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Moves the place from the beginning of a value to what is wrong within it, unless the value is
+    /// written over several lines or with escapes, so that its characters are not where they stand.
+    pub(crate) fn narrow(&mut self) {
+        let (Some((value, within)), Some(at), Some(line)) =
+            (&self.within, &mut self.at, &self.line)
+        else {
+            return;
+        };
+        let rest: String = line.chars().skip(at.column as usize - 1).collect();
+        let quote = usize::from(rest.starts_with(['"', '\'']));
+        if rest
+            .chars()
+            .skip(quote)
+            .take(value.chars().count())
+            .eq(value.chars())
+        {
+            at.column += (quote + within) as u32;
+            at.width = 1;
+        }
     }
 
     /// The line with a caret under what is meant, each line ending in a line feed; empty without a

@@ -19,6 +19,7 @@ use serde::{
 };
 
 use crate::{
+    one_or_many::{ONE_OR_LIST, TEXT_OR_KEYS},
     problem::{Place, Problem, meant},
     yaml::{Node, Value, joined},
 };
@@ -320,10 +321,17 @@ impl<'t> Deserializer<'t> for Reading<'_, 't> {
 
     fn deserialize_newtype_struct<V: Visitor<'t>>(
         self,
-        _: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        visitor.visit_newtype_struct(self)
+        match &self.node.value {
+            _ if name == ONE_OR_LIST && self.is_null() => visitor.visit_unit(),
+            Value::List(_) if name == ONE_OR_LIST => self.deserialize_seq(visitor),
+            Value::Scalar { text, .. } if name == TEXT_OR_KEYS && !self.is_null() => {
+                visitor.visit_borrowed_str(text)
+            }
+            _ => visitor.visit_newtype_struct(self),
+        }
     }
 
     fn deserialize_seq<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Failure> {

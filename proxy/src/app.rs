@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -17,23 +17,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{AccessLogTarget, Settings, control::socket_name};
+use outrigger_config::{Admin, AdminAddress, Settings, control::socket_name};
 use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
-    sync::watch,
+    sync::{Notify, watch},
 };
 
 use crate::{
     accept::{self, BindError, Listeners},
     address::ListenerAddr,
+    admin::{AdminListener, Levels, Token},
     cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Listening},
     front::Front,
+    live::Questions,
     observe::{
-        AccessLog, Metrics, RefusalLog,
+        Metrics, RefusalLog, Sinks, Unopened,
         trace::{self, Tracer},
     },
     rate_limit::RateLimits,
@@ -67,7 +69,7 @@ const EXPORT_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Bound {
     shared: Arc<Shared>,
     listeners: Vec<Vec<StdListener>>,
-    admin: Option<StdListener>,
+    admin: Option<AdminListener>,
     control: Control,
     requests: Requests,
     source: Option<Source>,
@@ -89,7 +91,7 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
     let (mut control, listeners) = bind_as_one_instance(&settings, inherited.listeners, workers)?;
     let admin = match inherited.admin {
         Some(socket) => Some(take_admin(socket)?),
-        None => settings.admin.map(bind_admin).transpose()?,
+        None => settings.admin.as_ref().map(bind_admin).transpose()?,
     };
     let instance = random_id()?;
     let control_state = Listening::of(listeners.per_worker.iter().flatten())
@@ -102,14 +104,6 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
             )
         })
         .map_err(StartError::Control)?;
-    let access_log =
-        AccessLog::open(&settings, workers, &instance).map_err(|source| StartError::AccessLog {
-            path: match &settings.access_log.to {
-                AccessLogTarget::File(path) => path.clone(),
-                AccessLogTarget::Stdout | AccessLogTarget::Off => "stdout".into(),
-            },
-            source,
-        })?;
     let connections = ConnectionLimit::new(settings.limits.max_connections, connections_allowed());
     let (reloads, requests) = Reloads::new();
     let shared = Arc::new(Shared {
@@ -117,12 +111,16 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         reloads,
         instance,
         listeners: listeners.addresses,
-        registry: Registry::new(workers),
+        registry: Registry::default(),
         clusters: Arc::default(),
         rate_limits: RateLimits::new(Instant::now()),
         metrics: Metrics::new(workers),
         refusal_log: RefusalLog::default(),
-        access_log,
+        log_sinks: Sinks::new(workers),
+        questions: Questions::new(workers),
+        admin_token: Token::default(),
+        drain_asked: Notify::new(),
+        levels: OnceLock::new(),
         tracer: Tracer::new(workers),
         control: control_state,
         readiness: Readiness::default(),
@@ -131,6 +129,13 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         is_deserted: AtomicBool::new(false),
         started: Instant::now(),
     });
+    if shared.configuration.settings().metrics.native_histograms {
+        shared.metrics.keep_native_histograms();
+    }
+    let settings = shared.configuration.settings();
+    shared.admin_token.load(settings.admin.as_ref());
+    reload::open_logs(&shared, &shared.configuration.snapshot())
+        .map_err(|Unopened { path, source }| StartError::AccessLog { path, source })?;
     Ok(Bound {
         shared,
         listeners: listeners.per_worker,
@@ -156,8 +161,15 @@ impl Bound {
     }
 
     /// The admin listener's real address.
-    pub fn admin(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().and_then(|a| a.local_addr().ok())
+    pub fn admin(&self) -> Option<AdminAddress> {
+        self.admin.as_ref().and_then(AdminListener::address)
+    }
+
+    /// Lets the admin listener change what this program logs of itself.
+    #[must_use]
+    pub fn logging(self, levels: Box<dyn Levels>) -> Self {
+        let _ = self.shared.levels.set(levels);
+        self
     }
 
     /// Serves until SIGTERM or SIGINT and the drain that follows.
@@ -196,9 +208,7 @@ impl Bound {
             self.shared.tracer.close();
             // A collector that hangs does not keep the process.
             let _ = tokio::time::timeout(EXPORT_PATIENCE, exporting).await;
-            if let Some(log) = &self.shared.access_log {
-                log.close(LOG_PATIENCE);
-            }
+            self.shared.log_sinks.close(LOG_PATIENCE);
             ended
         })
     }
@@ -276,12 +286,17 @@ async fn supervisor_gone(
 /// Follows every order but the one to stop, which it returns on.
 async fn stop_ordered(signals: &mut Signals, shared: &Shared) {
     loop {
-        match signals.next().await {
+        let order = tokio::select! {
+            order = signals.next() => order,
+            () = shared.drain_asked.notified() => Order::Stop,
+        };
+        match order {
             Order::Stop => return,
-            Order::ReopenLogs => match &shared.access_log {
-                Some(log) => log.reopen(),
-                None => tracing::info!("SIGUSR1: no access log to reopen"),
-            },
+            Order::ReopenLogs => {
+                if shared.log_sinks.reopen() == 0 {
+                    tracing::info!("SIGUSR1: no access log to reopen");
+                }
+            }
             Order::Reload => shared.reloads.ask(),
             Order::None(why) => tracing::info!("{why}"),
         }
@@ -341,7 +356,7 @@ fn run_worker(
     });
 }
 
-fn tell_started(shared: &Shared, listeners: &str, admin: Option<SocketAddr>) {
+fn tell_started(shared: &Shared, listeners: &str, admin: Option<AdminAddress>) {
     tracing::info!(
         listeners,
         admin = %admin.map_or_else(|| "off".into(), |a| a.to_string()),
@@ -386,27 +401,20 @@ fn bind_as_one_instance(
     Ok((lock(port)?, listeners))
 }
 
-fn bind_admin(address: SocketAddr) -> Result<StdListener, StartError> {
-    let bind = || {
-        let listener = StdListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    bind().map_err(|source| StartError::Admin { address, source })
+fn bind_admin(admin: &Admin) -> Result<AdminListener, StartError> {
+    AdminListener::bind(admin).map_err(|source| StartError::Admin {
+        address: admin.listen.clone(),
+        source,
+    })
 }
 
-fn take_admin(socket: OwnedFd) -> Result<StdListener, StartError> {
-    let listener = StdListener::from(socket);
-    listener
-        .set_nonblocking(true)
-        .and_then(|()| listener.local_addr())
-        .map(|_| listener)
-        .map_err(|source| {
-            StartError::Listen(BindError::Inherited {
-                index: 0,
-                reason: format!("as the admin listener: {source}"),
-            })
+fn take_admin(socket: OwnedFd) -> Result<AdminListener, StartError> {
+    AdminListener::adopt(socket).map_err(|source| {
+        StartError::Listen(BindError::Inherited {
+            index: 0,
+            reason: format!("as the admin listener: {source}"),
         })
+    })
 }
 
 fn random_id() -> Result<Box<str>, StartError> {
@@ -458,7 +466,7 @@ pub enum StartError {
     },
     Listen(BindError),
     Admin {
-        address: SocketAddr,
+        address: AdminAddress,
         source: io::Error,
     },
     AccessLog {
@@ -488,11 +496,16 @@ impl fmt::Display for StartError {
                 "the limit of open files (RLIMIT_NOFILE) is {limit}, and {workers} workers with their first connections take {least}: raise LimitNOFILE= or `ulimit -n`, or ask for fewer --workers"
             ),
             Self::Listen(error) => error.fmt(f),
-            Self::Admin { address, source } if source.kind() == io::ErrorKind::AddrInUse => write!(
-                f,
-                "cannot listen on the admin address {address}: another process listens there; find it with `ss -ltnp 'sport = :{}'`, stop it, or choose another with --admin (`off` for none)",
-                address.port()
-            ),
+            Self::Admin { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                let how = match address {
+                    AdminAddress::Tcp(address) => format!("ss -ltnp 'sport = :{}'", address.port()),
+                    AdminAddress::Unix(path) => format!("ss -lxp src {}", path.display()),
+                };
+                write!(
+                    f,
+                    "cannot listen on the admin address {address}: another process listens there; find it with `{how}`, stop it, or choose another with --admin (`off` for none)"
+                )
+            }
             Self::Admin { address, source } => write!(
                 f,
                 "cannot listen on the admin address {address}: {source}; choose another with --admin (`off` for none)"

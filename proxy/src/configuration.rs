@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -14,6 +14,7 @@ use outrigger_config::{Settings, Snapshot, Subject};
 use crate::{
     cluster::{Clusters, Rng},
     dispatch::Onward,
+    observe::{AccessLogs, RouteTraffic},
     rate_limit::RateLimits,
     route::{Fallback, Route, Routed},
 };
@@ -22,6 +23,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Configuration {
     current: Arc<ArcSwap<InForce>>,
+    /// Of the next snapshot to be published.
+    logs: Mutex<Option<Arc<AccessLogs>>>,
+    traffic: RouteTraffic,
     applied: AtomicU64,
     rejected: AtomicU64,
     is_latest_good: AtomicBool,
@@ -33,6 +37,8 @@ impl Configuration {
             current: Arc::new(ArcSwap::from_pointee(InForce::unrouted(Arc::new(
                 Snapshot::compile(settings, None),
             )))),
+            logs: Mutex::default(),
+            traffic: RouteTraffic::default(),
             applied: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             is_latest_good: AtomicBool::new(true),
@@ -60,8 +66,28 @@ impl Configuration {
         clusters: &Clusters,
         limits: &RateLimits,
     ) {
-        let in_force = InForce::routed(snapshot, clusters, limits);
+        let mut in_force = InForce::routed(snapshot, clusters, limits, &self.traffic);
+        in_force.logs = self.next_logs().clone();
         self.current.store(Arc::new(in_force));
+    }
+
+    /// What is published from here on logs there.
+    pub(crate) fn log_to(&self, logs: Option<Arc<AccessLogs>>) {
+        *self.next_logs() = logs;
+    }
+
+    /// The routes in force, in their order.
+    pub(crate) fn routes(&self) -> Vec<Arc<Route>> {
+        self.current.load().routes.clone()
+    }
+
+    /// What was counted for each route, gone ones included.
+    pub(crate) fn traffic(&self) -> &RouteTraffic {
+        &self.traffic
+    }
+
+    fn next_logs(&self) -> MutexGuard<'_, Option<Arc<AccessLogs>>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file without a problem that changes nothing, or has just been published.
@@ -95,6 +121,7 @@ pub(crate) struct InForce {
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
     defaults: Option<Fallback>,
     asks_tls: bool,
+    logs: Option<Arc<AccessLogs>>,
 }
 
 impl InForce {
@@ -104,10 +131,16 @@ impl InForce {
             routes: Vec::new(),
             defaults: None,
             asks_tls: false,
+            logs: None,
         }
     }
 
-    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters, limits: &RateLimits) -> Self {
+    fn routed(
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+        traffic: &RouteTraffic,
+    ) -> Self {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
@@ -118,7 +151,8 @@ impl InForce {
         });
         for decision in in_force.snapshot.routes.iter() {
             in_force.asks_tls |= decision.settings.matches.asks_tls();
-            let route = Arc::new(Route::resolve(decision, clusters, limits));
+            let traffic = traffic.of(&decision.name);
+            let route = Arc::new(Route::resolve(decision, clusters, limits, traffic));
             in_force.routes.push(route);
         }
         in_force
@@ -130,6 +164,10 @@ impl InForce {
 
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    pub(crate) fn logs(&self) -> Option<&Arc<AccessLogs>> {
+        self.logs.as_ref()
     }
 
     pub(crate) fn asks_tls(&self) -> bool {

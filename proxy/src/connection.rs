@@ -20,9 +20,11 @@ use crate::{
     cluster::Destination,
     control::is_probe,
     detect::{self, ClientHello, Detected},
+    dispatch::Target,
     failure::Failure,
     forward,
-    observe::{Record, trace::Trace},
+    live::Listed,
+    observe::{FailedTries, Protocol, Record, Traffic, trace::Trace},
     rate_limit::{self, Verdict},
     route::Routed,
     worker::{LiveConnection, Worker},
@@ -36,6 +38,10 @@ pub struct Connection {
     pub original: OriginalDst,
     pub destination: Arc<Destination>,
     pub accepted: Instant,
+    /// Its place among the connections that can be seen.
+    pub listed: Listed,
+    /// Dials that came to nothing, of the request under way; of HTTP/2 each has its own.
+    pub failed: FailedTries,
 }
 
 impl Connection {
@@ -57,6 +63,17 @@ impl Connection {
             request: Some(request),
             ..Subject::at(self.original.0)
         })
+    }
+
+    /// Exports the trace of what was recorded so, if it is to be exported.
+    pub(crate) fn trace<'h>(
+        &self,
+        trace: &Trace,
+        record: &Record<'_>,
+        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
+    ) {
+        let worker = &self.worker;
+        trace.finish(&worker.shared.tracer, worker.id, record, headers);
     }
 
     /// What the limits of its route and cluster say of the connection, or of a request of it; none if
@@ -93,24 +110,21 @@ impl Connection {
         decided.map(drop).map_err(|refusal| refusal.failure)
     }
 
-    /// Exports the trace of what was recorded so, if it is to be exported.
-    pub(crate) fn trace<'h>(
-        &self,
-        trace: &Trace,
-        record: &Record<'_>,
-        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
-    ) {
-        let worker = &self.worker;
-        trace.finish(&worker.shared.tracer, worker.id, record, headers);
-    }
-
-    /// Tells metrics and the access log of a finished request or connection.
+    /// Tells metrics and the access logs of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
-        self.destination.metrics.observe(self.worker.id, record);
+        let worker = &self.worker;
+        let is_fine = worker.shared.metrics.has_native_histograms();
+        let observe = |traffic: &Traffic| traffic.observe(worker.id, record, is_fine);
+        observe(&self.destination.metrics);
         self.destination.exemplars.note(record);
-        if let Some(log) = &self.worker.shared.access_log {
-            log.write(self.worker.id, record);
+        if let Target::Cluster(onward) = &record.routed.target {
+            observe(&onward.cluster.counts.traffic);
         }
+        if let Some(route) = &record.routed.route {
+            observe(&route.traffic);
+        }
+        self.listed.entry.ended(record);
+        worker.log(record);
     }
 }
 
@@ -136,6 +150,8 @@ pub async fn serve(
     }
     let destination = worker.shared.registry.destination(original.0, accepted);
     let connection = Connection {
+        listed: Listed::begin(&worker, client, original, accepted),
+        failed: FailedTries::default(),
         worker,
         client,
         original,
@@ -146,6 +162,12 @@ pub async fn serve(
         Ok(first) => first,
         Err(failure) => return forward::opaque::fail(connection, stream, failure),
     };
+    connection.listed.entry.detected(match first.detected {
+        Detected::Http1 => Protocol::Http1,
+        Detected::Http2 => Protocol::Http2,
+        Detected::Tls { .. } => Protocol::Tls,
+        Detected::Opaque => Protocol::Opaque,
+    });
     // Each forwarder's state is large and lives in an allocation of its own, so that a connection
     // costs only what its protocol needs.
     match first.detected {

@@ -24,6 +24,7 @@ use crate::{
     address::OriginalDst,
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
+    observe::FailedTries,
     rate_limit::{Limits, RateLimits},
     upstream::{self, Upstream},
     worker::Worker,
@@ -344,11 +345,13 @@ impl Way<'_> {
         mut hop: Hop,
         client: &TcpStream,
         tried: &mut Tried,
+        failed: &FailedTries,
     ) -> Result<Dialled, Failure> {
         loop {
             match hop.dial(self.worker, Some(client)).await {
                 Ok(upstream) => return Ok(Dialled { upstream, hop }),
                 Err(failure) => {
+                    failed.note(hop.peer, failure);
                     hop.failed(failure, tried)?;
                     hop = self.choose_after(tried)?.ok_or(failure)?;
                 }

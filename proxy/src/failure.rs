@@ -3,6 +3,8 @@
 
 use std::io;
 
+use outrigger_config::ResponseFlag;
+
 /// Why a connection or request did not succeed. Small and flat on purpose: it is a metric label, a
 /// word in the access log, and the `error` of a `Proxy-Status` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,6 +170,111 @@ impl Failure {
             | Self::StreamTimeout
             | Self::IdleTimeout
             | Self::HalfCloseTimeout => Fault::Upstream,
+        }
+    }
+
+    /// Envoy's response flag.
+    pub fn flag(self) -> ResponseFlag {
+        match self {
+            Self::NoEndpoint => ResponseFlag::UH,
+            Self::ConnectRefused | Self::ConnectUnreachable | Self::ConnectTimeout => {
+                ResponseFlag::UF
+            }
+            Self::BreakerTripped | Self::Overflow | Self::Shed => ResponseFlag::UO,
+            Self::UpstreamClosed | Self::UpstreamIncomplete => ResponseFlag::UC,
+            Self::UpstreamProtocol => ResponseFlag::UPE,
+            Self::ClientClosed => ResponseFlag::DC,
+            Self::BadRequest(_) | Self::HeadTooLarge | Self::NotHttp => ResponseFlag::DPE,
+            Self::FaultInjected => ResponseFlag::FI,
+            Self::RateLimited => ResponseFlag::RL,
+            Self::RateLimitService => ResponseFlag::RLSE,
+            Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => ResponseFlag::UT,
+            Self::HeadTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => ResponseFlag::SI,
+            Self::ConnectionLimit | Self::OutOfResources => ResponseFlag::OM,
+            Self::NotRedirected | Self::Loop | Self::Drained | Self::Internal => ResponseFlag::LR,
+        }
+    }
+
+    /// What to do about it, for whoever has to.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::NotRedirected => {
+                "dial the destination itself, not the proxy; `proxyctl doctor` finds rules that lead here wrongly"
+            }
+            Self::Loop => {
+                "exclude the proxy's user from capture; `proxyctl doctor` shows which rule redirects it"
+            }
+            Self::ConnectionLimit => {
+                "raise limits.max_connections and the limit of open files, or find who opens so many"
+            }
+            Self::OutOfResources => {
+                "raise LimitNOFILE=, the local port range or memory; see process_open_fds against process_max_fds"
+            }
+            Self::BadRequest(_) => {
+                "correct the client: what it sent can be read in two ways, or in none"
+            }
+            Self::HeadTooLarge => {
+                "raise limits.max_header_bytes or limits.max_headers if the client means it"
+            }
+            Self::HeadTimeout => {
+                "look at the client and its network; timeouts.request_head bounds the wait"
+            }
+            Self::ClientClosed => {
+                "look at the client: its own timeout, a cancelled call, or its end"
+            }
+            Self::ConnectRefused => "check that the destination runs and listens on this port",
+            Self::ConnectUnreachable => {
+                "check routes and firewalls between here and the destination"
+            }
+            Self::ConnectTimeout => {
+                "check firewalls that drop, and whether the destination's host is up"
+            }
+            Self::NoEndpoint => {
+                "look at /clusters: discovery, health checks and outlier detection tell why no endpoint is left"
+            }
+            Self::BreakerTripped => {
+                "look at the endpoints' own errors; the breakers probe again by themselves"
+            }
+            Self::Overflow => {
+                "find what is slow behind the cluster before raising circuit_breaker's limits"
+            }
+            Self::Shed => {
+                "find what is slow behind the cluster; adaptive_concurrency lowered its limit for it"
+            }
+            Self::RateLimited => {
+                "send less, or raise the limit; /metrics tells which one is reached"
+            }
+            Self::RateLimitService => {
+                "look at the rate limit service and its cluster; its setting decides what happens while it is silent"
+            }
+            Self::NotHttp => {
+                "narrow the route's match, or leave out what only HTTP can be answered with"
+            }
+            Self::FaultInjected => "nothing: the route's `fault` asks for it",
+            Self::RequestTimeout => "look at what is slow upstream, or raise the route's timeout",
+            Self::TryTimeout => {
+                "look at what is slow upstream, or raise the route's per_try_timeout"
+            }
+            Self::StreamTimeout => {
+                "raise the route's max_stream_duration if such requests are meant to last"
+            }
+            Self::UpstreamClosed => {
+                "look at the destination's log; a short keep-alive timeout there closes idle connections"
+            }
+            Self::UpstreamIncomplete => {
+                "look at the destination's log: it broke off within its answer"
+            }
+            Self::UpstreamProtocol => {
+                "check that the port is the right one and what protocol it speaks"
+            }
+            Self::IdleTimeout => "look at which side stalled, or raise the idle timeout",
+            Self::HalfCloseTimeout => {
+                "look at the side that stayed silent, or raise the half-close timeout"
+            }
+            Self::Drained => {
+                "nothing: the proxy was stopping; raise timeouts.drain if it cuts too early"
+            }
+            Self::Internal => "report it, with the proxy's log at this time",
         }
     }
 

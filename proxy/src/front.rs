@@ -3,21 +3,19 @@
 
 use std::{
     io,
-    net::TcpListener as StdListener,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use outrigger_config::control::{Reply, Request};
 use tokio::{
-    net::TcpListener,
     sync::watch,
     task::{self, JoinHandle},
     time,
 };
 
 use crate::{
-    admin,
+    admin::{self, AdminListener},
     control::{Control, Hooks},
     explain, observe,
     shared::Shared,
@@ -31,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) struct Front {
     shared: Arc<Shared>,
-    admin: Option<StdListener>,
+    admin: Option<AdminListener>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -40,7 +38,7 @@ impl Front {
     /// When the runtime cannot watch a socket.
     pub(crate) fn open(
         shared: Arc<Shared>,
-        admin: Option<StdListener>,
+        admin: Option<AdminListener>,
         control: Control,
     ) -> io::Result<Self> {
         let mut front = Self {
@@ -84,8 +82,7 @@ impl Front {
 
     fn serve(&mut self, control: Control) -> io::Result<()> {
         if let Some(admin) = &self.admin {
-            let admin = TcpListener::from_std(admin.try_clone()?)?;
-            let serving = admin::serve(admin, self.shared.clone());
+            let serving = admin::serve(admin.watch()?, self.shared.clone());
             self.tasks.push(task::spawn_local(serving));
         }
         let serving = serve_control(control, self.shared.clone());

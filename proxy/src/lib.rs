@@ -24,6 +24,7 @@ mod file_watch;
 pub mod forward;
 mod front;
 mod grpc;
+pub mod live;
 pub mod observe;
 pub mod pulse;
 pub mod rate_limit;

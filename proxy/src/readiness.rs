@@ -11,6 +11,8 @@ use crate::shared::Shared;
 pub struct Readiness {
     accepting: AtomicUsize,
     is_draining: AtomicBool,
+    /// By an order of the admin listener.
+    is_failed: AtomicBool,
 }
 
 impl Readiness {
@@ -27,11 +29,19 @@ impl Readiness {
         self.is_draining.load(Ordering::Relaxed)
     }
 
+    /// From here on it counts as not ready, or no longer does.
+    pub fn set_failed(&self, is_failed: bool) {
+        self.is_failed.store(is_failed, Ordering::Relaxed);
+    }
+
     /// Why it should not be sent work; empty if it should.
     pub fn objections(&self) -> Vec<&'static str> {
         let mut objections = Vec::new();
         if self.is_draining() {
             objections.push("draining: the process has been told to stop");
+        }
+        if self.is_failed.load(Ordering::Relaxed) {
+            objections.push("failed: POST /healthcheck/fail; POST /healthcheck/ok takes it back");
         }
         if self.accepting() == 0 {
             objections.push("no worker accepts connections");

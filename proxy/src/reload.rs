@@ -10,7 +10,12 @@ use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{cluster::Keeper, file_watch::Watch, shared::Shared};
+use crate::{
+    cluster::Keeper,
+    file_watch::Watch,
+    observe::{AccessLogs, Unopened},
+    shared::Shared,
+};
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
@@ -31,6 +36,7 @@ impl std::fmt::Debug for Source {
 
 /// What a reload came to.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub(crate) enum Outcome {
     Applied {
@@ -184,11 +190,26 @@ async fn reload(
             needs_restart,
             warnings,
         })) => {
+            if let Err(unopened) = open_logs(shared, &snapshot) {
+                let problem = Problem::error(format!(
+                    "cannot open the access log {}: {}; it must be writable by the proxy's user",
+                    unopened.path.display(),
+                    unopened.source
+                ));
+                let problem = Problem {
+                    path: "access_log".into(),
+                    ..problem
+                };
+                return reject(shared, vec![problem]);
+            }
             let generation = snapshot.generation;
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
             take_over(shared, clusters, Arc::new(snapshot)).await;
+            shared
+                .admin_token
+                .load(shared.configuration.settings().admin.as_ref());
             shared.configuration.accept();
             Outcome::Applied {
                 generation,
@@ -209,16 +230,24 @@ async fn reload(
     }
 }
 
+/// What is published next logs where `snapshot` says.
+pub(crate) fn open_logs(shared: &Shared, snapshot: &Snapshot) -> Result<(), Unopened> {
+    let settings = &snapshot.settings.access_log;
+    let logs = AccessLogs::open(settings, &shared.log_sinks, &shared.instance)?;
+    shared.configuration.log_to(logs);
+    Ok(())
+}
+
 /// The clusters first, then the services in them, so that no route leads to one that is not there.
 pub(crate) async fn take_over(shared: &Arc<Shared>, clusters: &Keeper, snapshot: Arc<Snapshot>) {
     clusters.apply(&snapshot).await;
-    shared.tracer.follow(snapshot.settings.tracing.as_ref());
     let Shared {
         clusters,
         rate_limits,
         configuration,
         ..
     } = &**shared;
+    shared.tracer.follow(snapshot.settings.tracing.as_ref());
     rate_limits.follow(shared, &snapshot.settings.rate_limit_services, clusters);
     configuration.publish(snapshot, clusters, rate_limits);
 }
@@ -275,12 +304,12 @@ fn keep_what_needs_restart(settings: &mut Settings, running: &Settings) -> Vec<&
     keep("admin", settings.admin != running.admin);
     keep("workers", settings.workers != running.workers);
     keep("capture", settings.capture != running.capture);
-    keep("access_log", settings.access_log != running.access_log);
+    keep("metrics", settings.metrics != running.metrics);
     settings.listen.clone_from(&running.listen);
-    settings.admin = running.admin;
+    settings.admin.clone_from(&running.admin);
     settings.workers = running.workers;
     settings.capture.clone_from(&running.capture);
-    settings.access_log.clone_from(&running.access_log);
+    settings.metrics = running.metrics;
     kept
 }
 

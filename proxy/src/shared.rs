@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -13,14 +13,17 @@ use std::{
 
 #[cfg(any(test, feature = "uncaptured"))]
 use outrigger_config::Settings;
+use tokio::sync::Notify;
 
 use crate::{
     address::{ClientAddr, ListenerAddr},
+    admin::{Levels, Token},
     cluster::{Clusters, Registry},
     configuration::Configuration,
     control::ControlState,
     failure::Failure,
-    observe::{AccessLog, Metrics, RefusalLog, trace::Tracer},
+    live::Questions,
+    observe::{Metrics, RefusalLog, Sinks, trace::Tracer},
     rate_limit::RateLimits,
     readiness::Readiness,
     reload::Reloads,
@@ -39,7 +42,14 @@ pub struct Shared {
     pub rate_limits: RateLimits,
     pub metrics: Metrics,
     pub refusal_log: RefusalLog,
-    pub access_log: Option<AccessLog>,
+    /// Where access logs are written to.
+    pub log_sinks: Sinks,
+    pub(crate) questions: Questions,
+    pub admin_token: Token,
+    /// Somebody has asked over the admin listener for what SIGTERM asks for.
+    pub drain_asked: Notify,
+    /// What changes this program's own log, if anything does.
+    pub levels: OnceLock<Box<dyn Levels>>,
     pub(crate) tracer: Tracer,
     /// Who holds the capture, and which connections are the gate's probes.
     pub control: Arc<ControlState>,
@@ -158,12 +168,16 @@ impl Shared {
             reloads: Reloads::new().0,
             instance: "test".into(),
             listeners: Vec::new(),
-            registry: Registry::new(workers),
+            registry: Registry::default(),
             clusters: Arc::default(),
             rate_limits: RateLimits::new(Instant::now()),
             metrics: Metrics::new(workers),
             refusal_log: RefusalLog::default(),
-            access_log: None,
+            log_sinks: Sinks::new(workers),
+            questions: Questions::new(workers),
+            admin_token: Token::default(),
+            drain_asked: Notify::new(),
+            levels: OnceLock::new(),
             tracer: Tracer::new(workers),
             control: Arc::new(ControlState::uncaptured()),
             readiness: Readiness::default(),

@@ -8,6 +8,8 @@ use crate::{
     address::{ClientAddr, OriginalDst},
     configuration::Configuration,
     connection::Connection,
+    live::Listed,
+    observe::FailedTries,
     shared::Shared,
     worker::Worker,
 };
@@ -30,10 +32,14 @@ pub fn worker(settings: Settings) -> Rc<Worker> {
 /// A connection as if captured on its way to `original`.
 pub fn connection(worker: &Rc<Worker>, original: SocketAddr) -> Connection {
     let accepted = Instant::now();
+    let client = ClientAddr(SocketAddr::from(([127, 0, 0, 1], 1)));
+    let original_dst = OriginalDst(original);
     Connection {
+        listed: Listed::begin(worker, client, original_dst, accepted),
+        failed: FailedTries::default(),
         worker: worker.clone(),
-        client: ClientAddr(SocketAddr::from(([127, 0, 0, 1], 1))),
-        original: OriginalDst(original),
+        client,
+        original: original_dst,
         destination: worker.shared.registry.destination(original, accepted),
         accepted,
     }

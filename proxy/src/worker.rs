@@ -22,7 +22,8 @@ use crate::{
     connection,
     drain::Drain,
     forward::{http2, splice::PipePool},
-    observe::trace::Ids,
+    live::{self, LiveConnections},
+    observe::{Captured, Record, trace::Ids},
     readiness::Accepting,
     route::Routed,
     shared::Shared,
@@ -40,6 +41,7 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub drain: Drain,
     pub rng: Rng,
+    pub connections: LiveConnections,
     pub(crate) trace_ids: Ids,
     /// Copies of requests under way.
     pub(crate) copies: Cell<usize>,
@@ -72,6 +74,7 @@ impl Worker {
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
+            connections: LiveConnections::default(),
             trace_ids: Ids::new(),
             copies: Cell::new(0),
             live: Cell::new(0),
@@ -99,6 +102,20 @@ impl Worker {
         self.view.borrow_mut().in_force().route(subject, &self.rng)
     }
 
+    /// Writes `record` to the access logs in force that want it.
+    pub(crate) fn log(&self, record: &Record<'_>) {
+        if let Some(logs) = self.view.borrow_mut().in_force().logs() {
+            logs.write(self.id, record, &self.rng);
+        }
+    }
+
+    /// What the access logs in force need of a request beyond its record.
+    pub(crate) fn captured(&self) -> Option<Captured> {
+        let mut view = self.view.borrow_mut();
+        let wanted = view.in_force().logs()?.wanted()?;
+        Some(Captured::new(wanted.clone()))
+    }
+
     /// Closes what is idle, for descriptors; tells whether there was any.
     pub fn make_room(&self) -> bool {
         self.http1_pool.clear() + self.http2_pool.clear() > 0
@@ -112,6 +129,11 @@ pub async fn run(
     mut phase: watch::Receiver<Phase>,
 ) {
     let listeners: Vec<_> = listeners.into_iter().map(Rc::new).collect();
+    worker
+        .shared
+        .metrics
+        .runtime_of(worker.id, tokio::runtime::Handle::current().metrics());
+    task::spawn_local(live::answer(worker.clone()));
     let mut accepting = Vec::new();
     loop {
         // An error means that the control thread is gone, and with it the reason to serve.

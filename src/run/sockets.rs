@@ -2,7 +2,7 @@
 //! one proxy.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr as UnixAddr, UnixListener},
@@ -10,9 +10,9 @@ use std::{
     thread,
 };
 
-use outrigger_config::Settings;
+use outrigger_config::{Admin, AdminAddress, Settings};
 use outrigger_iptables::listeners;
-use outrigger_proxy::{accept, direct::Direct, supervised::MAX_DESCRIPTORS};
+use outrigger_proxy::{accept, admin::AdminListener, direct::Direct, supervised::MAX_DESCRIPTORS};
 
 use super::upgrade;
 
@@ -22,7 +22,7 @@ const ATTEMPTS: u16 = 500;
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) listeners: Vec<TcpListener>,
-    pub(super) admin: Option<TcpListener>,
+    pub(super) admin: Option<AdminListener>,
     /// Keeps other supervisors off the port, and answers `proxyctl status`.
     pub(super) door: UnixListener,
     /// Where `proxyctl upgrade` knocks.
@@ -44,7 +44,8 @@ impl Sockets {
                 address.set_port(port);
             }
             if may_move_admin && let Some(admin) = &mut settings.admin {
-                admin.set_port(port.wrapping_sub(1));
+                admin.listen =
+                    AdminAddress::Tcp((Ipv4Addr::LOCALHOST, port.wrapping_sub(1)).into());
             }
             match Self::bind_here(settings) {
                 Ok(sockets) => return Ok(sockets),
@@ -97,7 +98,7 @@ impl Sockets {
         );
         let most = (MAX_DESCRIPTORS - 1) / settings.listen.len().max(1);
         let group = accept::bind(&settings.listen, workers.min(most)).map_err(|e| e.to_string())?;
-        let admin = settings.admin.map(bind_admin).transpose()?;
+        let admin = settings.admin.as_ref().map(bind_admin).transpose()?;
         Ok(Self {
             listeners: group.per_worker.into_iter().flatten().collect(),
             admin,
@@ -112,8 +113,9 @@ pub(crate) fn door_name(port: u16) -> String {
     format!("outrigger/{port}/run")
 }
 
-fn bind_admin(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).map_err(|error| {
+fn bind_admin(admin: &Admin) -> Result<AdminListener, String> {
+    AdminListener::bind(admin).map_err(|error| {
+        let address = &admin.listen;
         format!("cannot listen on the admin address {address}: {error}; choose another in `admin` (`null` for none)")
     })
 }

@@ -99,7 +99,7 @@ impl Upgrades {
         if !self.listen.is_empty() {
             settings.listen.clone_from(&self.listen);
         }
-        let fixed = |s: &Settings| (s.listen.clone(), s.admin, s.capture.proxy_uid);
+        let fixed = |s: &Settings| (s.listen.clone(), s.admin.clone(), s.capture.proxy_uid);
         if fixed(&settings) != fixed(&self.asked) {
             return Err("listen, admin and capture.proxy_uid cannot change while connections are captured; start `proxyctl run` again for that".into());
         }
@@ -107,7 +107,7 @@ impl Upgrades {
             return Err("only a capture by nft, without capture.fail_closed, can change hands; start `proxyctl run` again".into());
         }
         settings.listen.clone_from(&self.resolved.listen);
-        settings.admin = self.resolved.admin;
+        settings.admin.clone_from(&self.resolved.admin);
         settings.capture.scope = self.resolved.capture.scope.clone();
         Ok((text, settings))
     }

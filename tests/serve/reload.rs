@@ -23,11 +23,11 @@ fn a_changed_file_is_taken_over_and_a_bad_one_changes_nothing() {
     generation(&server, 2.0);
     let other = directory.write(
         "new.yaml",
-        "timeouts: { drain: 3s }\naccess_log: { to: stdout }\n",
+        "timeouts: { drain: 3s }\nworkers: 7\nmetrics: { native_histograms: true }\n",
     );
     fs::rename(&other, &file).unwrap();
     generation(&server, 3.0);
-    server.logged("changed and not applied until a restart: access_log");
+    server.logged("changed and not applied until a restart: metrics");
 
     fs::write(&file, "timeouts: { drain: 3 }\nworkerz: 1\n").unwrap();
     server.logged("configuration not reloaded");

@@ -100,7 +100,7 @@ fn an_admin_listener_that_others_can_reach_is_warned_of() {
     let mut command = proxyctl(&arguments);
     command.args(["--admin", "0.0.0.0:0"]);
     let mut server = Server::spawn(command);
-    let line = server.logged("the admin listener on 0.0.0.0:0 is reachable from elsewhere: it has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it");
+    let line = server.logged("the admin listener on 0.0.0.0:0 is reachable from elsewhere: /metrics has no password, and tells every destination of the application; listen on 127.0.0.1, or let only your metrics collector reach it");
     assert_eq!(line["level"], "WARN");
 }
 

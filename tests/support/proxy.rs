@@ -298,6 +298,13 @@ impl Drop for Proxy<'_> {
     }
 }
 
+impl Proxy<'_> {
+    /// Writes another configuration into its file, which it follows.
+    pub fn reconfigure(&self, config: &str) {
+        self.world.config("outrigger", config);
+    }
+}
+
 impl Deref for Proxy<'_> {
     type Target = Process;
 

@@ -2,9 +2,11 @@
 //! default is stated here with its unit and its reason.
 
 mod access_log;
+mod admin;
 mod capture;
 mod cluster;
 mod connections;
+mod metrics;
 mod rate_limit;
 mod route;
 mod supervisor;
@@ -18,7 +20,12 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget};
+pub use access_log::{
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogTarget, DurationRange, FieldFormat,
+    Fields, FormatError, HeaderNames, HeaderOf, OPERATORS, Operator, Piece, ResponseFlag,
+    StatusRange, TimeFormat, parse_format,
+};
+pub use admin::{Admin, AdminAddress, SocketMode};
 pub use capture::{Capture, Exclude, Include};
 pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
@@ -28,6 +35,7 @@ pub use cluster::{
     TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
+pub use metrics::MetricsSettings;
 pub use rate_limit::{
     GenericKey, MaskedRemoteAddress, RateLimit, RateLimitAction, RateLimitDescriptor,
     RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
@@ -42,6 +50,8 @@ pub use route::{
 pub use supervisor::Supervisor;
 pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 
+use crate::{OneOrMany, check::Findings};
+
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
 
@@ -53,16 +63,18 @@ pub struct Settings {
     /// and anything wider would be an open proxy to other hosts. Default: `127.0.0.1:15001` and
     /// `[::1]:15001`, the port Istio users know.
     pub listen: Vec<SocketAddr>,
-    /// The admin listener (`/live`, `/ready`, `/metrics`). Default `127.0.0.1:15000`; `null` turns
-    /// it off.
-    pub admin: Option<SocketAddr>,
+    /// The admin listener, as an address, `unix:/path`, or keys with values. Default
+    /// `127.0.0.1:15000`; `null` turns it off.
+    pub admin: Option<Admin>,
     /// Event loops. Default: the CPUs allowed to the process, a cgroup quota counted.
     pub workers: Option<NonZeroUsize>,
     pub capture: Capture,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub pool: Pool,
-    pub access_log: AccessLog,
+    /// One log, or a list of them. Default: none.
+    pub access_log: OneOrMany<AccessLog>,
+    pub metrics: MetricsSettings,
     /// Spans of requests for an OpenTelemetry collector. Default: none, nothing is traced and no
     /// header added.
     pub tracing: Option<Tracing>,
@@ -85,13 +97,14 @@ impl Default for Settings {
                 SocketAddr::from((Ipv4Addr::LOCALHOST, 15001)),
                 SocketAddr::from((Ipv6Addr::LOCALHOST, 15001)),
             ],
-            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))),
+            admin: Some(Admin::default()),
             workers: None,
             capture: Capture::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             pool: Pool::default(),
-            access_log: AccessLog::default(),
+            access_log: OneOrMany::default(),
+            metrics: MetricsSettings::default(),
             tracing: None,
             supervisor: Supervisor::default(),
             locality: Locality::default(),
@@ -140,7 +153,7 @@ impl Settings {
                 ));
             }
         }
-        if let Some(admin) = self.admin
+        if let Some(admin) = self.admin.as_ref().and_then(Admin::tcp)
             && admin.port() != 0
             && self.listen.contains(&admin)
         {
@@ -154,6 +167,16 @@ impl Settings {
         problems.extend(self.supervisor.problems());
         problems.extend(self.tracing.iter().flat_map(Tracing::problems));
         problems
+    }
+
+    /// The same where the key's path depends on what was written.
+    pub(crate) fn check(&self, to: &mut Findings) {
+        if let Some(admin) = &self.admin {
+            admin.check(to);
+        }
+        for (index, log) in self.access_log.iter().enumerate() {
+            log.check(&self.access_log.path("access_log", index), to);
+        }
     }
 }
 

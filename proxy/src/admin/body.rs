@@ -15,7 +15,7 @@ pub(super) enum Body {
     Pieces(Pieces),
 }
 
-pub(super) type Pieces = Box<dyn Iterator<Item = String> + Send>;
+pub(super) type Pieces = Box<dyn Iterator<Item = Vec<u8>> + Send>;
 
 impl Body {
     pub(super) fn text(text: impl Into<Bytes>) -> Self {

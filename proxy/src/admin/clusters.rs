@@ -7,7 +7,16 @@ use serde::Serialize;
 use super::body::Pieces;
 use crate::cluster::{Cluster, ClusterReport, EndpointReport};
 
-#[derive(Serialize)]
+/// `/clusters`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(not(test), allow(dead_code, reason = "it is written a line at a time"))]
+pub(super) struct ClustersReport {
+    clusters: Vec<Line>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Line {
     #[serde(flatten)]
     cluster: ClusterReport,
@@ -25,7 +34,8 @@ pub(super) fn json(clusters: Vec<Arc<Cluster>>) -> Pieces {
         format!("{comma}\n{json}")
     });
     let begin = iter::once("{\"clusters\":[".to_owned());
-    Box::new(begin.chain(lines).chain(["\n]}\n".to_owned()]))
+    let text = begin.chain(lines).chain(["\n]}\n".to_owned()]);
+    Box::new(text.map(String::into_bytes))
 }
 
 #[cfg(test)]
@@ -44,7 +54,8 @@ mod tests {
             .expect("an endpoint")
             .report(Outcome::Success, Instant::now());
         let json: serde_json::Value =
-            serde_json::from_str(&json(clusters.all()).collect::<String>()).expect("JSON");
+            serde_json::from_slice(&json(clusters.all()).flatten().collect::<Vec<_>>())
+                .expect("JSON");
         let [empty, web] = [0, 1].map(|n| &json["clusters"][n]);
         assert_eq!(empty["discovery"], "dns");
         assert_eq!(empty["discovery_status"]["failures"], 0);

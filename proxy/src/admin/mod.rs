@@ -3,7 +3,18 @@
 
 mod body;
 mod clusters;
+mod guard;
+mod heap;
+mod levels;
+mod listener;
+mod paths;
+mod profile;
+mod redact;
+mod reports;
 mod routes;
 mod server;
 
+pub use guard::Token;
+pub use levels::Levels;
+pub use listener::AdminListener;
 pub(crate) use server::serve;

@@ -7,14 +7,12 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::{self, AbortHandle},
-};
-use tower::{BoxError, ServiceBuilder, service_fn, util::BoxCloneService};
+use tokio::task::{self, AbortHandle};
+use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 
 use super::{
     body::Body,
+    listener::{Accepting, From, Stream},
     routes::{answer, plain},
 };
 use crate::shared::Shared;
@@ -25,9 +23,6 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// Requests under way at once, over all connections; further ones get 503.
 const MAX_REQUESTS: usize = 16;
-
-/// For one answer to be made; all of them are made of what is in memory.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For one request head to arrive, and for the next to begin.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,19 +35,19 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_HEAD: usize = 16 * 1024;
 
 /// Serves until dropped.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(crate) async fn serve(listener: Accepting, shared: Arc<Shared>) {
     let service = service(shared);
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 connections.retain(|connection| !connection.is_finished());
                 if connections.len() >= MAX_CONNECTIONS
                     && let Some(oldest) = connections.pop_front()
                 {
                     oldest.abort();
                 }
-                let connection = task::spawn_local(serve_connection(stream, service.clone()));
+                let connection = task::spawn_local(serve_connection(stream, from, service.clone()));
                 connections.push_back(connection.abort_handle());
             }
             Err(error) => survive(&error).await,
@@ -60,18 +55,17 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-type Service = BoxCloneService<Request<Incoming>, Response<Body>, BoxError>;
+type Service = BoxCloneService<(From, Request<Incoming>), Response<Body>, BoxError>;
 
 /// The layers around [`answer`]: whatever they turn away is an answer too.
 fn service(shared: Arc<Shared>) -> Service {
-    let answers = service_fn(move |request: Request<Incoming>| {
+    let answers = service_fn(move |(from, request): (From, Request<Incoming>)| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
+        async move { Ok::<_, Infallible>(answer(&shared, from, &request).await) }
     });
     let service = ServiceBuilder::new()
         .load_shed()
         .concurrency_limit(MAX_REQUESTS)
-        .timeout(ANSWER_TIMEOUT)
         .service(answers);
     let service = ServiceBuilder::new()
         .then(|result: Result<Response<Body>, BoxError>| async move {
@@ -86,7 +80,8 @@ fn service(shared: Arc<Shared>) -> Service {
     BoxCloneService::new(service)
 }
 
-async fn serve_connection(stream: TcpStream, service: Service) {
+async fn serve_connection(stream: Box<dyn Stream>, from: From, service: Service) {
+    let service = service_fn(move |request| service.clone().oneshot((from, request)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use crate::observe::SharedLatency;
+
 use super::{balance::peak_ewma::Latency, breaker::Breaker, outcome::Outcome, outlier::Tally};
 
 const EJECTED: u8 = 1;
@@ -16,6 +18,8 @@ const UNHEALTHY: u8 = 2;
 pub struct Endpoint {
     pub address: SocketAddr,
     pub counts: Counts,
+    /// From a request to its answer's head.
+    pub(crate) durations: SharedLatency,
     pub(super) latency: Latency,
     pub(super) breaker: Breaker,
     pub(super) tally: Tally,
@@ -43,6 +47,7 @@ impl Endpoint {
         Self {
             address,
             counts: Counts::default(),
+            durations: SharedLatency::default(),
             latency: Latency::default(),
             breaker: Breaker::default(),
             tally: Tally::default(),

@@ -16,6 +16,8 @@ use outrigger_config::{
 };
 use tokio::sync::Notify;
 
+use crate::observe::Traffic;
+
 use super::{
     adaptive_concurrency::AdaptiveConcurrency,
     breaker::Admission,
@@ -99,6 +101,7 @@ pub struct ClusterCounts {
     pub request_timeouts: AtomicU64,
     pub try_timeouts: AtomicU64,
     pub host_sets: AtomicU64,
+    pub traffic: Traffic,
 }
 
 #[derive(Debug)]
@@ -506,6 +509,11 @@ impl Picked {
         }
         self.outcome = Some(outcome);
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
+        if outcome != Outcome::LocalOriginFailure {
+            endpoint
+                .durations
+                .observe(now.saturating_duration_since(self.started));
+        }
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
         let heard = self.heard.unwrap_or(now);

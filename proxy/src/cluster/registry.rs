@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::observe::{DestinationMetrics, Exemplars, Totals};
+use crate::observe::{Exemplars, Totals, Traffic};
 
 /// Locks, so that workers rarely meet on one; they come here once a connection, not once a request.
 const SHARDS: usize = 16;
@@ -26,7 +26,7 @@ const SPEAKS_FIRST_FOR: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Destination {
     pub address: SocketAddr,
-    pub metrics: DestinationMetrics,
+    pub metrics: Traffic,
     pub exemplars: Exemplars,
     born: Instant,
     /// Milliseconds since `born` until which it is expected to speak first; 0: it is not.
@@ -37,10 +37,10 @@ pub struct Destination {
 }
 
 impl Destination {
-    pub fn new(address: SocketAddr, workers: usize, now: Instant) -> Self {
+    pub fn new(address: SocketAddr, now: Instant) -> Self {
         Self {
             address,
-            metrics: DestinationMetrics::new(workers),
+            metrics: Traffic::default(),
             exemplars: Exemplars::default(),
             born: now,
             speaks_first_until: AtomicU64::new(0),
@@ -88,28 +88,21 @@ impl Destination {
 /// Destinations by address.
 #[derive(Debug)]
 pub struct Registry {
-    workers: usize,
     /// What was counted for destinations that are no longer remembered, so that no total ever falls.
     forgotten: Mutex<Totals>,
     shards: [Mutex<HashMap<SocketAddr, Arc<Destination>>>; SHARDS],
 }
 
 impl Default for Registry {
-    /// For one worker.
     fn default() -> Self {
-        Self::new(1)
-    }
-}
-
-impl Registry {
-    pub fn new(workers: usize) -> Self {
         Self {
-            workers,
             forgotten: Mutex::default(),
             shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
         }
     }
+}
 
+impl Registry {
     /// The destination at `address`, made if it is not known.
     pub fn destination(&self, address: SocketAddr, now: Instant) -> Arc<Destination> {
         let shard = &self.shards[shard_of(address)];
@@ -121,7 +114,7 @@ impl Registry {
         if shard.len() >= REMEMBERED / SHARDS {
             self.forget_some(&mut shard);
         }
-        let destination = Arc::new(Destination::new(address, self.workers, now));
+        let destination = Arc::new(Destination::new(address, now));
         shard.insert(address, destination.clone());
         destination
     }
@@ -198,7 +191,7 @@ mod tests {
     #[test]
     fn the_hint_expires() {
         let now = Instant::now();
-        let destination = Destination::new(address(3306), 1, now);
+        let destination = Destination::new(address(3306), now);
         assert!(!destination.speaks_first(now));
         destination.note_first_speaker(true, now);
         assert!(destination.speaks_first(now + SPEAKS_FIRST_FOR / 2));
@@ -208,7 +201,7 @@ mod tests {
     #[test]
     fn a_client_that_speaks_first_corrects_the_hint() {
         let now = Instant::now();
-        let destination = Destination::new(address(80), 1, now);
+        let destination = Destination::new(address(80), now);
         destination.note_first_speaker(true, now);
         destination.note_first_speaker(false, now);
         assert!(!destination.speaks_first(now));
@@ -234,7 +227,7 @@ mod tests {
         // Ports this far apart share a shard.
         let destination = |n: usize, at| registry.destination(address((n * SHARDS) as u16), at);
         for n in 0..full {
-            destination(n, now).metrics.observe(0, &record());
+            destination(n, now).metrics.observe(0, &record(), false);
         }
         let used = Arc::downgrade(&destination(0, now + Duration::from_secs(1)));
         destination(full, now);

@@ -9,6 +9,7 @@ use super::{BreakerState, Cluster, Endpoint, Usage, host_set::Member};
 
 /// A cluster without its endpoints.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ClusterReport {
     name: Box<str>,
     discovery: &'static str,
@@ -22,6 +23,7 @@ pub(crate) struct ClusterReport {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct DiscoveryReport {
     /// Seconds since the source last answered; none if it never has.
     age_seconds: Option<u64>,
@@ -31,12 +33,14 @@ struct DiscoveryReport {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct ThresholdsReport {
     limits: CircuitBreaker,
     used: Usage,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct RefusedReport {
     overflow: u64,
     shed: u64,
@@ -47,6 +51,7 @@ struct RefusedReport {
 
 /// One endpoint.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct EndpointReport {
     address: SocketAddr,
     weight: u32,
@@ -57,6 +62,7 @@ pub(crate) struct EndpointReport {
     is_healthy: bool,
     is_ejected: bool,
     #[serde(serialize_with = "breaker")]
+    #[cfg_attr(test, schemars(with = "String"))]
     breaker: BreakerState,
     active_requests: u32,
     /// Milliseconds; none without answers, or without `peak_ewma`.

@@ -39,6 +39,7 @@ pub struct Thresholds {
 
 /// How much is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Usage {
     pub connections: u32,
     #[serde(rename = "pending_requests")]

@@ -234,8 +234,13 @@ async fn dial(
         target,
         key: &key,
     };
-    way.connect(way.choose()?, client, &mut Tried::default())
-        .await
+    way.connect(
+        way.choose()?,
+        client,
+        &mut Tried::default(),
+        &connection.failed,
+    )
+    .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

@@ -48,7 +48,7 @@ struct Inner {
     lanes: Box<[Lane]>,
     orders: Mutex<Orders>,
     changed: Condvar,
-    dropped: AtomicU64,
+    dropped: Arc<AtomicU64>,
 }
 
 /// One pushing thread's lines, so that such threads do not wait for one another.
@@ -67,7 +67,8 @@ struct Orders {
 }
 
 impl LogThread {
-    /// Opens `target` and starts its writer, which lets lines gather for `gather` before it writes.
+    /// Opens `target` and starts its writer, which lets lines gather for `gather` before it writes and
+    /// counts those that are lost in `dropped`.
     ///
     /// # Errors
     /// When the target cannot be opened or the thread cannot be had.
@@ -76,12 +77,13 @@ impl LogThread {
         target: LogTarget,
         lanes: usize,
         gather: Duration,
+        dropped: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
             orders: Mutex::default(),
             changed: Condvar::new(),
-            dropped: AtomicU64::new(0),
+            dropped,
         });
         let writer = Writer {
             out: open(&target)?,
@@ -300,7 +302,8 @@ mod tests {
         let path = path("close");
         let target = LogTarget::File(path.clone());
         // It would gather for an hour; closing does not wait for that.
-        let log = LogThread::start("log", target, 2, Duration::from_secs(3600)).unwrap();
+        let log =
+            LogThread::start("log", target, 2, Duration::from_secs(3600), Arc::default()).unwrap();
         push(&log, 0, "a\n");
         push(&log, 1, "b\n");
         push(&log, 0, "c\n");
@@ -314,7 +317,7 @@ mod tests {
     #[test]
     fn a_full_disk_loses_lines_and_counts_them() {
         let target = LogTarget::File("/dev/full".into());
-        let log = LogThread::start("log", target, 1, Duration::ZERO).unwrap();
+        let log = LogThread::start("log", target, 1, Duration::ZERO, Arc::default()).unwrap();
         for _ in 0..100 {
             push(&log, 0, "line\n");
         }
@@ -339,7 +342,7 @@ mod tests {
             .open(&path)
             .unwrap();
         let target = LogTarget::File(path.clone());
-        let log = LogThread::start("log", target, 1, Duration::ZERO).unwrap();
+        let log = LogThread::start("log", target, 1, Duration::ZERO, Arc::default()).unwrap();
         let line = format!("{}\n", "x".repeat(1023));
         let pushed: u64 = 4 * LANE_MAX as u64 / 1024;
         for _ in 0..pushed {
@@ -364,7 +367,13 @@ mod tests {
             0,
         )
         .unwrap();
-        let started = LogThread::start("log", LogTarget::File(path.clone()), 1, Duration::ZERO);
+        let started = LogThread::start(
+            "log",
+            LogTarget::File(path.clone()),
+            1,
+            Duration::ZERO,
+            Arc::default(),
+        );
         fs::remove_file(&path).unwrap();
         assert!(started.is_err());
     }
@@ -377,7 +386,7 @@ mod tests {
                 lanes: Box::default(),
                 orders: Mutex::default(),
                 changed: Condvar::new(),
-                dropped: AtomicU64::new(0),
+                dropped: Arc::default(),
             }),
             target: LogTarget::Stderr,
             out: File::from(std::os::fd::OwnedFd::from(ours)),

@@ -116,7 +116,7 @@ mod tests {
             .collect();
         for destination in &held {
             for _ in 0..30 {
-                destination.metrics.observe(0, &most);
+                destination.metrics.observe(0, &most, false);
             }
         }
         let mut told = Vec::new();
@@ -150,7 +150,7 @@ mod tests {
             answered(500, None),
             answered(502, Some(Failure::ConnectRefused)),
         ] {
-            destination.metrics.observe(0, &record);
+            destination.metrics.observe(0, &record, false);
         }
         let page = traffic(&shared, None);
         let counts = &page.destinations[0].counts;

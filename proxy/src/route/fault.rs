@@ -91,6 +91,7 @@ mod tests {
             decision,
             &Clusters::default(),
             &RateLimits::new(std::time::Instant::now()),
+            Arc::default(),
         ));
         let subject = Subject::at("192.0.2.1:80".parse().unwrap());
         Routed::decide(&subject, Some(&route), None, &Rng::new(1))

@@ -16,6 +16,7 @@ use outrigger_config::{Action, Decision, Labels, RequestPolicy, Subject, Target 
 use crate::{
     cluster::{Clusters, Rng},
     dispatch::{Onward, Target},
+    observe::Traffic,
     rate_limit::{Limits, RateLimits},
 };
 
@@ -36,6 +37,8 @@ pub struct Route {
     mirrors: Box<[Option<Arc<Onward>>]>,
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
+    /// What is counted for its name, across reloads.
+    pub traffic: Arc<Traffic>,
     rate_limits: Option<Arc<Limits>>,
 }
 
@@ -62,6 +65,7 @@ impl Route {
         decision: &Arc<Decision>,
         clusters: &Clusters,
         limits: &RateLimits,
+        traffic: Arc<Traffic>,
     ) -> Self {
         let onward = |target: &RouteTarget, labels: &Labels| match target {
             RouteTarget::OriginalDestination => None,
@@ -85,6 +89,7 @@ impl Route {
             response_headers: HeaderEdits::compile(&settings.response_headers),
             rate_limits: limits.compile(&settings.rate_limits, false),
             decision: decision.clone(),
+            traffic,
         }
     }
 

@@ -18,7 +18,14 @@ pub struct Upstream {
     pub peer: SocketAddr,
     /// Its place among the connections of the cluster that it was made for.
     pub permit: Option<Permit>,
-    _registration: Registration,
+    registration: Registration,
+}
+
+impl Upstream {
+    /// Our end.
+    pub fn local(&self) -> SocketAddr {
+        self.registration.local
+    }
 }
 
 /// Dials `peer`, waiting as long as a direct connection would have waited unless the settings say
@@ -98,7 +105,7 @@ async fn dial(shared: &Arc<Shared>, peer: SocketAddr) -> Result<Upstream, Failur
             stream,
             peer,
             permit: None,
-            _registration: registration,
+            registration,
         }),
         Ok(Some(error)) | Err(error) => Err(failed(error)),
     }

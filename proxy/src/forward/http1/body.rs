@@ -37,6 +37,20 @@ impl Body {
         }
     }
 
+    /// Keeps the trailer section of a chunked body.
+    pub(super) fn keep_trailers(&mut self) {
+        if let Self::Chunked(chunked) = self {
+            chunked.keep_trailers();
+        }
+    }
+
+    pub(super) fn trailers(&self) -> Option<&[u8]> {
+        match self {
+            Self::Chunked(chunked) => chunked.trailers(),
+            Self::Length { .. } | Self::UntilClose => None,
+        }
+    }
+
     /// Counts those of `bytes` that belong to the body as seen, and tells how many they are.
     ///
     /// # Errors

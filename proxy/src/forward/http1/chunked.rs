@@ -19,6 +19,8 @@ pub struct Chunked {
     line: usize,
     digits: u8,
     max_trailer_bytes: usize,
+    /// The trailer section as it came, with the empty line after it; only if somebody asked.
+    trailers: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,19 @@ enum State {
     Done,
 }
 
+impl State {
+    fn is_trailer(self) -> bool {
+        matches!(
+            self,
+            Self::TrailerStart
+                | Self::TrailerName
+                | Self::TrailerValue
+                | Self::TrailerLf
+                | Self::EndLf
+        )
+    }
+}
+
 impl Chunked {
     pub fn new(max_trailer_bytes: usize) -> Self {
         Self {
@@ -45,7 +60,17 @@ impl Chunked {
             line: 0,
             digits: 0,
             max_trailer_bytes,
+            trailers: None,
         }
+    }
+
+    /// From here on; to be asked before the first byte.
+    pub fn keep_trailers(&mut self) {
+        self.trailers = Some(Vec::new());
+    }
+
+    pub fn trailers(&self) -> Option<&[u8]> {
+        self.trailers.as_deref()
     }
 
     pub fn is_done(&self) -> bool {
@@ -67,6 +92,11 @@ impl Chunked {
                     self.state = State::DataCr;
                 }
             } else {
+                if let Some(trailers) = &mut self.trailers
+                    && self.state.is_trailer()
+                {
+                    trailers.push(bytes[at]);
+                }
                 self.state = self.step(bytes[at])?;
                 at += 1;
             }

@@ -89,6 +89,7 @@ impl Download<'_> {
 
     async fn relay(&mut self) -> Result<Answer, DownloadEnd> {
         let mut head = self.final_head().await?;
+        self.progress.note_answer(&self.output.filled()[..head.len]);
         let is_tunnel = head.status == 101
             || (self.request.method == Method::Connect && (200..300).contains(&head.status));
         if is_tunnel {
@@ -96,6 +97,9 @@ impl Download<'_> {
         }
         let max_trailer_bytes = self.limits.max_header_bytes;
         let mut body = Body::new(head.framing, max_trailer_bytes);
+        if self.progress.wants_trailers() {
+            body.keep_trailers();
+        }
         let Ok(taken) = body.take(&self.output.filled()[head.len..]) else {
             return Err(self.tunnel(Some(head.status)));
         };
@@ -123,6 +127,9 @@ impl Download<'_> {
         self.send(head.len + taken).await?;
         while !body.is_done() {
             self.receive_body(&mut body).await?;
+        }
+        if let Some(trailers) = body.trailers() {
+            self.progress.note_trailers(trailers);
         }
         Ok(Answer { head, keeps_client })
     }

@@ -110,7 +110,12 @@ mod tests {
         let snapshot = Snapshot::compile(settings, None);
         let decision = snapshot.routes.iter().next().unwrap();
         let limits = crate::rate_limit::RateLimits::new(std::time::Instant::now());
-        Arc::new(Route::resolve(decision, &Clusters::default(), &limits))
+        Arc::new(Route::resolve(
+            decision,
+            &Clusters::default(),
+            &limits,
+            Arc::default(),
+        ))
     }
 
     fn buffer(bytes: &[u8]) -> Buffer {

@@ -236,7 +236,8 @@ impl Session {
             }
             self.number_try(exchange);
         }
-        let progress = Progress::new(exchange.head.len + arrived.count);
+        let captured = self.connection.worker.captured();
+        let progress = Progress::new(exchange.head.len + arrived.count, captured);
         let end = self
             .attempt(exchange, arrived.body, &lease, is_hedged, &progress)
             .await;
@@ -258,6 +259,8 @@ impl Session {
                 return TryEnd::Tunnelled(Box::pin(tunnel).await);
             }
             AttemptEnd::Discarded(answer) => {
+                let peer = lease.upstream.peer;
+                self.connection.failed.answered(peer, answer.head.status);
                 self.discard(exchange, lease, &answer, &progress);
                 return exchange.again(&hop, answer.pause);
             }
@@ -271,6 +274,8 @@ impl Session {
                     has_left: progress.written.get() > 0 && !is_unconsumed(),
                 };
                 if let Some(pause) = exchange.pause_after(fate, &lease, &progress, self.rng()) {
+                    let peer = lease.upstream.peer;
+                    self.connection.failed.broke(peer, Failure::UpstreamClosed);
                     return exchange.again(&hop, pause);
                 }
                 match no_answer(kind, &lease, &progress) {
@@ -578,7 +583,12 @@ impl Session {
         tried: &mut Tried,
     ) -> Result<(Lease, Hop), Failure> {
         // Large while under way, and rare.
-        let dialled = Box::pin(self.way(target, key).connect(hop, &self.client, tried)).await;
+        let failed = &self.connection.failed;
+        let dialled = Box::pin(
+            self.way(target, key)
+                .connect(hop, &self.client, tried, failed),
+        )
+        .await;
         let Dialled { upstream, hop } = dialled?;
         let pool = &self.connection.worker.http1_pool;
         self.peers.turn_to(pool, hop.peer);

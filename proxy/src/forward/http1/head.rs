@@ -89,6 +89,29 @@ pub(super) fn visit_lines(
     visit_parsed(head, start, parsed, visit)
 }
 
+/// Shows each value of the header `name` of the head that begins `bytes`; for what is seldom asked.
+pub(super) fn each_value(bytes: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
+    let start = memchr::memchr(b'\n', bytes).map_or(0, |at| at + 1);
+    each_line_value(bytes, start, name, visit);
+}
+
+/// The same of a header section that begins at `start`.
+pub(super) fn each_line_value(
+    bytes: &[u8],
+    start: usize,
+    name: &str,
+    visit: &mut dyn FnMut(&[u8]),
+) {
+    // It was parsed before, so that nothing fails.
+    let lines = memchr::memchr_iter(b'\n', bytes).count();
+    let _ = visit_lines(bytes, start, lines, |line| {
+        if line.name.eq_ignore_ascii_case(name) {
+            visit(line.value);
+        }
+        Ok(())
+    });
+}
+
 fn visit_parsed(
     head: &[u8],
     start: usize,

@@ -1,7 +1,15 @@
 //! How far one request and its answer have come: written by the two directions, read by whoever
 //! decides what follows.
 
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    time::Instant,
+};
+
+use outrigger_config::HeaderOf;
+
+use super::head;
+use crate::observe::Captured;
 
 use super::request::RequestHead;
 use crate::forward::deadlines;
@@ -26,12 +34,17 @@ pub(super) struct Progress {
     pub(super) has_answer_begun: Cell<bool>,
     /// The status of the final answer, once it goes to the client.
     pub(super) status: Cell<Option<u16>>,
+    /// When the final answer's head was there; known only if an access log asks.
+    pub(super) answered: Cell<Option<Instant>>,
+    /// Headers that an access log names.
+    pub(super) captured: RefCell<Option<Captured>>,
 }
 
 impl Progress {
-    pub(super) fn new(in_input: usize) -> Self {
+    pub(super) fn new(in_input: usize, captured: Option<Captured>) -> Self {
         Self {
             in_input: Cell::new(in_input),
+            captured: RefCell::new(captured),
             ..Self::default()
         }
     }
@@ -54,6 +67,32 @@ impl Progress {
 
     pub(super) fn add_written(&self, count: usize) {
         self.written.set(self.written.get() + count as u64);
+    }
+
+    /// The final answer's head begins `output`, as the upstream sent it.
+    pub(super) fn note_answer(&self, output: &[u8]) {
+        if let Some(captured) = &mut *self.captured.borrow_mut() {
+            if captured.wanted().wants_answer_time() {
+                self.answered.set(Some(Instant::now()));
+            }
+            captured.keep(HeaderOf::Response, |name, show| {
+                head::each_value(output, name, show);
+            });
+        }
+    }
+
+    pub(super) fn wants_trailers(&self) -> bool {
+        let captured = self.captured.borrow();
+        (captured.as_ref()).is_some_and(|captured| captured.wanted().wants_trailers())
+    }
+
+    /// The answer's trailer section, with the empty line after it.
+    pub(super) fn note_trailers(&self, section: &[u8]) {
+        if let Some(captured) = &mut *self.captured.borrow_mut() {
+            captured.keep(HeaderOf::Trailer, |name, show| {
+                head::each_line_value(section, 0, name, show);
+            });
+        }
     }
 
     pub(super) fn add_sent(&self, count: usize) {

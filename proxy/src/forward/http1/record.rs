@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_config::Headers;
+
 use super::{
     Next, Session,
     exchange::Arrived,
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     failure::Failure,
     forward::respond,
-    observe::{Protocol, Record},
+    observe::{Captured, FailedTry, Protocol, Record},
     route::{Answer, Routed},
     upstream::Lease,
 };
@@ -39,8 +41,13 @@ pub(super) struct Outcome {
     pub(super) sent: u64,
     pub(super) routed: Routed,
     upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
     is_upstream_reused: bool,
     pub(super) status: Option<u16>,
+    /// Over a connection; failed dials are counted apart.
+    tries: u32,
+    answered: Option<Instant>,
+    captured: Option<Captured>,
 }
 
 impl Outcome {
@@ -54,8 +61,12 @@ impl Outcome {
             sent: 0,
             routed: Routed::default(),
             upstream: None,
+            upstream_local: None,
             is_upstream_reused: false,
             status: None,
+            tries: 0,
+            answered: None,
+            captured: None,
         }
     }
 
@@ -64,6 +75,10 @@ impl Outcome {
         self.received = self.received.max(progress.written.get());
         self.sent += progress.sent.get();
         self.upstream = Some(lease.upstream.peer);
+        self.upstream_local = Some(lease.upstream.local());
+        self.tries += 1;
+        self.answered = progress.answered.get();
+        self.captured = progress.captured.take();
         self.is_upstream_reused = lease.is_reused;
         self.status = progress.status.get();
     }
@@ -151,12 +166,22 @@ impl Session {
     pub(super) fn record(&mut self, head: Option<&RequestHead>, outcome: &Outcome) {
         self.is_under_way = false;
         let connection = &self.connection;
+        let failed = connection.failed.take();
+        let lines = head.map(|head| head.lines(self.input.filled()));
         let record = Record {
             protocol: Protocol::Http1,
+            is_http10: head.is_some_and(|head| head.version == Version::Http10),
+            connection: connection.listed.entry.number,
             client: connection.client,
             original: connection.original,
-            cluster: outcome.routed.target.cluster(),
+            routed: &outcome.routed,
             upstream: outcome.upstream,
+            upstream_local: outcome.upstream_local,
+            attempts: outcome.tries + FailedTry::dials(&failed),
+            failed: &failed,
+            headers: lines.as_ref().map(|lines| lines as &dyn Headers),
+            captured: outcome.captured.as_ref(),
+            answered: outcome.answered.map(|at| at - outcome.started),
             upstream_reused: outcome.is_upstream_reused,
             request: head.map(|head| head.line(self.input.filled())),
             sni: None,

@@ -15,6 +15,8 @@ use http::{
     request, response,
 };
 
+use outrigger_config::{HeaderOf, Headers};
+
 use super::{
     edit::Asked, exchange::Lines, mirror::Copies, peers::Peers, sessions::Place, upload::Upload,
 };
@@ -27,7 +29,7 @@ use crate::{
         policed::{Policed, is_grpc},
     },
     observe::{
-        Protocol, Record, RequestLine,
+        Captured, FailedTries, FailedTry, Protocol, Record, RequestLine,
         trace::{Edit, Incoming, Trace},
     },
     retry::grpc,
@@ -49,8 +51,14 @@ pub(super) struct Account {
     /// To be sent when the request is whole.
     pub(super) copies: Option<Box<Copies>>,
     started: Instant,
+    pub(super) failed: FailedTries,
     upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
     is_reused: bool,
+    /// Over a connection; failed dials are counted apart.
+    tries: u32,
+    answered: Option<Instant>,
+    captured: Option<Captured>,
     status: Option<u16>,
     failure: Option<Failure>,
     /// Of a gRPC call whose answer has begun: how it went is not known yet.
@@ -63,14 +71,20 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
+        let captured = peers.client.connection.worker.captured();
         Self {
             peers,
+            captured,
             routed: Routed::default(),
             policed: None,
             hop: None,
             started: Instant::now(),
+            failed: FailedTries::default(),
             upstream: None,
+            upstream_local: None,
             is_reused: false,
+            tries: 0,
+            answered: None,
             status: None,
             failure: Some(Failure::Drained),
             awaits_status: false,
@@ -163,11 +177,16 @@ impl Account {
         if let Some(trace) = &mut self.trace {
             trace.note_grpc_status(trailers);
         }
+        if let Some(captured) = &mut self.captured {
+            let lines = Lines(trailers);
+            captured.keep(HeaderOf::Trailer, |name, show| lines.each(name, show));
+        }
     }
 
     /// Whether anybody wants to know an answer's trailers.
     pub(super) fn wants_trailers(&self) -> bool {
         self.trace.as_ref().is_some_and(|trace| trace.is_grpc())
+            || (self.captured.as_ref()).is_some_and(|captured| captured.wanted().wants_trailers())
     }
 
     /// The request goes out at `place`.
@@ -179,12 +198,18 @@ impl Account {
             policed.deadlines.begin_try();
         }
         self.upstream = Some(place.session.peer);
+        self.upstream_local = Some(place.session.local);
+        self.tries += 1;
         self.is_reused = place.is_reused;
     }
 
     /// The request will not be sent again.
     pub(super) fn forget_headers(&mut self) {
         let headers = mem::take(&mut self.head.headers);
+        if let Some(captured) = &mut self.captured {
+            let lines = Lines(&headers);
+            captured.keep(HeaderOf::Request, |name, show| lines.each(name, show));
+        }
         // The record still wants to know the host.
         if self.head.uri.authority().is_none()
             && let Some(host) = headers.get(HOST)
@@ -205,6 +230,13 @@ impl Account {
     pub(super) fn answered(&mut self, head: &response::Parts) {
         self.status = Some(head.status.as_u16());
         self.sent += size(&head.headers);
+        if let Some(captured) = &mut self.captured {
+            if captured.wanted().wants_answer_time() {
+                self.answered = Some(Instant::now());
+            }
+            let lines = Lines(&head.headers);
+            captured.keep(HeaderOf::Response, |name, show| lines.each(name, show));
+        }
     }
 
     /// Tells the endpoint's cluster; what comes after the first telling changes nothing.
@@ -333,13 +365,23 @@ impl Drop for Account {
             None => self.head.headers.get(HOST),
         };
         let host = host.map(HeaderValue::as_bytes);
+        let failed = self.failed.take();
+        let lines = Lines(&self.head.headers);
         let trace = self.trace.take();
         let record = Record {
             protocol: Protocol::Http2,
+            is_http10: false,
+            connection: connection.listed.entry.number,
             client: connection.client,
             original: connection.original,
-            cluster: self.routed.target.cluster(),
+            routed: &self.routed,
             upstream: self.upstream,
+            upstream_local: self.upstream_local,
+            attempts: self.tries + FailedTry::dials(&failed),
+            failed: &failed,
+            headers: Some(&lines),
+            captured: self.captured.as_ref(),
+            answered: self.answered.map(|at| at - self.started),
             upstream_reused: self.is_reused,
             request: Some(RequestLine {
                 method: self.head.method.as_str(),

@@ -343,7 +343,12 @@ impl Body {
             self.end.take()
         };
         let sent = match end {
-            Some(End::Trailers(trailers)) => sink.send_trailers(*trailers),
+            Some(End::Trailers(trailers)) => {
+                if self.keeps_trailers {
+                    self.trailers = Some(trailers.clone());
+                }
+                sink.send_trailers(*trailers)
+            }
             Some(End::Data) | None => sink.send_data(Bytes::new(), true),
         };
         match sent {

@@ -426,6 +426,7 @@ impl Asking<'_> {
         let Some(hop) = self.account.hop.take() else {
             return TryEnd::Refused(failure);
         };
+        self.account.failed.note(hop.peer, failure);
         let next = hop.failed(failure, &mut self.tried).and_then(|()| {
             let next = way(self.account, &self.key).choose_after(&self.tried)?;
             next.ok_or(failure)
@@ -463,6 +464,9 @@ impl Asking<'_> {
             headers: &headers,
         });
         if let Err(again) = self.again(fate) {
+            self.account
+                .failed
+                .answered(stream.place.session.peer, status);
             stream.sink.send_reset(Reason::CANCEL);
             return Err(again);
         }
@@ -489,6 +493,7 @@ impl Asking<'_> {
     /// There was no answer.
     fn failed(&mut self, stream: UpstreamStream, error: &h2::Error, is_informed: bool) -> TryEnd {
         self.account.attempt_failed(failure_of(error));
+        (self.account.failed).broke(stream.place.session.peer, failure_of(error));
         let is_unprocessed = is_unprocessed(error);
         let may_replay = is_unprocessed
             // A reused connection may have been closed before the request came; a peer that has

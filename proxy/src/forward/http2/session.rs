@@ -32,6 +32,7 @@ pub(super) struct Session {
     requests: RefCell<SendRequest<Bytes>>,
     state: Rc<State>,
     pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
     streams: Cell<usize>,
     has_served: Cell<bool>,
     was_asked_for_connect: Cell<bool>,
@@ -70,7 +71,7 @@ impl Session {
         worker: &Rc<Worker>,
         watcher: Rc<Notify>,
     ) -> Result<Rc<Self>, Failure> {
-        let peer = upstream.peer;
+        let (peer, local) = (upstream.peer, upstream.local());
         let permit = upstream.permit.take();
         let wire = Wire::upstream(upstream, worker);
         let (requests, connection) = settings::client(&worker.settings().limits)
@@ -89,6 +90,7 @@ impl Session {
             requests: RefCell::new(requests),
             state,
             peer,
+            local,
             streams: Cell::new(0),
             has_served: Cell::new(false),
             was_asked_for_connect: Cell::new(false),

@@ -22,7 +22,7 @@ use crate::{
     detect::{ClientHello, Detected, First},
     dispatch::{Dialled, Tried, Way},
     failure::Failure,
-    observe::{Protocol, Record, trace::Trace},
+    observe::{FailedTry, Protocol, Record, trace::Trace},
     route::Routed,
 };
 
@@ -94,8 +94,8 @@ impl Tunnel {
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                let mut tried = Tried::default();
-                Box::pin(way.connect(way.choose()?, &self.client, &mut tried)).await?
+                let (mut tried, failed) = (Tried::default(), &connection.failed);
+                Box::pin(way.connect(way.choose()?, &self.client, &mut tried, failed)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -154,13 +154,22 @@ impl Drop for Tunnel {
             Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
+        let failed = self.connection.failed.take();
         let trace = self.trace();
         let record = Record {
             protocol,
+            is_http10: false,
+            connection: self.connection.listed.entry.number,
             client: self.connection.client,
             original: self.connection.original,
-            cluster: self.routed.target.cluster(),
+            routed: &self.routed,
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
+            upstream_local: self.dialled.as_ref().map(|d| d.upstream.local()),
+            attempts: u32::from(self.dialled.is_some()) + FailedTry::dials(&failed),
+            failed: &failed,
+            headers: None,
+            captured: None,
+            answered: None,
             upstream_reused: false,
             request: None,
             sni: self.hello().and_then(|hello| hello.server_name.as_deref()),

@@ -9,7 +9,10 @@ use outrigger_config::CircuitBreaker;
 use prometheus_client::metrics::MetricType;
 
 use super::pages::Family;
-use crate::cluster::{BreakerState, Cluster, DiscoveryState, Endpoint, Usage};
+use crate::{
+    cluster::{BreakerState, Cluster, DiscoveryState, Endpoint, Usage},
+    observe::metrics::Latency,
+};
 
 /// Endpoints told one by one; those beyond are told together as their cluster's `other`.
 const MAX_ENDPOINTS: usize = 10_000;
@@ -46,6 +49,7 @@ pub(super) struct EndpointRow {
     active: u64,
     ejections: u64,
     trips: u64,
+    durations: Latency,
     /// How many of them.
     healthy: u64,
     ejected: u64,
@@ -136,6 +140,7 @@ impl EndpointRow {
         self.requests += counts.requests.load(Ordering::Relaxed);
         self.ejections += counts.ejections.load(Ordering::Relaxed);
         self.trips += counts.trips.load(Ordering::Relaxed);
+        self.durations.merge(&endpoint.durations.total());
         self.active += u64::from(endpoint.active());
         self.healthy += u64::from(!endpoint.is_unhealthy());
         self.ejected += u64::from(endpoint.is_ejected());
@@ -304,6 +309,12 @@ pub(super) const FAMILIES: &[Family<Row>] = &[
 ];
 
 pub(super) const ENDPOINT_FAMILIES: &[Family<EndpointRow>] = &[
+    Family {
+        name: "outrigger_endpoint_request_duration_seconds",
+        help: "Time from choosing the endpoint to the head of its answer",
+        kind: MetricType::Histogram,
+        encode: |series, row| series.histogram(&row.labels(), &row.durations, None),
+    },
     Family {
         name: "outrigger_endpoint_requests",
         help: "Requests sent to the endpoint",

@@ -23,10 +23,12 @@ impl Annotations {
     }
 
     /// The same piece of text with exemplars.
-    pub(super) fn annotate(&self, piece: String) -> String {
-        if self.0.is_empty() || !piece.contains(BUCKET) {
+    pub(super) fn annotate(&self, piece: Vec<u8>) -> Vec<u8> {
+        if self.0.is_empty() || memchr::memmem::find(&piece, BUCKET.as_bytes()).is_none() {
             return piece;
         }
+        // It was made of text.
+        let piece = String::from_utf8(piece).unwrap_or_default();
         let mut annotated = String::with_capacity(piece.len() * 2);
         for line in piece.lines() {
             annotated.push_str(line);
@@ -35,7 +37,7 @@ impl Annotations {
             }
             annotated.push('\n');
         }
-        annotated
+        annotated.into_bytes()
     }
 
     fn exemplar(&self, line: &str) -> Option<String> {

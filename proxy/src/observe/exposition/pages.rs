@@ -44,18 +44,21 @@ impl<R> Pages<R> {
 }
 
 impl<R: fmt::Debug + Send + Sync> Iterator for Pages<R> {
-    type Item = String;
+    type Item = Vec<u8>;
 
-    fn next(&mut self) -> Option<String> {
+    fn next(&mut self) -> Option<Vec<u8>> {
         let family = self.families.get(self.family)?;
         let start = self.position;
         let end = (start + ROWS_PER_PIECE).min(self.rows.len());
-        let piece = encode(Piece {
-            family,
-            format: self.format,
-            rows: self.rows.clone(),
-            range: start..end,
-        });
+        let piece = encode(
+            Piece {
+                family,
+                format: self.format,
+                rows: self.rows.clone(),
+                range: start..end,
+            },
+            self.format,
+        );
         if end < self.rows.len() {
             self.position = end;
         } else {
@@ -63,6 +66,8 @@ impl<R: fmt::Debug + Send + Sync> Iterator for Pages<R> {
         }
         Some(match start {
             0 => piece,
+            // Each message names its metric, and several may name one.
+            _ if self.format == Format::Protobuf => piece,
             _ => without_head(piece),
         })
     }
@@ -100,9 +105,12 @@ impl<R: fmt::Debug + Send + Sync> Collector for Piece<R> {
 }
 
 /// Drops the description that a metric's first piece has already given.
-fn without_head(piece: String) -> String {
+fn without_head(mut piece: Vec<u8>) -> Vec<u8> {
+    let lines = piece.split_inclusive(|b| *b == b'\n');
+    let head: usize = lines
+        .take_while(|line| line.starts_with(b"#"))
+        .map(<[u8]>::len)
+        .sum();
+    piece.drain(..head);
     piece
-        .split_inclusive('\n')
-        .skip_while(|line| line.starts_with('#'))
-        .collect()
 }

@@ -11,9 +11,31 @@ use super::{
 use crate::{
     configuration::ConfigurationFigures,
     control::{CaptureFigures, WatchFigures},
-    observe::{AccessLog, process::Process, trace::TraceFigures},
+    observe::{Metrics, process::Process, trace::TraceFigures},
     shared::Shared,
 };
+
+/// One worker's event loop.
+#[derive(Debug)]
+struct Runtime {
+    worker: Box<str>,
+    tasks: u64,
+    busy_seconds: f64,
+    parks: u64,
+}
+
+impl Runtime {
+    fn all(metrics: &Metrics) -> Vec<Self> {
+        let all = metrics.runtimes().map(|(worker, runtime)| Self {
+            worker: worker.to_string().into(),
+            tasks: runtime.num_alive_tasks() as u64,
+            // A runtime of one thread has one worker in tokio's sense.
+            busy_seconds: runtime.worker_total_busy_duration(0).as_secs_f64(),
+            parks: runtime.worker_park_count(0),
+        });
+        all.collect()
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct ProcessWide {
@@ -28,7 +50,8 @@ pub(super) struct ProcessWide {
     capture: CaptureFigures,
     configuration: ConfigurationFigures,
     watch: WatchFigures,
-    access_log_dropped: Option<u64>,
+    access_log_dropped: u64,
+    runtimes: Vec<Runtime>,
     trace: Option<TraceFigures>,
     uptime_seconds: f64,
     start_seconds: f64,
@@ -51,7 +74,8 @@ impl ProcessWide {
             capture: shared.control.figures(),
             configuration: shared.configuration.figures(),
             watch: shared.control.watch_figures(),
-            access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
+            access_log_dropped: shared.log_sinks.dropped(),
+            runtimes: Runtime::all(metrics),
             trace: shared.tracer.figures(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
@@ -218,6 +242,42 @@ impl ProcessWide {
         )
     }
 
+    /// Event loops as tokio counts them.
+    fn runtimes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut gauges = encoder.encode_descriptor(
+            "outrigger_worker_tasks",
+            "Tasks of the worker's event loop that have not ended",
+            None,
+            MetricType::Gauge,
+        )?;
+        for runtime in &self.runtimes {
+            let worker = [("worker", &*runtime.worker)];
+            gauges
+                .encode_family(&worker)?
+                .encode_gauge(&runtime.tasks)?;
+        }
+        let mut name = "outrigger_worker_busy_seconds".to_owned();
+        let help = "Time in which the worker's event loop did not wait";
+        let mut busy = open(encoder, self.format, &mut name, help, MetricType::Counter)?;
+        for runtime in &self.runtimes {
+            let worker = [("worker", &*runtime.worker)];
+            let mut busy = busy.encode_family(&worker)?;
+            write_counter(&mut busy, self.format, runtime.busy_seconds)?;
+        }
+        let workers = self.runtimes.iter().map(|r| [("worker", &*r.worker)]);
+        let workers: Vec<_> = workers.collect();
+        let parks = workers.iter().zip(&self.runtimes);
+        let parks: Vec<(&[(&str, &str)], u64)> = parks
+            .map(|(labels, runtime)| (&labels[..], runtime.parks))
+            .collect();
+        self.counter(
+            encoder,
+            "outrigger_worker_parks",
+            "Times that the worker's event loop began to wait",
+            &parks,
+        )
+    }
+
     fn process(&self, encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
         let mut name = "process_cpu_seconds".to_owned();
         let help = "User and system CPU time spent";
@@ -327,14 +387,13 @@ impl Collector for ProcessWide {
         )?;
         self.capture(encoder)?;
         self.configuration(encoder)?;
-        if let Some(dropped) = self.access_log_dropped {
-            self.counter(
-                encoder,
-                "outrigger_access_log_dropped",
-                "Access log lines lost because they could not be written in time",
-                &[(&[], dropped)],
-            )?;
-        }
+        self.counter(
+            encoder,
+            "outrigger_access_log_dropped",
+            "Access log lines lost because they could not be written in time",
+            &[(&[], self.access_log_dropped)],
+        )?;
+        self.runtimes(encoder)?;
         if let Some(trace) = &self.trace {
             self.trace(encoder, trace)?;
         }

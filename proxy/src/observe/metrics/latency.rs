@@ -1,6 +1,9 @@
 //! The latency histogram's buckets.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use super::cell::Cell;
 
@@ -27,6 +30,28 @@ impl LatencyCells {
     }
 }
 
+/// The same for what workers share.
+#[derive(Debug, Default)]
+pub(crate) struct SharedLatency {
+    buckets: [AtomicU64; BUCKETS],
+    nanos: AtomicU64,
+}
+
+impl SharedLatency {
+    pub(crate) fn observe(&self, duration: Duration) {
+        self.buckets[bucket(duration)].fetch_add(1, Ordering::Relaxed);
+        let nanos = duration.as_nanos() as u64;
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn total(&self) -> Latency {
+        Latency {
+            buckets: self.buckets.each_ref().map(|b| b.load(Ordering::Relaxed)),
+            nanos: self.nanos.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// What the cells came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Latency {
@@ -42,7 +67,7 @@ impl Latency {
         self.nanos = self.nanos.wrapping_add(cells.nanos.value());
     }
 
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         for (sum, count) in self.buckets.iter_mut().zip(other.buckets) {
             *sum += count;
         }

@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::SystemTime,
 };
+
+use tokio::runtime::RuntimeMetrics;
 
 use super::reason;
 use crate::failure::Failure;
@@ -16,6 +18,7 @@ pub struct Metrics {
     refused: [AtomicU64; reason::COUNT],
     of_worker: Box<[Arc<WorkerMetrics>]>,
     pub(crate) started: SystemTime,
+    has_native_histograms: AtomicBool,
 }
 
 /// One worker's figures, on lines of their own.
@@ -24,6 +27,7 @@ pub struct Metrics {
 struct WorkerMetrics {
     accepted: AtomicU64,
     idle_upstream: AtomicU64,
+    runtime: OnceLock<RuntimeMetrics>,
 }
 
 impl Default for Metrics {
@@ -39,11 +43,32 @@ impl Metrics {
             refused: Default::default(),
             of_worker: (0..workers).map(|_| Arc::default()).collect(),
             started: SystemTime::now(),
+            has_native_histograms: AtomicBool::new(false),
         }
     }
 
     pub fn workers(&self) -> usize {
         self.of_worker.len()
+    }
+
+    /// Keeps latencies in fine buckets as well; to be asked before the first is counted.
+    pub(crate) fn keep_native_histograms(&self) {
+        self.has_native_histograms.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_native_histograms(&self) -> bool {
+        self.has_native_histograms.load(Ordering::Relaxed)
+    }
+
+    /// What tokio counts of `worker`'s event loop.
+    pub(crate) fn runtime_of(&self, worker: usize, metrics: RuntimeMetrics) {
+        let _ = self.of_worker[worker].runtime.set(metrics);
+    }
+
+    /// The event loops that have begun, with their workers' numbers.
+    pub(crate) fn runtimes(&self) -> impl Iterator<Item = (usize, &RuntimeMetrics)> {
+        (self.of_worker.iter().enumerate())
+            .filter_map(|(id, worker)| Some((id, worker.runtime.get()?)))
     }
 
     /// Counts a connection taken from a listener's queue, whatever becomes of it.

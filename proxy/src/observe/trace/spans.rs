@@ -430,7 +430,7 @@ fn network_peer(attributes: &mut Attributes<'_, '_>, peer: SocketAddr) {
 /// What no convention has a name for.
 fn ours(attributes: &mut Attributes<'_, '_>, record: &Record<'_>) {
     attributes.word("outrigger.original_destination", record.original);
-    if let Some(cluster) = record.cluster {
+    if let Some(cluster) = record.routed.target.cluster() {
         attributes.text("outrigger.cluster", &[cluster.as_bytes()]);
     }
 }

@@ -19,8 +19,12 @@ use super::{
     queue::{Taken, Tracer},
 };
 use crate::{
+    cluster::Clusters,
+    dispatch::{Onward, Target},
     failure::Failure,
     observe::{Protocol, Record, RequestLine, test_record},
+    rate_limit::RateLimits,
+    route::Routed,
 };
 
 fn settings(keys: &str) -> Tracing {
@@ -124,13 +128,26 @@ fn a_request_has_a_server_and_a_client_span_of_the_senders_trace() {
     let mut trace = begin(&settings, &headers);
     trace.reached(peer());
     trace.answered(200);
+    let clusters = Clusters::default();
+    clusters.fill("clusters: [{ name: payments, endpoints: [{ address: '192.0.2.1:80' }] }]");
+    let cluster = clusters.find("payments").expect("it was made");
+    let onward = Onward::new(
+        cluster.clone(),
+        &cluster.settings(),
+        None,
+        &RateLimits::new(Instant::now()),
+    );
+    let routed = Routed {
+        target: Target::Cluster(onward.into()),
+        ..Routed::default()
+    };
     let record = Record {
         request: Some(RequestLine {
             method: "GET",
             target: b"/pay?user=me&key=secret&flag",
             host: Some(b"shop.test:8080"),
         }),
-        cluster: Some("payments"),
+        routed: &routed,
         ..test_record()
     };
     let request = exported(&settings, &trace, &record, &headers);

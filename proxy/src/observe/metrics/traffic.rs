@@ -1,42 +1,50 @@
-//! What is counted for one destination.
+//! What is counted for one destination, cluster or route.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use super::{
     cell::Cell,
     latency::{Latency, LatencyCells},
+    native::{Native, NativeCells},
     outcome::{Outcome, OutcomeCells},
 };
 use crate::observe::{Protocol, Record};
 
-/// A switch of protocols is no answer that anyone waited for; what follows may last for hours.
-const SWITCHING_PROTOCOLS: u16 = 101;
+/// Workers in one block.
+const BLOCK: usize = 4;
 
-/// The figures of one destination: a set of cells for each worker that has used it, summed when
-/// somebody looks.
-#[derive(Debug)]
-pub struct DestinationMetrics {
-    of_worker: Box<[OnceLock<Box<Cells>>]>,
+/// A set of cells for each worker that has used it, summed when somebody looks.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    of_worker: [OnceLock<Box<Cells>>; BLOCK],
+    /// Of the workers beyond.
+    more: OnceLock<Box<Traffic>>,
 }
 
-impl DestinationMetrics {
-    pub fn new(workers: usize) -> Self {
-        Self {
-            of_worker: (0..workers).map(|_| OnceLock::new()).collect(),
+impl Traffic {
+    /// Counts a finished request or connection; to be called on `worker`'s own thread. `is_fine`:
+    /// latencies are kept in fine buckets as well, from the first on.
+    pub fn observe(&self, worker: usize, record: &Record<'_>, is_fine: bool) {
+        match self.of_worker.get(worker) {
+            Some(cells) => {
+                let new = || Box::new(Cells::new(is_fine));
+                cells.get_or_init(new).observe(record);
+            }
+            None => {
+                let more = self.more.get_or_init(Box::default);
+                more.observe(worker - BLOCK, record, is_fine);
+            }
         }
-    }
-
-    /// Counts a finished request or connection; to be called on `worker`'s own thread.
-    pub fn observe(&self, worker: usize, record: &Record<'_>) {
-        self.of_worker[worker]
-            .get_or_init(Box::default)
-            .observe(record);
     }
 
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        for cells in self.of_worker.iter().filter_map(OnceLock::get) {
-            totals.add(cells);
+        let mut block = Some(self);
+        while let Some(traffic) = block {
+            for cells in traffic.of_worker.iter().filter_map(OnceLock::get) {
+                totals.add(cells);
+            }
+            block = traffic.more.get().map(Box::as_ref);
         }
         totals
     }
@@ -49,6 +57,7 @@ impl DestinationMetrics {
 struct Cells {
     outcomes: OutcomeCells,
     latency: LatencyCells,
+    native: Option<Box<NativeCells>>,
     bytes_received: Cell,
     bytes_sent: Cell,
     fresh: Cell,
@@ -58,6 +67,13 @@ struct Cells {
 const _: () = assert!(size_of::<Cells>() <= 384);
 
 impl Cells {
+    fn new(is_fine: bool) -> Self {
+        Self {
+            native: is_fine.then(Box::default),
+            ..Self::default()
+        }
+    }
+
     fn observe(&self, record: &Record<'_>) {
         self.outcomes.add(Outcome::of(record));
         self.bytes_received.add(record.bytes_received);
@@ -73,8 +89,11 @@ impl Cells {
             };
             cell.add(1);
         }
-        if record.status != Some(SWITCHING_PROTOCOLS) {
+        if record.is_latency() {
             self.latency.observe(record.duration);
+            if let Some(native) = &self.native {
+                native.observe(record.duration);
+            }
         }
     }
 }
@@ -85,6 +104,8 @@ pub(crate) struct Totals {
     pub(crate) outcomes: BTreeMap<Outcome, u64>,
     /// HTTP requests only.
     pub(crate) latency: Latency,
+    /// The same in fine buckets, if these are kept.
+    pub(crate) native: Option<Box<Native>>,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
     /// HTTP requests sent on a connection made for them.
@@ -99,6 +120,9 @@ impl Totals {
             *self.outcomes.entry(*outcome).or_default() += count;
         }
         self.latency.merge(&other.latency);
+        if let Some(native) = &other.native {
+            self.native.get_or_insert_default().merge(native);
+        }
         self.bytes_received += other.bytes_received;
         self.bytes_sent += other.bytes_sent;
         self.fresh += other.fresh;
@@ -107,6 +131,9 @@ impl Totals {
 
     fn add(&mut self, cells: &Cells) {
         cells.outcomes.collect(&mut self.outcomes);
+        if let Some(native) = &cells.native {
+            self.native.get_or_insert_default().add(native);
+        }
         self.latency.add(&cells.latency);
         self.bytes_received += cells.bytes_received.value();
         self.bytes_sent += cells.bytes_sent.value();
@@ -124,15 +151,15 @@ mod tests {
 
     #[test]
     fn workers_count_apart_and_are_told_together() {
-        let metrics = DestinationMetrics::new(2);
+        let metrics = Traffic::default();
         let reused = Record {
             upstream_reused: true,
             bytes_sent: 7,
             ..record()
         };
-        metrics.observe(0, &record());
-        metrics.observe(1, &reused);
-        metrics.observe(1, &reused);
+        metrics.observe(0, &record(), false);
+        metrics.observe(1, &reused, false);
+        metrics.observe(1, &reused, false);
         let totals = metrics.totals();
         assert_eq!((totals.fresh, totals.reused), (1, 2));
         assert_eq!(totals.bytes_sent, record().bytes_sent + 14);
@@ -142,15 +169,27 @@ mod tests {
 
     #[test]
     fn a_destination_that_no_worker_used_takes_no_cells() {
-        let metrics = DestinationMetrics::new(64);
-        metrics.observe(3, &record());
+        let metrics = Traffic::default();
+        metrics.observe(3, &record(), false);
         let used = metrics.of_worker.iter().filter(|c| c.get().is_some());
         assert_eq!(used.count(), 1);
+        assert!(metrics.more.get().is_none());
+    }
+
+    #[test]
+    fn there_can_be_any_number_of_workers() {
+        let metrics = Traffic::default();
+        for worker in [0, 3, 4, 63] {
+            metrics.observe(worker, &record(), true);
+        }
+        let totals = metrics.totals();
+        assert_eq!(totals.latency.count(), 4);
+        assert_eq!(totals.native.map(|n| n.count()), Some(4));
     }
 
     #[test]
     fn the_hours_of_a_tunnel_are_no_latency() {
-        let metrics = DestinationMetrics::new(1);
+        let metrics = Traffic::default();
         let hours = Duration::from_secs(7200);
         for long in [
             Record {
@@ -165,7 +204,7 @@ mod tests {
                 ..record()
             },
         ] {
-            metrics.observe(0, &long);
+            metrics.observe(0, &long, false);
         }
         assert_eq!(metrics.totals().latency.count(), 0);
         assert_eq!(metrics.totals().outcomes.len(), 2);
@@ -173,9 +212,9 @@ mod tests {
 
     #[test]
     fn merging_loses_nothing() {
-        let (one, two) = (DestinationMetrics::new(1), DestinationMetrics::new(1));
-        one.observe(0, &record());
-        two.observe(0, &record());
+        let (one, two) = (Traffic::default(), Traffic::default());
+        one.observe(0, &record(), false);
+        two.observe(0, &record(), false);
         two.observe(
             0,
             &Record {
@@ -183,6 +222,7 @@ mod tests {
                 status: Some(502),
                 ..record()
             },
+            false,
         );
         let mut merged = one.totals();
         merged.merge(&two.totals());

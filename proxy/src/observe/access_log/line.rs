@@ -3,22 +3,22 @@
 
 use std::fmt::{self, Write};
 
-use outrigger_config::AccessLogFormat;
+use super::format::Shape;
 
 /// Bytes of one value that are shown; what follows is cut and marked. A 60 KiB request target would
 /// otherwise fill a disk at no cost to the client.
-const MAX_VALUE: usize = 2048;
+pub(super) const MAX_VALUE: usize = 2048;
 
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     out: &'a mut Vec<u8>,
-    format: AccessLogFormat,
+    format: Shape,
     is_first: bool,
 }
 
 impl<'a> Line<'a> {
-    pub(super) fn begin(out: &'a mut Vec<u8>, format: AccessLogFormat) -> Self {
-        if format == AccessLogFormat::Json {
+    pub(super) fn begin(out: &'a mut Vec<u8>, format: Shape) -> Self {
+        if format == Shape::Json {
             out.push(b'{');
         }
         Self {
@@ -28,8 +28,12 @@ impl<'a> Line<'a> {
         }
     }
 
+    pub(super) fn shape(&self) -> Shape {
+        self.format
+    }
+
     pub(super) fn end(self) {
-        if self.format == AccessLogFormat::Json {
+        if self.format == Shape::Json {
             self.out.push(b'}');
         }
         self.out.push(b'\n');
@@ -45,12 +49,12 @@ impl<'a> Line<'a> {
     pub(super) fn word(&mut self, key: &str, value: impl fmt::Display) {
         self.key(key);
         match self.format {
-            AccessLogFormat::Json => {
+            Shape::Json => {
                 self.out.push(b'"');
                 self.write(value);
                 self.out.push(b'"');
             }
-            AccessLogFormat::Text => self.write(value),
+            Shape::Text => self.write(value),
         }
     }
 
@@ -74,7 +78,7 @@ impl<'a> Line<'a> {
     fn key(&mut self, key: &str) {
         let is_first = std::mem::replace(&mut self.is_first, false);
         match self.format {
-            AccessLogFormat::Json => {
+            Shape::Json => {
                 if !is_first {
                     self.out.push(b',');
                 }
@@ -82,7 +86,7 @@ impl<'a> Line<'a> {
                 self.out.extend_from_slice(key.as_bytes());
                 self.out.extend_from_slice(b"\":");
             }
-            AccessLogFormat::Text => {
+            Shape::Text => {
                 if !is_first {
                     self.out.push(b' ');
                 }
@@ -93,9 +97,14 @@ impl<'a> Line<'a> {
     }
 
     fn write(&mut self, value: impl fmt::Display) {
-        // Writing to a `Vec` cannot fail.
-        let _ = write!(Bytes(self.out), "{value}");
+        push(self.out, value);
     }
+}
+
+/// Appends `value` as it shows itself.
+pub(super) fn push(out: &mut Vec<u8>, value: impl fmt::Display) {
+    // Writing to a `Vec` cannot fail.
+    let _ = write!(Bytes(out), "{value}");
 }
 
 struct Bytes<'a>(&'a mut Vec<u8>);
@@ -110,7 +119,7 @@ impl Write for Bytes<'_> {
 /// Appends `bytes` as the inside of a JSON string. Control characters are escaped beyond what JSON
 /// asks, those above ASCII and the line separators included: some terminals and log readers act on
 /// them. What is no UTF-8 becomes U+FFFD.
-fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
@@ -138,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn line(format: AccessLogFormat, value: &[u8]) -> String {
+    fn line(format: Shape, value: &[u8]) -> String {
         let mut out = Vec::new();
         let mut line = Line::begin(&mut out, format);
         line.text("target", &[value]);
@@ -150,19 +159,16 @@ mod tests {
     #[test]
     fn both_formats_say_the_same() {
         assert_eq!(
-            line(AccessLogFormat::Json, b"/a b"),
+            line(Shape::Json, b"/a b"),
             "{\"target\":\"/a b\",\"status\":200}\n"
         );
-        assert_eq!(
-            line(AccessLogFormat::Text, b"/a b"),
-            "target=\"/a b\" status=200\n"
-        );
+        assert_eq!(line(Shape::Text, b"/a b"), "target=\"/a b\" status=200\n");
     }
 
     #[test]
     fn no_value_can_forge_a_line_or_a_field() {
         let forged = b"/\" status=200\r\n2026 GET \x1b[31m\xc2\x9b31m\xe2\x80\xa8\xe2\x80\xae\xff";
-        for format in [AccessLogFormat::Json, AccessLogFormat::Text] {
+        for format in [Shape::Json, Shape::Text] {
             let line = line(format, forged);
             assert_eq!(line.lines().count(), 1, "{line}");
             assert!(
@@ -176,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_huge_value_is_cut_and_marked() {
-        let line = line(AccessLogFormat::Text, &[b'a'; 60_000]);
+        let line = line(Shape::Text, &[b'a'; 60_000]);
         assert!(line.len() < MAX_VALUE + 40);
         assert!(line.contains("a…\" status"), "{line}");
     }
@@ -184,7 +190,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_make_one_line_of_valid_json(value: Vec<u8>) {
-            let line = line(AccessLogFormat::Json, &value);
+            let line = line(Shape::Json, &value);
             prop_assert_eq!(line.lines().count(), 1);
             let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
             let lossy = String::from_utf8_lossy(&value);
