@@ -128,6 +128,14 @@ fn request(criterion: &mut Criterion) {
         let worker = uncaptured::worker(Settings::default());
         (address, relayed_client(worker, address).await)
     });
+    // Spans of sampled ones fill their queue soon; then they are as good as sent.
+    let mut traced = [0.0, 1.0].map(|ratio| {
+        let text = format!("tracing: {{ endpoint: 'http://[::1]', sampling: {ratio} }}");
+        let settings = outrigger_config::parse(&text).expect("good settings");
+        let worker = uncaptured::worker(settings);
+        let client = runtime.block_on(relayed_client(worker, address));
+        (ratio, client)
+    });
     let mut direct =
         runtime.block_on(async { TcpStream::connect(address).await.expect("a server") });
     let mut group = criterion.benchmark_group("request over loopback");
@@ -137,6 +145,11 @@ fn request(criterion: &mut Criterion) {
     group.bench_function("relayed", |bencher| {
         bencher.iter(|| runtime.block_on(ask(&mut client)));
     });
+    for (ratio, client) in &mut traced {
+        group.bench_function(format!("relayed, traced at {ratio}"), |bencher| {
+            bencher.iter(|| runtime.block_on(ask(client)));
+        });
+    }
     group.finish();
 }
 
@@ -178,6 +191,7 @@ async fn relayed_client(worker: Rc<Worker>, original: SocketAddr) -> TcpStream {
         client_bytes: Buffer::default(),
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     };
     spawn_local(http1::serve(connection, accepted, first));
     client

@@ -83,6 +83,7 @@ fn main() -> io::Result<()> {
                     })
                 }),
                 live_connections: Box::new(|| LIVE.load(Ordering::Relaxed)),
+                tell: Box::new(|_| None),
             };
             let mut terminate = signal(SignalKind::terminate())?;
             println!("ready");

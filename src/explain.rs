@@ -1,6 +1,7 @@
 //! `proxyctl explain`: what becomes of a connection, rule by rule.
 
 mod command;
+mod onward;
 mod told;
 
 use std::{
@@ -12,12 +13,14 @@ use std::{
 use outrigger_iptables::{LiveSurroundings, peers, ruleset, verdict};
 use serde_json::json;
 
+use self::onward::Onward;
 use crate::{netns, settings::USAGE_ERROR};
 
 /// Tell where a connection would end, and by which rules
 ///
-/// Reads the rules and follows the connection's first packet through them; nothing is sent. With --pid
-/// and no destination it lists the process' live connections with their true other ends.
+/// Reads the rules and follows the connection's first packet through them; nothing is sent. Where it ends
+/// at Outrigger, that is asked for the route, the cluster and the endpoint. With --pid and no destination it
+/// lists the process' live connections with their true other ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -33,15 +36,22 @@ pub(crate) struct Args {
     /// The local address that it connects from, with or without a port
     #[arg(long, value_name = "ADDR", value_parser = command::source)]
     from: Option<(IpAddr, Option<u16>)>,
-    /// The host that the request names: tells the route of --config, where the proxy takes the connection
-    #[arg(
-        long,
-        value_name = "HOST",
-        requires = "destination",
-        requires = "config"
-    )]
+    /// The host that the request names, for routes that ask for it
+    #[arg(long, value_name = "HOST", requires = "destination", value_parser = command::host)]
     host: Option<String>,
-    /// The proxy's configuration, for the route that it would take
+    /// The path that it asks for, with its query [default, with one of the others: /]
+    #[arg(long, value_name = "PATH", requires = "destination", value_parser = command::path)]
+    path: Option<String>,
+    /// Its method [default, with one of the others: GET]
+    #[arg(long, value_name = "METHOD", requires = "destination")]
+    method: Option<String>,
+    /// A header of it, for routes and for endpoints that are chosen by one; several times for several
+    #[arg(long = "header", value_name = "NAME:VALUE", requires = "destination", value_parser = command::header)]
+    headers: Vec<(String, String)>,
+    /// The name that a TLS client asks for
+    #[arg(long, value_name = "NAME", requires = "destination", conflicts_with_all = ["host", "path", "method", "headers"])]
+    sni: Option<String>,
+    /// Ask this configuration for the route, instead of the proxy that runs
     #[arg(long, value_name = "FILE", requires = "destination")]
     config: Option<PathBuf>,
     /// Look into this network namespace: a path, or the number of a process in it
@@ -61,12 +71,13 @@ Examples:
   sudo proxyctl explain '[2001:db8::1]:443' --uid 1000
   sudo proxyctl explain 203.0.113.7 --pid 4711 --all
   sudo proxyctl explain --pid 4711
-  sudo proxyctl explain 203.0.113.7 --host api.internal --config outrigger.yaml
+  sudo proxyctl explain 203.0.113.7 --host api.internal --path /v1/users --header x-user:ada
+  sudo proxyctl explain 203.0.113.7 --host api.internal --config new.yaml
 
 Exit codes:
   0  it is certain where the connection ends; or the live connections are listed
   1  it depends on something that no rule tells; both ways are told
-  2  the command line is wrong, or not all of the rules could be read";
+  2  the command line is wrong, or not all could be seen: rules, or what the proxy does";
 
 pub(crate) fn run(args: Args) -> ExitCode {
     let fail = |reason: String| {
@@ -104,24 +115,24 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     let ruleset = ruleset::read();
     let verdict = verdict::judge(&ruleset, &connection, &LiveSurroundings::default());
-    let route = route.and_then(|settings| {
-        told::route(
-            &verdict,
-            settings,
-            connection.destination,
-            args.host.as_deref(),
-        )
-    });
+    let question = command::question(&args, &connection);
+    let onward = match route {
+        Some(settings) => Onward::of_file(&verdict, settings, &question),
+        None => Onward::of_proxy(&verdict, &question),
+    };
     if args.json {
-        println!(
-            "{}",
-            told::as_json(&ruleset, &connection, &verdict, route.as_deref())
-        );
+        let mut told = told::as_json(&ruleset, &connection, &verdict);
+        told["onward"] = onward.as_json();
+        println!("{told}");
     } else {
-        told::tell(&ruleset, &connection, &verdict, route.as_deref(), args.all);
+        told::tell(&ruleset, &connection, &verdict, args.all);
+        onward.tell(&question);
+        for what in &ruleset.unseen {
+            println!("not seen: {what}");
+        }
     }
     match verdict.certain() {
-        _ if !ruleset.unseen.is_empty() => ExitCode::from(2),
+        _ if !ruleset.unseen.is_empty() || onward.is_unseen() => ExitCode::from(2),
         Some(_) => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,
     }

@@ -130,8 +130,8 @@ fn tell(outcome: Result<Installed, Refusal>, as_json: bool) -> ExitCode {
 }
 
 /// Prints what a command came to; shared with `remove-rules`.
-pub(crate) fn finish<T>(
-    outcome: Result<T, Refusal>,
+pub(crate) fn finish<T, E: std::borrow::Borrow<Refusal>>(
+    outcome: Result<T, E>,
     as_json: bool,
     describe: impl Fn(&T),
     to_json: impl Fn(&T) -> Value,
@@ -146,6 +146,7 @@ pub(crate) fn finish<T>(
             ExitCode::SUCCESS
         }
         Err(refusal) => {
+            let refusal = refusal.borrow();
             if as_json {
                 println!(
                     "{}",

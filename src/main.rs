@@ -19,6 +19,9 @@ mod serve;
 mod settings;
 mod status;
 mod sys;
+mod terminal;
+mod top;
+mod traffic;
 mod upgrade;
 mod validate;
 
@@ -42,6 +45,7 @@ enum Command {
     InstallRules(install_rules::Args),
     RemoveRules(remove_rules::Args),
     Status(status::Args),
+    Top(top::Args),
     Doctor(doctor::Args),
     Explain(explain::Args),
     Validate(validate::Args),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::InstallRules(args) => install_rules::run(args),
         Command::RemoveRules(args) => remove_rules::run(args),
         Command::Status(args) => status::run(args),
+        Command::Top(args) => top::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain::run(args),
         Command::SweepCgroup(args) => run::sweep(args),

@@ -9,6 +9,8 @@ use std::{
 };
 
 static IS_LOST: AtomicBool = AtomicBool::new(false);
+/// The reader has left.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 /// As std's, but never panics.
 macro_rules! println {
@@ -19,7 +21,9 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
     match writeln!(io::stdout(), "{text}") {
         Ok(()) => {}
         // The reader left by its own choice.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            IS_OVER.store(true, Ordering::Relaxed);
+        }
         Err(error) => {
             if !IS_LOST.swap(true, Ordering::Relaxed) {
                 eprintln!(
@@ -28,6 +32,11 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
             }
         }
     }
+}
+
+/// Whether somebody still reads, for a command that goes on and on.
+pub(crate) fn is_wanted() -> bool {
+    !IS_OVER.load(Ordering::Relaxed) && !IS_LOST.load(Ordering::Relaxed)
 }
 
 /// The exit code of a command that ends with `code`: no success where its result was lost.

@@ -4,7 +4,7 @@
 use std::{fmt::Write, fs, hint::black_box, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group};
-use outrigger_config::{Snapshot, Subject, check, parse};
+use outrigger_config::{Headers, HttpRequest, Snapshot, Subject, check, parse};
 
 const CLUSTERS: usize = 10_000;
 const ENDPOINTS_EACH: usize = 10;
@@ -55,23 +55,76 @@ fn load(c: &mut Criterion) {
     });
 }
 
-fn decide(c: &mut Criterion) {
-    let mut group = c.benchmark_group("route among");
-    for count in [10, 10_000] {
-        let snapshot = Snapshot::compile(parse(&text(count)).unwrap(), None);
-        let subject = Subject {
-            destination: "10.0.0.1:80".parse().unwrap(),
-            host: Some("service-7.internal"),
-            sni: None,
-        };
-        assert!(snapshot.routes.decide(&subject).is_some());
-        group.bench_with_input(
-            BenchmarkId::from_parameter(count),
-            &snapshot,
-            |b, snapshot| {
-                b.iter(|| snapshot.routes.decide(black_box(&subject)));
-            },
+/// `count` routes, told apart by what `matches` writes for each.
+fn routes(count: usize, matches: impl Fn(usize) -> String) -> Snapshot {
+    let mut text = "routes:\n".to_owned();
+    for route in 0..count {
+        let _ = writeln!(
+            text,
+            "  - {{ match: {{ {} }}, cluster: original_destination }}",
+            matches(route)
         );
+    }
+    Snapshot::compile(parse(&text).unwrap(), None)
+}
+
+/// One header line.
+#[derive(Debug)]
+struct Tenant(&'static str);
+
+impl Headers for Tenant {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        if name.eq_ignore_ascii_case("x-tenant") {
+            visit(self.0.as_bytes());
+        }
+    }
+}
+
+type Written = fn(usize) -> String;
+
+fn decide(c: &mut Criterion) {
+    let request = HttpRequest {
+        host: Some("service-7.internal"),
+        method: "GET",
+        path: Some(b"/service-7/users/1?page=2"),
+        headers: &Tenant("tenant-7"),
+    };
+    let subject = Subject {
+        request: Some(request),
+        ..Subject::at("10.0.0.1:80".parse().unwrap())
+    };
+    let kinds: [(&str, Written); 5] = [
+        ("hosts", |n| format!("host: service-{n}.internal, port: 80")),
+        ("paths", |n| format!("path: {{ prefix: /service-{n}/ }}")),
+        ("paths of one host", |n| {
+            format!("host: service-7.internal, path: {{ separated_prefix: /service-{n} }}")
+        }),
+        ("headers", |n| {
+            format!("headers: [{{ name: x-tenant, exact: tenant-{n} }}]")
+        }),
+        // As many hosts as each has paths.
+        ("hosts with paths", |n| {
+            format!(
+                "host: service-{}.internal, path: {{ prefix: /service-{}/ }}",
+                n % 100,
+                n / 100 + n % 100
+            )
+        }),
+    ];
+    for (kind, written) in kinds {
+        let mut group = c.benchmark_group(format!("route among {kind}"));
+        for count in [10, 10_000] {
+            let snapshot = routes(count, written);
+            assert!(snapshot.routes.decide(&subject).is_some());
+            group.bench_with_input(
+                BenchmarkId::from_parameter(count),
+                &snapshot,
+                |b, snapshot| {
+                    b.iter(|| snapshot.routes.decide(black_box(&subject)));
+                },
+            );
+        }
+        group.finish();
     }
 }
 

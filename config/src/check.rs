@@ -1,12 +1,16 @@
 //! What is wrong with clusters and routes that types alone cannot refuse: ranges, contradictions,
 //! names that lead nowhere.
 
+mod rate_limit;
+mod retry;
+pub(crate) mod route;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     AdaptiveConcurrency, Cluster, Defaults, Endpoint, EndpointBreaker, HashOn, HealthCheck,
-    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, Route, Settings, Span,
-    problem::{Severity, meant},
+    LoadBalancer, ORIGINAL_DESTINATION, OutlierDetection, Problem, RateLimitService, Route,
+    Settings, Span, problem::Severity,
 };
 
 /// Problems whose place is still a key path.
@@ -71,69 +75,21 @@ pub(crate) fn cross(
         .flatten()
         .map(|c| (c.name.as_str(), c))
         .collect();
-    for (index, route) in routes.iter().enumerate() {
-        let Some(route) = route else { continue };
-        let path = format!("routes[{index}]");
-        if route.cluster != ORIGINAL_DESTINATION && !first.contains_key(route.cluster.as_str()) {
-            let known = first.keys().copied().chain([ORIGINAL_DESTINATION]);
-            let fix = match meant(&route.cluster, known) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => "add it under `clusters`, or write `original_destination`".into(),
-            };
-            to.error(
-                format!("{path}.cluster"),
-                format!("there is no cluster `{}`; {fix}", route.cluster),
-            );
-        }
-        subset(
-            route,
-            by_name.get(route.cluster.as_str()).copied(),
-            &path,
-            to,
-        );
-        for (key, pattern) in [("host", &route.matches.host), ("sni", &route.matches.sni)] {
-            if let Some(pattern) = pattern {
-                host(pattern, &format!("{path}.match.{key}"), to);
-            }
-        }
-    }
-    unreachable(routes, to);
-    unused(clusters, routes, to);
+    route::all(routes, &by_name, &first, to);
+    unused(clusters, routes, &settings.rate_limit_services, to);
     defaults(&settings.defaults, to);
+    let services = &settings.rate_limit_services;
+    let is_cluster = |name: &str| first.contains_key(name);
+    rate_limit::services(services, is_cluster, first.keys().copied(), to);
+    rate_limit::limits(clusters, routes, &settings.defaults, services, to);
 }
 
-/// A route after one that holds for the same traffic is never reached.
-fn unreachable(routes: &[Option<Route>], to: &mut Findings) {
-    let mut seen = HashMap::new();
-    let mut catch_all = None;
-    for (index, route) in routes.iter().enumerate() {
-        let Some(route) = route else { continue };
-        let matches = &route.matches;
-        let key = (
-            matches.destination,
-            matches.port,
-            lower(&matches.host),
-            lower(&matches.sni),
-        );
-        let before = catch_all.or_else(|| seen.get(&key).copied());
-        if let Some(before) = before {
-            to.warning(
-                format!("routes[{index}]"),
-                format!("it is never reached, for routes[{before}] holds for the same traffic; move it up, or remove it"),
-            );
-        }
-        if key == (None, None, None, None) {
-            catch_all = catch_all.or(Some(index));
-        }
-        seen.entry(key).or_insert(index);
-    }
-}
-
-fn lower(name: &Option<String>) -> Option<String> {
-    name.as_ref().map(|n| n.to_ascii_lowercase())
-}
-
-fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findings) {
+fn unused(
+    clusters: &[Option<Cluster>],
+    routes: &[Option<Route>],
+    services: &[RateLimitService],
+    to: &mut Findings,
+) {
     // A route that could not be read may lead to any of them.
     if routes.iter().any(Option::is_none) {
         return;
@@ -141,7 +97,9 @@ fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findi
     let used: HashSet<_> = routes
         .iter()
         .flatten()
-        .map(|r| r.cluster.as_str())
+        .flat_map(Route::clusters)
+        .map(|(_, name)| name)
+        .chain(services.iter().map(|s| s.cluster.as_str()))
         .collect();
     for (index, cluster) in clusters.iter().enumerate() {
         if let Some(cluster) = cluster
@@ -158,50 +116,7 @@ fn unused(clusters: &[Option<Cluster>], routes: &[Option<Route>], to: &mut Findi
     }
 }
 
-fn subset(route: &Route, cluster: Option<&Cluster>, path: &str, to: &mut Findings) {
-    if route.subset.is_empty() {
-        return;
-    }
-    if route.cluster == ORIGINAL_DESTINATION {
-        to.error(
-            format!("{path}.subset"),
-            "the dialled address is one endpoint without labels; remove `subset`, or name a cluster".into(),
-        );
-    }
-    if let Some(cluster) = cluster
-        && !cluster.endpoints.is_empty()
-        && !cluster
-            .endpoints
-            .iter()
-            .any(|e| route.subset.iter().all(|(k, v)| e.labels.get(k) == Some(v)))
-    {
-        to.warning(
-            format!("{path}.subset"),
-            format!(
-                "no endpoint of `{}` has these labels; correct them here or there",
-                cluster.name
-            ),
-        );
-    }
-}
-
-fn host(pattern: &str, path: &str, to: &mut Findings) {
-    let name = pattern.strip_prefix("*.").unwrap_or(pattern);
-    let message = if name.is_empty() {
-        "it is empty; write a name such as `api.internal`, or leave the key out for any"
-    } else if name.contains('*') {
-        "`*` can only stand for whole labels at the front; write `*.internal`"
-    } else if name.contains(':') && name.parse::<std::net::IpAddr>().is_err() {
-        "it has a port; write the name alone, and the port as `port`"
-    } else if name.contains(['/', ' ', '@']) {
-        "this is no host name; write a name such as `api.internal`"
-    } else {
-        return;
-    };
-    to.error(path.to_owned(), message.into());
-}
-
-fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
+pub(crate) fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Findings) {
     name(&cluster.name, &format!("{path}.name"), to);
     discovery(cluster, path, to);
     endpoints(&cluster.endpoints, &format!("{path}.endpoints"), to);
@@ -253,7 +168,7 @@ fn one_cluster(cluster: &Cluster, path: &str, settings: &Settings, to: &mut Find
 
 fn name(name: &str, path: &str, to: &mut Findings) {
     let message = if name.is_empty() {
-        "it is empty; give the cluster a name"
+        "it is empty; give it a name"
     } else if name == ORIGINAL_DESTINATION {
         "this name stands for the address that was dialled; choose another"
     } else if name.len() > 256 {
@@ -344,6 +259,9 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], path: &str, to: &mut Findings) {
                 "it is above 127; write 0 to 127".into(),
             );
         }
+        if let Some(hostname) = &endpoint.hostname {
+            route::plain_host(hostname, &(path() + ".hostname"), to);
+        }
         priorities.insert(endpoint.priority);
     }
     let highest = priorities.iter().copied().max().unwrap_or(0);
@@ -401,13 +319,15 @@ fn is_prime(n: u32) -> bool {
             .all(|d| !n.is_multiple_of(d))
 }
 
+/// Of a header or cookie (RFC 9110, section 5.6.2).
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
 fn hash_on(hash: &HashOn, path: &str, to: &mut Findings) {
-    let is_token = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-    };
     match hash {
         HashOn::Source => {}
         HashOn::Header(name) => to.error_if(
@@ -525,6 +445,7 @@ fn adaptive_concurrency(adaptive: &AdaptiveConcurrency, path: &str, to: &mut Fin
 }
 
 fn defaults(defaults: &Defaults, to: &mut Findings) {
+    retry::of_defaults(defaults, to);
     if let Some(outlier) = &defaults.outlier_detection {
         outlier_detection(outlier, "defaults.outlier_detection", to);
     }

@@ -4,12 +4,19 @@
 //! that speaks of them (SCM_RIGHTS). The socket's name space is the network namespace, so the
 //! containers of a pod share it; the name is also the lock that keeps two instances off one port.
 
+mod explain;
+mod traffic;
 mod watch;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use explain::{
+    ClusterOutlook, EndpointOutlook, Explanation, Objection, Question, RequestHead, RouteOutlook,
+    TargetOutlook, Use,
+};
+pub use traffic::{ConfigurationState, Counts, DestinationTraffic, Traffic};
 pub use watch::{
     Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, RulesTrouble,
     Watch,
@@ -19,6 +26,9 @@ use crate::Scope;
 
 /// The longest line either side accepts, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
+
+/// How the reason of a [`Reply::Refused`] begins where the request is none that this version knows.
+pub const NOT_UNDERSTOOD: &str = "not understood";
 
 /// The abstract name (without the leading NUL) of the instance that listens on `port`.
 pub fn socket_name(port: u16) -> String {
@@ -32,6 +42,10 @@ pub enum Request {
     Hello,
     /// How is the capture doing?
     Status,
+    /// What would you do with this request?
+    Explain(Box<Question>),
+    /// What goes where? The page that begins behind this destination; without one, the first.
+    Traffic { after: Option<SocketAddr> },
     /// From now on, answer a connection whose original destination is one of `targets` as a canary:
     /// read one line, the nonce, and answer one line, a [`CanaryAnswer`]. Replaces earlier targets;
     /// an empty list ends it. It ends by itself when this control connection closes.
@@ -127,6 +141,8 @@ pub enum TetherKind {
 pub enum Reply {
     Hello(Identity),
     Status(Box<Status>),
+    Explanation(Box<Explanation>),
+    Traffic(Box<Traffic>),
     Done,
     /// What dialling the loop probe's target came to.
     LoopProbe(LoopOutcome),
@@ -183,6 +199,9 @@ pub struct Status {
     pub lapses: u64,
     /// For how long in all, in seconds.
     pub lapsed_secs: f64,
+    /// The last of these windows, newest first.
+    #[serde(default)]
+    pub windows: Vec<Window>,
     /// What kept the latest beat from renewing the lease.
     pub obstacle: Option<String>,
     /// Connections that went direct while the capture is on.
@@ -196,6 +215,17 @@ pub struct Status {
     /// Why the proxy itself has let go of its latest capture; another install takes it on again.
     #[serde(default)]
     pub given_up: Option<String>,
+}
+
+/// A time without a lease, in which new connections went direct.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Unix time in seconds at which the lease ran out.
+    pub at: u64,
+    pub secs: f64,
+    /// Whether it lasts.
+    pub is_open: bool,
 }
 
 /// A canary connection's answer, which proves that the connection went through this instance and

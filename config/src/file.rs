@@ -75,8 +75,8 @@ pub fn check(text: &str) -> Checked {
     };
     let reader = Reader::new(&root);
     // Large lists are read item by item, so that one bad item costs no repetition of the others.
-    let clusters = apart::<Cluster>(&reader, &root, "clusters");
-    let routes = apart::<Route>(&reader, &root, "routes");
+    let (clusters, in_part) = apart::<Cluster>(&reader, &root, "clusters");
+    let (routes, _) = apart::<Route>(&reader, &root, "routes");
     let mut settings = reader.read::<Settings>(&root).unwrap_or_default();
 
     let mut findings = Findings::default();
@@ -87,6 +87,15 @@ pub fn check(text: &str) -> Checked {
         }
     }
     check::cross(&clusters, &routes, &settings, &names(&root), &mut findings);
+    for (index, cluster) in &in_part {
+        let path = format!("clusters[{index}]");
+        let mut found = Findings::default();
+        check::one_cluster(cluster, &path, &settings, &mut found);
+        let is_read = |p: &Problem| is_wholly_read(&reader, &root, &path, &p.path);
+        findings
+            .problems
+            .extend(found.problems.into_iter().filter(is_read));
+    }
     problems.extend(reader.into_problems());
     problems.extend(findings.problems.into_iter().map(|mut problem| {
         problem.at = Some(root.locate(&problem.path));
@@ -146,25 +155,40 @@ pub fn parse_endpoints(text: &str) -> Result<Vec<Endpoint>, Vec<Problem>> {
     }
 }
 
-/// The items of the list `key`, in their places; none for one that has any problem, about whose
-/// values there is nothing more to say.
+/// The items of the list `key`, in their places; none for one that has any problem. Beside them, by
+/// their places, what could be read of those.
 fn apart<'t, T: serde::Deserialize<'t>>(
     reader: &Reader<'t>,
     root: &'t Node<'t>,
     key: &str,
-) -> Vec<Option<T>> {
+) -> (Vec<Option<T>>, Vec<(usize, T)>) {
+    let (mut whole, mut in_part) = (Vec::new(), Vec::new());
     let Some((_, list)) = root.entry(key) else {
-        return Vec::new();
+        return (whole, in_part);
     };
     let yaml::Value::List(items) = &list.value else {
-        return Vec::new();
+        return (whole, in_part);
     };
-    let values = items
-        .iter()
-        .map(|item| reader.read(item).filter(|_| !reader.is_bad(item)))
-        .collect();
+    for (index, item) in items.iter().enumerate() {
+        let value = reader.read(item);
+        let is_bad = reader.is_bad(item);
+        let (good, rest) = if is_bad { (None, value) } else { (value, None) };
+        whole.push(good);
+        in_part.extend(rest.map(|rest| (index, rest)));
+    }
     reader.leave_out(list);
-    values
+    (whole, in_part)
+}
+
+/// Whether the key of `item` that `path` leads through was read as it is written: of anything else,
+/// what follows from it is no mistake of the user's.
+fn is_wholly_read(reader: &Reader<'_>, root: &Node<'_>, item: &str, path: &str) -> bool {
+    let Some(rest) = path.strip_prefix(item).and_then(|p| p.strip_prefix('.')) else {
+        return false;
+    };
+    let key = rest.split(['.', '[']).next().unwrap_or_default();
+    let node = root.find(&format!("{item}.{key}"));
+    !node.is_some_and(|node| reader.is_bad(node))
 }
 
 /// Every cluster's name, those of clusters that cannot be read too: a route to one is no mistake.

@@ -62,10 +62,10 @@ impl<'t> Reader<'t> {
                 Err(failure) => failure,
             };
             let failed_at = failed_at.get();
-            if !(failure.is_missing && self.has_bad_child(failed_at)) {
+            let is_new = self.bad.borrow_mut().insert(address(failed_at));
+            if is_new && !(failure.is_missing && self.has_bad_child(failed_at)) {
                 self.tell(failed_at, failure.message);
             }
-            let is_new = self.bad.borrow_mut().insert(address(failed_at));
             if !is_new || ptr::eq(failed_at, node) || self.problems.borrow().len() >= MAX_PROBLEMS {
                 return None;
             }

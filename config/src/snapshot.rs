@@ -1,12 +1,16 @@
 //! A configuration as the data plane uses it: compiled once, never changed.
 
-mod routes;
+mod policy;
+pub(crate) mod routes;
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{Cluster, Settings};
 
-pub use routes::{Decision, RouteTable, Subject, Target};
+pub use policy::RequestPolicy;
+pub use routes::{
+    Action, Branch, Decision, Headers, HttpRequest, NoHeaders, RouteTable, Subject, Target,
+};
 
 /// Everything that one configuration says. Requests hold the parts that they need, each in an `Arc`
 /// of its own, so that none holds the whole of an old one in memory.
@@ -20,6 +24,8 @@ pub struct Snapshot {
     pub clusters: HashMap<Arc<str>, Arc<Cluster>>,
     /// `defaults` as a cluster, if they ask for anything.
     pub defaults: Option<Arc<Cluster>>,
+    /// Time limits and retries of `defaults`.
+    pub default_policy: Option<Arc<RequestPolicy>>,
     pub routes: RouteTable,
 }
 
@@ -63,6 +69,7 @@ impl Snapshot {
             });
         Self {
             defaults,
+            default_policy: RequestPolicy::of_defaults(&settings.defaults),
             generation: before.map_or(1, |b| b.generation + 1),
             settings,
             clusters,

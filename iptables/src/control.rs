@@ -7,10 +7,12 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Identity, MAX_LINE, Reply, Request, Status, Tether, socket_name};
+use outrigger_config::control::{
+    Identity, MAX_LINE, NOT_UNDERSTOOD, Reply, Request, Status, Tether, socket_name,
+};
 use rustix::{
     io::Errno,
     net::{
@@ -35,6 +37,10 @@ pub(crate) struct Proxy {
     /// What came after the last reply.
     pending: Vec<u8>,
     peer: PeerCredentials,
+    /// How long to wait for an answer as a whole, however its bytes come.
+    limit: Duration,
+    /// As it says itself, once it was asked.
+    version: Option<String>,
 }
 
 impl Proxy {
@@ -59,6 +65,8 @@ impl Proxy {
                     stream,
                     pending: Vec::new(),
                     peer,
+                    limit,
+                    version: None,
                 }))
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(None),
@@ -84,7 +92,10 @@ impl Proxy {
     /// When the proxy does not answer, or not with its identity.
     pub(crate) fn hello(&mut self) -> Result<Identity, Refusal> {
         match self.ask("asking the proxy who it is", &Request::Hello)? {
-            Reply::Hello(identity) => Ok(identity),
+            Reply::Hello(identity) => {
+                self.version = Some(identity.version.clone());
+                Ok(identity)
+            }
             other => Err(unexpected("asking the proxy who it is", &other)),
         }
     }
@@ -152,6 +163,12 @@ impl Proxy {
             .read_line()
             .map_err(|error| self.failed(doing, error))?;
         match serde_json::from_slice(&answer) {
+            Ok(Reply::Refused(reason)) if reason.starts_with(NOT_UNDERSTOOD) => {
+                Err(Refusal::OtherVersion {
+                    doing: doing.into(),
+                    theirs: self.version.clone().unwrap_or_else(|| "unknown".into()),
+                })
+            }
             Ok(Reply::Refused(reason)) => Err(Refusal::Declined {
                 doing: doing.into(),
                 reason,
@@ -197,6 +214,7 @@ impl Proxy {
     }
 
     fn read_line(&mut self) -> io::Result<Vec<u8>> {
+        let asked = Instant::now();
         loop {
             if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
                 let rest = self.pending.split_off(end + 1);
@@ -207,6 +225,9 @@ impl Proxy {
                     io::ErrorKind::InvalidData,
                     "the answer does not end",
                 ));
+            }
+            if asked.elapsed() > self.limit {
+                return Err(io::ErrorKind::TimedOut.into());
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk)? {

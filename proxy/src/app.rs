@@ -32,7 +32,11 @@ use crate::{
     configuration::Configuration,
     control::{Control, Listening},
     front::Front,
-    observe::{AccessLog, Metrics, RefusalLog},
+    observe::{
+        AccessLog, Metrics, RefusalLog,
+        trace::{self, Tracer},
+    },
+    rate_limit::RateLimits,
     readiness::Readiness,
     reload::{self, Reloads, Requests, Source},
     shared::{ConnectionLimit, OwnConnections, Shared},
@@ -55,6 +59,9 @@ const DESCRIPTORS_OF_A_WORKER: u64 = 16;
 
 /// How long the end waits for the access log; a stuck pipe does not keep the process.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end waits for a collector to take the last spans.
+const EXPORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A proxy whose sockets are bound and which does not serve yet.
 pub struct Bound {
@@ -112,9 +119,11 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         listeners: listeners.addresses,
         registry: Registry::new(workers),
         clusters: Arc::default(),
+        rate_limits: RateLimits::new(Instant::now()),
         metrics: Metrics::new(workers),
         refusal_log: RefusalLog::default(),
         access_log,
+        tracer: Tracer::new(workers),
         control: control_state,
         readiness: Readiness::default(),
         own: OwnConnections::default(),
@@ -168,6 +177,7 @@ impl Bound {
             let snapshot = self.shared.configuration.snapshot();
             reload::take_over(&self.shared, &clusters, snapshot).await;
             let (phase, _) = watch::channel(Phase::Serving);
+            let exporting = tokio::task::spawn_local(trace::export(self.shared.clone()));
             let workers = start_workers(&self.shared, self.listeners, &phase)?;
             let front = Front::open(self.shared.clone(), self.admin, self.control)?;
             tokio::task::spawn_local(reload::run(
@@ -183,6 +193,9 @@ impl Bound {
                 let _ = worker.join();
             }
             self.shared.control.release_all();
+            self.shared.tracer.close();
+            // A collector that hangs does not keep the process.
+            let _ = tokio::time::timeout(EXPORT_PATIENCE, exporting).await;
             if let Some(log) = &self.shared.access_log {
                 log.close(LOG_PATIENCE);
             }

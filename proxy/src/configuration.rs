@@ -6,15 +6,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use arc_swap::{ArcSwap, Cache};
-use outrigger_config::{Settings, Snapshot, Subject, Target as RouteTarget};
+use outrigger_config::{Settings, Snapshot, Subject};
 
 use crate::{
-    cluster::Clusters,
-    dispatch::{Onward, Target},
+    cluster::{Clusters, Rng},
+    dispatch::Onward,
+    rate_limit::RateLimits,
+    route::{Fallback, Route, Routed},
 };
 
 /// What all threads share of it.
@@ -43,14 +44,24 @@ impl Configuration {
     }
 
     /// For what is seldom done; a worker has a cheaper way.
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
+        self.current.load_full()
+    }
+
+    /// As [`Self::in_force`].
     pub fn settings(&self) -> Arc<Settings> {
         self.current.load().snapshot.settings.clone()
     }
 
     /// From here on new requests see `snapshot`, whose clusters are all in `clusters`.
-    pub(crate) fn publish(&self, snapshot: Arc<Snapshot>, clusters: &Clusters) {
-        self.current
-            .store(Arc::new(InForce::routed(snapshot, clusters)));
+    pub(crate) fn publish(
+        &self,
+        snapshot: Arc<Snapshot>,
+        clusters: &Clusters,
+        limits: &RateLimits,
+    ) {
+        let in_force = InForce::routed(snapshot, clusters, limits);
+        self.current.store(Arc::new(in_force));
     }
 
     /// A file without a problem that changes nothing, or has just been published.
@@ -79,61 +90,64 @@ impl Configuration {
 #[derive(Debug)]
 pub(crate) struct InForce {
     snapshot: Arc<Snapshot>,
-    /// By the route's index in the file; none: where it was dialled.
-    onward: Vec<Option<Arc<Onward>>>,
+    /// By the place in the snapshot's table.
+    routes: Vec<Arc<Route>>,
     /// Of what no route sends to a cluster, if `defaults` ask for anything.
-    defaults: Option<Arc<Onward>>,
-    asks_sni: bool,
+    defaults: Option<Fallback>,
+    asks_tls: bool,
 }
 
 impl InForce {
     fn unrouted(snapshot: Arc<Snapshot>) -> Self {
         Self {
             snapshot,
-            onward: Vec::new(),
+            routes: Vec::new(),
             defaults: None,
-            asks_sni: false,
+            asks_tls: false,
         }
     }
 
-    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters) -> Self {
+    fn routed(snapshot: Arc<Snapshot>, clusters: &Clusters, limits: &RateLimits) -> Self {
         let mut in_force = Self::unrouted(snapshot);
         in_force.defaults = in_force.snapshot.defaults.as_ref().and_then(|settings| {
             let cluster = clusters.defaults()?;
-            Some(Arc::new(Onward::new(cluster, settings, None)))
+            Some(Fallback {
+                onward: Arc::new(Onward::new(cluster, settings, None, limits)),
+                limits: in_force.snapshot.default_policy.clone(),
+            })
         });
         for decision in in_force.snapshot.routes.iter() {
-            let onward = match &decision.target {
-                RouteTarget::OriginalDestination => None,
-                RouteTarget::Cluster(settings) => clusters.find(&settings.name).map(|cluster| {
-                    let labels = &decision.subset;
-                    let subset =
-                        (!labels.is_empty()).then(|| cluster.subset(labels, Instant::now()));
-                    Arc::new(Onward::new(cluster, settings, subset))
-                }),
-            };
-            in_force.onward.resize(decision.index, None);
-            in_force.onward.push(onward);
-            in_force.asks_sni |= decision.matches.sni.is_some();
+            in_force.asks_tls |= decision.settings.matches.asks_tls();
+            let route = Arc::new(Route::resolve(decision, clusters, limits));
+            in_force.routes.push(route);
         }
         in_force
     }
 
     pub(crate) fn has_routes(&self) -> bool {
-        !self.onward.is_empty() || self.defaults.is_some()
+        !self.routes.is_empty() || self.defaults.is_some()
     }
 
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.asks_sni
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
-    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
-        let decision = self.snapshot.routes.decide(subject);
-        let onward = decision.and_then(|d| self.onward.get(d.index)?.as_ref());
-        match onward.or(self.defaults.as_ref()) {
-            Some(onward) => Target::Cluster(onward.at(subject.destination)),
-            None => Target::Original,
-        }
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.asks_tls
+    }
+
+    pub(crate) fn route(&self, subject: &Subject<'_>, rng: &Rng) -> Routed {
+        let defaults = self.defaults.as_ref();
+        Routed::decide(subject, self.holds(subject), defaults, rng)
+    }
+
+    /// The route that holds.
+    pub(crate) fn holds(&self, subject: &Subject<'_>) -> Option<&Arc<Route>> {
+        self.routes.get(self.snapshot.routes.position(subject)?)
+    }
+
+    pub(crate) fn defaults(&self) -> Option<&Arc<Onward>> {
+        self.defaults.as_ref().map(|fallback| &fallback.onward)
     }
 }
 
@@ -195,6 +209,7 @@ mod tests {
         configuration.publish(
             Arc::new(Snapshot::compile(settings, Some(&before))),
             &Clusters::default(),
+            &RateLimits::new(std::time::Instant::now()),
         );
         assert_eq!(first.timeouts.drain, Span::from_secs(30));
         assert_eq!(view.settings().timeouts.drain, Span::from_secs(1));

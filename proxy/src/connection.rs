@@ -11,19 +11,20 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use outrigger_config::Subject;
-use tokio::net::TcpStream;
+use outrigger_config::{HttpRequest, Subject};
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     accept,
     address::{ClientAddr, OriginalDst},
     cluster::Destination,
     control::is_probe,
-    detect::{self, Detected},
-    dispatch::Target,
+    detect::{self, ClientHello, Detected},
     failure::Failure,
     forward,
-    observe::Record,
+    observe::{Record, trace::Trace},
+    rate_limit::{self, Verdict},
+    route::Routed,
     worker::{LiveConnection, Worker},
 };
 
@@ -38,21 +39,75 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Where it goes, or a request of it, with what is known of either.
-    pub fn target(&self, host: Option<&str>, sni: Option<&str>) -> Target {
+    /// Where it goes, with what is known of it.
+    pub fn route(&self, hello: Option<&ClientHello>) -> Routed {
         if !self.worker.has_routes() {
-            return Target::Original;
+            return Routed::default();
         }
-        self.worker.target(&Subject {
-            destination: self.original.0,
-            host,
-            sni,
+        self.worker.route(&Subject {
+            sni: hello.and_then(|hello| hello.server_name.as_deref()),
+            alpn: hello.map_or(&[], |hello| &hello.alpn),
+            ..Subject::at(self.original.0)
         })
+    }
+
+    /// Where a request of it goes; for when there are routes.
+    pub fn route_request(&self, request: HttpRequest<'_>) -> Routed {
+        self.worker.route(&Subject {
+            request: Some(request),
+            ..Subject::at(self.original.0)
+        })
+    }
+
+    /// What the limits of its route and cluster say of the connection, or of a request of it; none if
+    /// it has none.
+    pub fn judge(&self, routed: &Routed, request: Option<HttpRequest<'_>>) -> Option<Verdict> {
+        let lists = routed.rate_limits();
+        if lists.iter().all(Option::is_none) {
+            return None;
+        }
+        let subject = rate_limit::Subject {
+            client: self.client.0.ip(),
+            destination: self.original.0,
+            cluster: routed.target.cluster(),
+            request,
+        };
+        let worker = &self.worker;
+        let limits = &worker.shared.rate_limits;
+        Some(rate_limit::judge(limits, lists, &subject, &worker.rng))
+    }
+
+    /// Lets a connection of which no request is known pass when its limits do.
+    ///
+    /// # Errors
+    /// That they do not; `ClientClosed` when `client` is reset meanwhile.
+    pub async fn admit(&self, routed: &Routed, client: &TcpStream) -> Result<(), Failure> {
+        let decided = match self.judge(routed, None) {
+            None | Some(Verdict::Admitted(_)) => return Ok(()),
+            Some(Verdict::Refused(refusal)) => return Err(refusal.failure),
+            Some(Verdict::Undecided(undecided)) => tokio::select! {
+                decided = Box::pin(undecided.decide()) => decided,
+                _ = client.ready(Interest::ERROR) => return Err(Failure::ClientClosed),
+            },
+        };
+        decided.map(drop).map_err(|refusal| refusal.failure)
+    }
+
+    /// Exports the trace of what was recorded so, if it is to be exported.
+    pub(crate) fn trace<'h>(
+        &self,
+        trace: &Trace,
+        record: &Record<'_>,
+        headers: impl FnOnce(&mut dyn FnMut(&'h [u8], &'h [u8])),
+    ) {
+        let worker = &self.worker;
+        trace.finish(&worker.shared.tracer, worker.id, record, headers);
     }
 
     /// Tells metrics and the access log of a finished request or connection.
     pub fn record(&self, record: &Record<'_>) {
         self.destination.metrics.observe(self.worker.id, record);
+        self.destination.exemplars.note(record);
         if let Some(log) = &self.worker.shared.access_log {
             log.write(self.worker.id, record);
         }
@@ -96,7 +151,7 @@ pub async fn serve(
     match first.detected {
         Detected::Http1 => Box::pin(forward::http1::serve(connection, stream, first)).await,
         Detected::Http2 => Box::pin(forward::http2::serve(connection, stream, first)).await,
-        Detected::Tls { .. } | Detected::Opaque => {
+        Detected::Tls(_) | Detected::Opaque => {
             Box::pin(forward::opaque::serve(connection, stream, first)).await;
         }
     }

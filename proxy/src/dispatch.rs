@@ -15,13 +15,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::{Cluster as Settings, Cookie, HashOn, LoadBalancer};
+use outrigger_config::{
+    Cluster as Settings, Cookie, HashOn, Headers, Labels, LoadBalancer, control::ClusterOutlook,
+};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{
     address::OriginalDst,
     cluster::{Cluster, Outcome, Permit, PickContext, PickError, Picked, Subset, hash_of},
     failure::Failure,
+    rate_limit::{Limits, RateLimits},
     upstream::{self, Upstream},
     worker::Worker,
 };
@@ -37,6 +40,7 @@ pub struct Onward {
     subset: Option<Subset>,
     hash_on: Option<HashOn>,
     connect_timeout: Duration,
+    pub rate_limits: Option<Arc<Limits>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -72,9 +76,14 @@ pub struct Hop {
     picked: Option<Picked>,
 }
 
-/// Endpoints that took no connection.
+/// Endpoints that a request need not be sent to again, if there are others.
 #[derive(Debug, Default)]
-pub struct Tried(Vec<SocketAddr>);
+pub struct Tried {
+    /// By earlier tries, the latest last.
+    earlier: Vec<SocketAddr>,
+    /// By the present one: those that took no connection.
+    refused: Vec<SocketAddr>,
+}
 
 /// A connection, and the try that it was made for.
 #[derive(Debug)]
@@ -84,7 +93,13 @@ pub struct Dialled {
 }
 
 impl Onward {
-    pub(crate) fn new(cluster: Arc<Cluster>, settings: &Settings, subset: Option<Subset>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        settings: &Settings,
+        subset: Option<Subset>,
+        limits: &RateLimits,
+    ) -> Self {
+        let is_per_destination = settings.original_destination.is_some();
         let hash_on = match &settings.load_balancer {
             LoadBalancer::RingHash(ring) => Some(ring.hash_on.clone()),
             LoadBalancer::Maglev(maglev) => Some(maglev.hash_on.clone()),
@@ -98,6 +113,7 @@ impl Onward {
             subset,
             hash_on,
             connect_timeout: settings.connect_timeout.0,
+            rate_limits: limits.compile(&settings.rate_limits, is_per_destination),
         }
     }
 
@@ -113,7 +129,45 @@ impl Onward {
             subset: None,
             hash_on: None,
             connect_timeout: self.connect_timeout,
+            rate_limits: self.rate_limits.clone(),
         })
+    }
+
+    /// What choosing an endpoint for such a request to `destination` would come to; nothing is chosen.
+    pub(crate) fn outlook(
+        &self,
+        destination: SocketAddr,
+        client: Option<IpAddr>,
+        headers: &dyn Headers,
+        labels: &Labels,
+        now: Instant,
+    ) -> (ClusterOutlook, Option<Failure>) {
+        let context = PickContext {
+            hash: self.key_said(client, headers).hash,
+            tried: &[],
+            subset: self.subset,
+        };
+        let cluster = self.cluster.glance_at(destination, now);
+        let (outlook, refusal) = cluster.outlook(&context, labels, now);
+        (outlook, refusal.map(failure_of))
+    }
+
+    /// The key of a request as far as the request itself has it.
+    fn key_said(&self, client: Option<IpAddr>, headers: &dyn Headers) -> Key {
+        let mut hash = None;
+        match &self.hash_on {
+            None => {}
+            Some(HashOn::Source) => return client.map(Key::of_source).unwrap_or_default(),
+            Some(HashOn::Header(name)) => {
+                headers.each(name, &mut |value| hash = hash.or(Some(hash_of(value))));
+            }
+            Some(HashOn::Cookie(cookie)) => {
+                headers.each("cookie", &mut |value| {
+                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
+                });
+            }
+        }
+        Key::of(hash)
     }
 
     /// A connection's permit, waited for as long as for a connection.
@@ -149,35 +203,18 @@ impl Target {
         }
     }
 
-    /// The key of a request from `client`; `headers` shows each value of the header that it is asked
-    /// for.
-    pub fn key(
-        &self,
-        worker: &Worker,
-        client: IpAddr,
-        headers: impl Fn(&str, &mut dyn FnMut(&[u8])),
-    ) -> Key {
+    /// The key of a request from `client`.
+    pub fn key(&self, worker: &Worker, client: IpAddr, headers: &dyn Headers) -> Key {
         let Self::Cluster(onward) = self else {
             return Key::default();
         };
+        let key = onward.key_said(Some(client), headers);
         match &onward.hash_on {
-            None => Key::default(),
-            Some(HashOn::Source) => Key::of_source(client),
-            Some(HashOn::Header(name)) => {
-                let mut hash = None;
-                headers(name, &mut |value| hash = hash.or(Some(hash_of(value))));
-                Key::of(hash)
-            }
-            Some(HashOn::Cookie(cookie)) => {
-                let mut hash = None;
-                headers("cookie", &mut |value| {
-                    hash = hash.or(cookie_of(value, &cookie.name).map(hash_of));
-                });
-                match cookie.ttl {
-                    Some(ttl) if hash.is_none() => Key::new_cookie(worker, cookie, ttl.0),
-                    _ => Key::of(hash),
-                }
-            }
+            Some(HashOn::Cookie(cookie)) if key.hash.is_none() => match cookie.ttl {
+                Some(ttl) => Key::new_cookie(worker, cookie, ttl.0),
+                None => key,
+            },
+            _ => key,
         }
     }
 
@@ -234,48 +271,98 @@ impl Way<'_> {
             .ok_or(Failure::NoEndpoint)
     }
 
-    /// An endpoint that was not tried; none if there is no other.
+    /// An endpoint that was not tried; none if there is no other and this try has met one that took no
+    /// connection.
     ///
     /// # Errors
     /// As [`Way::choose`].
     pub fn choose_after(&self, tried: &Tried) -> Result<Option<Hop>, Failure> {
         let Target::Cluster(onward) = self.target else {
-            return Ok(tried.0.is_empty().then(|| Hop::to(self.original.0)));
+            return Ok(tried.refused.is_empty().then(|| Hop::to(self.original.0)));
         };
-        if tried.0.len() >= MAX_DIALS {
+        if tried.refused.len() >= MAX_DIALS {
             return Ok(None);
         }
+        let all = [&tried.earlier[..], &tried.refused[..]].concat();
+        let hop = self.pick_other(onward, &all, &tried.refused)?;
+        Ok((!tried.refused.contains(&hop.peer)).then_some(hop))
+    }
+
+    /// For another try of a request: an endpoint that was not tried if there is one, unless the policy
+    /// does not care.
+    ///
+    /// # Errors
+    /// As [`Way::choose`].
+    pub fn choose_another(&self, tried: &Tried, prefers_others: bool) -> Result<Hop, Failure> {
+        match self.target {
+            Target::Original => Ok(Hop::to(self.original.0)),
+            Target::Cluster(onward) if prefers_others => {
+                let last = tried.earlier.len().saturating_sub(1);
+                self.pick_other(onward, &tried.earlier, &tried.earlier[last..])
+            }
+            Target::Cluster(onward) => self.pick(onward, &[]),
+        }
+    }
+
+    /// An endpoint that is not among `all`; if there is none, one that is not among the `worst` of them.
+    fn pick_other(
+        &self,
+        onward: &Arc<Onward>,
+        all: &[SocketAddr],
+        worst: &[SocketAddr],
+    ) -> Result<Hop, Failure> {
+        let hop = self.pick(onward, all)?;
+        if worst.len() < all.len() && all.contains(&hop.peer) {
+            drop(hop);
+            return self.pick(onward, worst);
+        }
+        Ok(hop)
+    }
+
+    fn pick(&self, onward: &Arc<Onward>, tried: &[SocketAddr]) -> Result<Hop, Failure> {
         let context = PickContext {
             hash: self.key.hash,
-            tried: &tried.0,
+            tried,
             subset: onward.subset,
         };
-        let picked = onward
-            .cluster
-            .pick(&context, &self.worker.rng, Instant::now());
+        let now = Instant::now();
+        let picked = onward.cluster.pick(&context, &self.worker.rng, now);
         let picked = picked.map_err(failure_of)?;
-        let peer = picked.endpoint.address;
-        Ok((!tried.0.contains(&peer)).then(|| Hop {
-            peer,
+        Ok(Hop {
+            peer: picked.endpoint.address,
             onward: Some(onward.clone()),
             picked: Some(picked),
-        }))
+        })
     }
 
     /// Dials `hop`, and in its place another one if it takes no connection.
     ///
     /// # Errors
     /// As the last dial; `ClientClosed` when `client` is reset meanwhile.
-    pub async fn connect(&self, mut hop: Hop, client: &TcpStream) -> Result<Dialled, Failure> {
-        let mut tried = Tried::default();
+    pub async fn connect(
+        &self,
+        mut hop: Hop,
+        client: &TcpStream,
+        tried: &mut Tried,
+    ) -> Result<Dialled, Failure> {
         loop {
             match hop.dial(self.worker, Some(client)).await {
                 Ok(upstream) => return Ok(Dialled { upstream, hop }),
                 Err(failure) => {
-                    hop.failed(failure, &mut tried)?;
-                    hop = self.choose_after(&tried)?.ok_or(failure)?;
+                    hop.failed(failure, tried)?;
+                    hop = self.choose_after(tried)?.ok_or(failure)?;
                 }
             }
+        }
+    }
+}
+
+impl Tried {
+    /// Another try begins, which had better not go to `last`.
+    pub fn begin_again(&mut self, last: Option<SocketAddr>) {
+        for last in self.refused.drain(..).chain(last) {
+            self.earlier.retain(|peer| *peer != last);
+            self.earlier.push(last);
         }
     }
 }
@@ -348,6 +435,18 @@ impl Hop {
         Ok(upstream)
     }
 
+    /// Whether anybody is interested in what comes of it.
+    pub fn is_watched(&self) -> bool {
+        self.picked.is_some()
+    }
+
+    /// The answer has begun, and does not tell yet what came of the request.
+    pub fn heard(&mut self, now: Instant) {
+        if let Some(picked) = &mut self.picked {
+            picked.heard(now);
+        }
+    }
+
     /// The request went to this peer, and this came of it.
     pub fn report(&mut self, outcome: Outcome, now: Instant) {
         if let Some(picked) = &mut self.picked {
@@ -371,7 +470,7 @@ impl Hop {
             return Err(failure);
         }
         self.report(Outcome::LocalOriginFailure, Instant::now());
-        tried.0.push(self.peer);
+        tried.refused.push(self.peer);
         Ok(())
     }
 }

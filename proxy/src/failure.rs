@@ -32,12 +32,26 @@ pub enum Failure {
     Overflow,
     /// Adaptive concurrency's limit is reached.
     Shed,
+    /// Over one of the `rate_limits`.
+    RateLimited,
+    /// The rate limit service does not answer, and is to be denied then.
+    RateLimitService,
+    /// The route answers HTTP requests only, and this is no HTTP.
+    NotHttp,
+    /// The route's `fault`.
+    FaultInjected,
     /// The upstream closed or reset the connection before it answered.
     UpstreamClosed,
     /// The upstream broke off within its answer.
     UpstreamIncomplete,
     /// What the upstream said is not the protocol it should speak.
     UpstreamProtocol,
+    /// The request took longer than its route, or the client's own gRPC deadline, allows.
+    RequestTimeout,
+    /// The last try that the route allows took too long.
+    TryTimeout,
+    /// The request went on for longer than the route's `max_stream_duration`.
+    StreamTimeout,
     /// Nothing moved for longer than the idle timeout.
     IdleTimeout,
     /// One side closed and the other said nothing more.
@@ -106,9 +120,16 @@ impl Failure {
             Self::BreakerTripped => "breaker_tripped",
             Self::Overflow => "overflow",
             Self::Shed => "shed",
+            Self::RateLimited => "rate_limited",
+            Self::RateLimitService => "rate_limit_service",
+            Self::NotHttp => "not_http",
+            Self::FaultInjected => "fault_injected",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamIncomplete => "upstream_incomplete",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "per_try_timeout",
+            Self::StreamTimeout => "max_stream_duration",
             Self::IdleTimeout => "idle_timeout",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::Drained => "drained",
@@ -118,15 +139,20 @@ impl Failure {
 
     pub fn fault(self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                Fault::Client
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::RateLimited
+            | Self::NotHttp => Fault::Client,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectionLimit
             | Self::OutOfResources
             | Self::Overflow
             | Self::Shed
+            | Self::RateLimitService
+            | Self::FaultInjected
             | Self::Drained
             | Self::Internal => Fault::Proxy,
             Self::NoEndpoint
@@ -137,6 +163,9 @@ impl Failure {
             | Self::UpstreamClosed
             | Self::UpstreamIncomplete
             | Self::UpstreamProtocol
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
             | Self::IdleTimeout
             | Self::HalfCloseTimeout => Fault::Upstream,
         }
@@ -145,11 +174,12 @@ impl Failure {
     /// The status code of a response made by the proxy for this failure.
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::NotHttp => 400,
             Self::HeadTimeout => 408,
+            Self::RateLimited => 429,
             Self::HeadTooLarge => 431,
             Self::ClientClosed => 499,
-            Self::Internal => 500,
+            Self::Internal | Self::RateLimitService => 500,
             Self::NotRedirected
             | Self::Loop
             | Self::ConnectRefused
@@ -163,20 +193,32 @@ impl Failure {
             | Self::BreakerTripped
             | Self::Overflow
             | Self::Shed
+            | Self::FaultInjected
             | Self::Drained => 503,
-            Self::ConnectTimeout | Self::IdleTimeout | Self::HalfCloseTimeout => 504,
+            Self::ConnectTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::StreamTimeout
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout => 504,
         }
     }
 
     /// The proxy error type of RFC 9209, section 2.3.
     pub fn proxy_error(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadTooLarge | Self::HeadTimeout | Self::ClientClosed => {
-                "http_request_error"
-            }
-            Self::NotRedirected | Self::Internal | Self::OutOfResources | Self::Drained => {
-                "proxy_internal_error"
-            }
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::ClientClosed
+            | Self::NotHttp => "http_request_error",
+            Self::NotRedirected
+            | Self::Internal
+            | Self::OutOfResources
+            | Self::RateLimitService
+            | Self::FaultInjected
+            | Self::Drained => "proxy_internal_error",
+            Self::RateLimited => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::ConnectionLimit | Self::Overflow | Self::Shed => "connection_limit_reached",
             Self::NoEndpoint | Self::BreakerTripped => "destination_unavailable",
@@ -186,6 +228,9 @@ impl Failure {
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamIncomplete => "http_response_incomplete",
             Self::UpstreamProtocol => "http_protocol_error",
+            Self::RequestTimeout | Self::TryTimeout | Self::StreamTimeout => {
+                "http_response_timeout"
+            }
             Self::IdleTimeout | Self::HalfCloseTimeout => "connection_read_timeout",
         }
     }
@@ -208,9 +253,16 @@ impl Failure {
             Self::BreakerTripped => "the breakers of all endpoints are tripped",
             Self::Overflow => "a limit of the cluster's circuit_breaker is reached",
             Self::Shed => "the cluster's adaptive_concurrency limit is reached",
+            Self::NotHttp => "the route answers HTTP requests only",
+            Self::FaultInjected => "the route asks for this fault",
+            Self::RateLimited => "over a rate limit",
+            Self::RateLimitService => "the rate limit service does not answer",
             Self::UpstreamClosed => "destination closed before it answered",
             Self::UpstreamIncomplete => "destination broke off within its answer",
             Self::UpstreamProtocol => "destination answered with something else",
+            Self::RequestTimeout => "the answer took longer than the request's timeout",
+            Self::TryTimeout => "no answer began within the timeout of one try",
+            Self::StreamTimeout => "the request went on for its longest duration",
             Self::IdleTimeout => "nothing moved for the idle timeout",
             Self::HalfCloseTimeout => "one side closed and the other stayed silent",
             Self::Drained => "the proxy is shutting down",

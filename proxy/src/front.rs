@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_config::control::{Reply, Request};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -18,6 +19,7 @@ use tokio::{
 use crate::{
     admin,
     control::{Control, Hooks},
+    explain, observe,
     shared::Shared,
     upstream,
     worker::Phase,
@@ -94,15 +96,38 @@ impl Front {
 
 async fn serve_control(control: Control, shared: Arc<Shared>) {
     let state = shared.control.clone();
-    let counted = shared.clone();
+    let (counted, told) = (shared.clone(), shared.clone());
     let hooks = Hooks {
         dial: Box::new(move |peer| {
             let shared = shared.clone();
             Box::pin(async move { upstream::connect(&shared, peer).await.map(drop) })
         }),
         live_connections: Box::new(move || counted.connections.live()),
+        tell: Box::new(move |request| tell(&told, request)),
     };
     if let Err(error) = control.run(state, hooks).await {
         tracing::error!(%error, "the control socket cannot be served; nothing can be captured");
+    }
+}
+
+/// What is asked of the data plane itself.
+fn tell(shared: &Shared, request: &Request) -> Option<Reply> {
+    match request {
+        Request::Explain(question) => Some(Reply::Explanation(Box::new(explain::explain(
+            shared,
+            question,
+            Instant::now(),
+        )))),
+        Request::Traffic { after } => {
+            Some(Reply::Traffic(Box::new(observe::traffic(shared, *after))))
+        }
+        Request::Hello
+        | Request::Status
+        | Request::ExpectCanary { .. }
+        | Request::LoopProbe { .. }
+        | Request::Hold { .. }
+        | Request::Watch { .. }
+        | Request::Captured { .. }
+        | Request::Release { .. } => None,
     }
 }

@@ -209,10 +209,18 @@ async fn reload(
     }
 }
 
-/// The clusters first, so that no route leads to one that is not there.
-pub(crate) async fn take_over(shared: &Shared, clusters: &Keeper, snapshot: Arc<Snapshot>) {
+/// The clusters first, then the services in them, so that no route leads to one that is not there.
+pub(crate) async fn take_over(shared: &Arc<Shared>, clusters: &Keeper, snapshot: Arc<Snapshot>) {
     clusters.apply(&snapshot).await;
-    shared.configuration.publish(snapshot, &shared.clusters);
+    shared.tracer.follow(snapshot.settings.tracing.as_ref());
+    let Shared {
+        clusters,
+        rate_limits,
+        configuration,
+        ..
+    } = &**shared;
+    rate_limits.follow(shared, &snapshot.settings.rate_limit_services, clusters);
+    configuration.publish(snapshot, clusters, rate_limits);
 }
 
 fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {

@@ -14,9 +14,11 @@ use crate::{
 
 /// What a process shares, with `settings`, listening nowhere.
 pub fn shared(settings: Settings) -> Arc<Shared> {
+    let shared = Shared::uncaptured(1);
+    shared.tracer.follow(settings.tracing.as_ref());
     Arc::new(Shared {
         configuration: Configuration::new(settings),
-        ..Shared::uncaptured(1)
+        ..shared
     })
 }
 

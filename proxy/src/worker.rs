@@ -20,10 +20,11 @@ use crate::{
     cluster::Rng,
     configuration::{Pinned, View},
     connection,
-    dispatch::Target,
     drain::Drain,
     forward::{http2, splice::PipePool},
+    observe::trace::Ids,
     readiness::Accepting,
+    route::Routed,
     shared::Shared,
     upstream,
 };
@@ -39,6 +40,9 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub drain: Drain,
     pub rng: Rng,
+    pub(crate) trace_ids: Ids,
+    /// Copies of requests under way.
+    pub(crate) copies: Cell<usize>,
     view: RefCell<View>,
     live: Cell<usize>,
     idle: Notify,
@@ -68,6 +72,8 @@ impl Worker {
             http2_pool: http2::Pool::default(),
             drain: Drain::default(),
             rng: Rng::new(RandomState::new().hash_one(id)),
+            trace_ids: Ids::new(),
+            copies: Cell::new(0),
             live: Cell::new(0),
             idle: Notify::new(),
         }
@@ -83,14 +89,14 @@ impl Worker {
         self.view.borrow_mut().in_force().has_routes()
     }
 
-    /// Whether some route asks for the name in a ClientHello.
-    pub(crate) fn asks_sni(&self) -> bool {
-        self.view.borrow_mut().in_force().asks_sni()
+    /// Whether some route asks for what stands in a ClientHello.
+    pub(crate) fn asks_tls(&self) -> bool {
+        self.view.borrow_mut().in_force().asks_tls()
     }
 
     /// Where the routes in force lead.
-    pub(crate) fn target(&self, subject: &Subject<'_>) -> Target {
-        self.view.borrow_mut().in_force().target(subject)
+    pub(crate) fn route(&self, subject: &Subject<'_>) -> Routed {
+        self.view.borrow_mut().in_force().route(subject, &self.rng)
     }
 
     /// Closes what is idle, for descriptors; tells whether there was any.

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use outrigger_config::control::{Question, RequestHead};
 use outrigger_iptables::verdict::{Cgroup, Connection};
+use outrigger_proxy::dispatch::without_port;
 
 use super::Args;
 
@@ -46,6 +48,25 @@ pub(super) fn connection(args: &Args, destination: SocketAddr) -> Result<Connect
     Ok(connection)
 }
 
+/// What a proxy is asked of it. Without a word of what it carries, nothing is taken for granted of that.
+pub(super) fn question(args: &Args, connection: &Connection) -> Question {
+    let is_http = args.host.is_some()
+        || args.path.is_some()
+        || args.method.is_some()
+        || !args.headers.is_empty();
+    Question {
+        destination: connection.destination,
+        client: connection.source,
+        sni: args.sni.clone(),
+        request: is_http.then(|| RequestHead {
+            host: args.host.clone(),
+            path: args.path.clone(),
+            method: args.method.clone(),
+            headers: args.headers.clone(),
+        }),
+    }
+}
+
 /// `None` where the hierarchy is not mounted at its usual place.
 fn cgroup(pid: i32) -> Option<Cgroup> {
     use std::os::unix::fs::MetadataExt;
@@ -87,4 +108,27 @@ pub(super) fn source(text: &str) -> Result<(IpAddr, Option<u16>), String> {
         .parse()
         .map_err(|_| String::from("write an address, with or without a port"))?;
     Ok((whole.ip(), Some(whole.port())))
+}
+
+pub(super) fn host(text: &str) -> Result<String, String> {
+    match without_port(text.as_bytes()) {
+        Some(host) if !host.is_empty() => Ok(host.into()),
+        _ => Err("write a host, with or without a port".into()),
+    }
+}
+
+pub(super) fn path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err("write a path that begins with `/`".into());
+    }
+    Ok(text.into())
+}
+
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().into(), value.trim().into()))
+        }
+        _ => Err("write a name, a colon and a value, such as `x-user: ada`".into()),
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_config::{Settings, Snapshot, Subject, Target};
 use outrigger_iptables::{
     listeners,
     ruleset::{RuleAt, Ruleset},
@@ -10,13 +9,7 @@ use outrigger_iptables::{
 };
 use serde_json::{Value, json};
 
-pub(super) fn tell(
-    ruleset: &Ruleset,
-    connection: &Connection,
-    verdict: &Verdict,
-    route: Option<&str>,
-    all: bool,
-) {
+pub(super) fn tell(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict, all: bool) {
     let to = connection.destination;
     match verdict.certain() {
         Some(end) => println!("A connection to {to} {}.", sentence(end, to)),
@@ -52,12 +45,6 @@ pub(super) fn tell(
             );
         }
         steps(ruleset, way, all);
-    }
-    if let Some(route) = route {
-        println!("  there {route}");
-    }
-    for what in &ruleset.unseen {
-        println!("not seen: {what}");
     }
 }
 
@@ -119,51 +106,7 @@ pub(super) fn listener(to: SocketAddr) -> Option<String> {
     Some(listener.name_owners().who())
 }
 
-/// What the proxy of these settings would do with the connection, if it ends there: by the data
-/// plane's own function.
-pub(super) fn route(
-    verdict: &Verdict,
-    settings: Settings,
-    destination: SocketAddr,
-    host: Option<&str>,
-) -> Option<String> {
-    let Some(End::Here { to }) = verdict.certain() else {
-        return None;
-    };
-    if to.port() != settings.port() {
-        return None;
-    }
-    let snapshot = Snapshot::compile(settings, None);
-    let subject = Subject {
-        destination,
-        host,
-        sni: None,
-    };
-    let Some(decision) = snapshot.routes.decide(&subject) else {
-        return Some(format!(
-            "no route holds: the proxy passes it on to {destination}"
-        ));
-    };
-    let number = decision.index + 1;
-    Some(match &decision.target {
-        Target::OriginalDestination => {
-            format!("route {number} holds: the proxy passes it on to {destination}")
-        }
-        Target::Cluster(cluster) => {
-            format!(
-                "route {number} holds: the proxy passes it on to cluster {}",
-                cluster.name
-            )
-        }
-    })
-}
-
-pub(super) fn as_json(
-    ruleset: &Ruleset,
-    connection: &Connection,
-    verdict: &Verdict,
-    route: Option<&str>,
-) -> Value {
+pub(super) fn as_json(ruleset: &Ruleset, connection: &Connection, verdict: &Verdict) -> Value {
     let rule = |at: RuleAt| {
         let (table, chain, rule) = ruleset.rule(at);
         json!({
@@ -200,7 +143,6 @@ pub(super) fn as_json(
         "destination": connection.destination.to_string(),
         "certain": verdict.certain().is_some(),
         "ways": ways,
-        "route": route,
         "unseen": ruleset.unseen,
     })
 }

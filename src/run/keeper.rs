@@ -1,6 +1,9 @@
 //! Keeps a proxy running and captured for, on a thread of its own: start, gate, capture, watch, and
 //! again after each death, for as long as the breaker lets it.
 
+mod leaving;
+mod replacing;
+
 use std::{
     io::{PipeReader, PipeWriter, Read, Write, pipe},
     os::{
@@ -14,7 +17,6 @@ use std::{
 
 use outrigger_config::{Settings, control::Tether};
 use outrigger_iptables::{Anchor, Backend, Installed, Refusal, repair::Pace};
-use outrigger_proxy::supervised::Word;
 use rustix::{
     event::{PollFd, PollFlags},
     process::Signal,
@@ -353,168 +355,6 @@ impl Keeping {
         End::Died(format!("was killed, since it hung: {why}"))
     }
 
-    /// Ends the capture, lets the proxy finish, and sees to it that it does.
-    fn leave(&mut self, proxy: &Proxy, order: Option<u8>) {
-        let port = self.job.settings.port();
-        if self.job.backend != Backend::Nft
-            && let Err(refusal) = self
-                .job
-                .deaths
-                .without_reaping(|| outrigger_iptables::remove(port))
-        {
-            tracing::error!("the capture may not have ended: {refusal}");
-        }
-        if order != Some(DESERT) || proxy.desert().is_err() {
-            proxy.signal(Signal::TERM);
-        }
-        let deadline = self.drain_deadline();
-        let mut order = self.await_end(proxy, deadline, order);
-        for (proxy, deadline) in std::mem::take(&mut self.leaving) {
-            order = self.await_end(&proxy, deadline, order);
-        }
-    }
-
-    /// Returns the order that hastened it, which holds for the next one too.
-    fn await_end(&mut self, proxy: &Proxy, deadline: Instant, mut order: Option<u8>) -> Option<u8> {
-        let mut is_cut = false;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            is_cut |= order == Some(CUT);
-            if is_cut || left.is_zero() {
-                proxy.signal(Signal::KILL);
-            }
-            match proxy.watch(&self.orders, left.max(Duration::from_millis(100))) {
-                Seen::Death => break,
-                Seen::Order => order = self.next_order(),
-                Seen::Nothing => {}
-            }
-        }
-        self.job.deaths.of(proxy.pid);
-        is_cut.then_some(CUT)
-    }
-
-    fn drain_deadline(&self) -> Instant {
-        let settings = &self.job.settings;
-        Instant::now() + settings.timeouts.drain.0 + settings.capture.lease.0 * 2 + GRACE
-    }
-
-    /// Lets `old` finish what it has.
-    fn see_off(&mut self, old: Proxy) {
-        old.signal(Signal::TERM);
-        let deadline = self.drain_deadline();
-        self.leaving.push((old, deadline));
-    }
-
-    /// Takes note of those that have ended, and ends those that should have.
-    fn tend_leaving(&mut self) {
-        let deaths = &self.job.deaths;
-        self.leaving.retain(|(proxy, deadline)| {
-            if proxy.has_ended() {
-                deaths.of(proxy.pid);
-                return false;
-            }
-            if *deadline < Instant::now() {
-                proxy.signal(Signal::KILL);
-            }
-            true
-        });
-    }
-
-    /// Does the upgrade that was asked for; `None`: refused, and `old` goes on.
-    fn upgrade(&mut self, old: &Proxy, is_captured: bool) -> Option<Proxy> {
-        let Upgrade {
-            program,
-            settings,
-            asker,
-        } = lock(&self.asked).take()?;
-        let replaced = if is_captured {
-            self.replace(old, &program, &settings)
-        } else {
-            Err("nothing is captured just now; try again when `proxyctl status` says so".into())
-        };
-        let next = match replaced {
-            Ok(next) => next,
-            Err(why) => {
-                refuse(asker, why);
-                return None;
-            }
-        };
-        let proxy_pid = next.pid.as_raw_nonzero().get();
-        tracing::info!(pid = proxy_pid, "upgraded; the old proxy drains");
-        let program = std::mem::replace(&mut self.job.program, program);
-        let settings = std::mem::replace(&mut self.job.settings, settings);
-        self.before = Some((Instant::now(), program, settings));
-        self.tell(|report| report.proxy_pid = Some(proxy_pid));
-        if let Some(mut asker) = asker {
-            upgrade::answer(&mut asker, &Outcome::Upgraded { proxy_pid });
-        }
-        Some(next)
-    }
-
-    /// While the new proxy is on trial the old one accepts nothing and keeps its capture: what is
-    /// redirected waits in the queue that they share, so that the gate cannot meet the wrong one.
-    fn replace(
-        &mut self,
-        old: &Proxy,
-        program: &Program,
-        settings: &Settings,
-    ) -> Result<Proxy, String> {
-        let Job {
-            sockets, deaths, ..
-        } = &self.job;
-        let port = settings.port();
-        let held = outrigger_iptables::status(port)
-            .map_err(|refusal| refusal.to_string())?
-            .map_or_else(Vec::new, |status| status.proxy.tethers);
-        let next = match Proxy::prepare(program, sockets, deaths) {
-            Ok(next) => next,
-            Err((None, error)) => return Err(format!("the new proxy cannot be started: {error}")),
-            Err((Some(next), error)) => {
-                let how = self.bury(&next);
-                return Err(format!("the new proxy {how} before it served ({error})"));
-            }
-        };
-        if let Err(error) = old.say(Word::Yield) {
-            next.signal(Signal::KILL);
-            self.bury(&next);
-            old.signal(Signal::KILL);
-            return Err(format!(
-                "the old proxy does not give way, and is replaced: {error}"
-            ));
-        }
-        let captured = next
-            .begin()
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                let predecessors = [&held[..], &self.held_before].concat();
-                deaths
-                    .without_reaping(|| outrigger_iptables::install_after(settings, &predecessors))
-                    .map_err(|refusal| refusal.to_string())
-            });
-        match captured {
-            Ok(anchor) => {
-                self.anchor = anchor.or(self.anchor.take());
-                self.held_before = held;
-                Ok(next)
-            }
-            Err(why) => {
-                // What it has accepted it may finish, if it can.
-                match next.say(Word::Yield) {
-                    Ok(()) => self.see_off(next),
-                    Err(_) => {
-                        next.signal(Signal::KILL);
-                        self.bury(&next);
-                    }
-                }
-                if let Err(error) = old.say(Word::Resume) {
-                    tracing::error!("the old proxy does not go on, and is replaced: {error}");
-                    old.signal(Signal::KILL);
-                }
-                Err(format!("the new proxy did not pass: {why}"))
-            }
-        }
-    }
-
     /// What the dead proxy reset is remembered by connection tracking for a second. The next one's own
     /// connection from such a port would be led to itself.
     fn forget_redirected(&self) {
@@ -526,17 +366,6 @@ impl Keeping {
             && let Err(error) = outrigger_iptables::forget_dead_proxy(settings.port())
         {
             tracing::warn!(%error, "what the dead proxy was redirected may still be");
-        }
-    }
-
-    /// After a death: to what served before an upgrade that did not last.
-    fn go_back(&mut self) {
-        if let Some((since, program, settings)) = self.before.take()
-            && since.elapsed() < ON_TRIAL
-        {
-            tracing::error!("the proxy died soon after an upgrade; what served before comes back");
-            self.job.program = program;
-            self.job.settings = settings;
         }
     }
 

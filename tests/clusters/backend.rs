@@ -31,6 +31,7 @@ impl Backend {
             dir,
             process,
         };
+        backend.serving(1);
         backend.listens(world);
         backend
     }
@@ -41,8 +42,21 @@ impl Backend {
 
     /// Requests it has answered, health checks aside.
     pub(crate) fn served(&self) -> usize {
-        let log = fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
-        log.lines().filter(|l| !l.contains("/health")).count()
+        let is_check = |l: &&str| l.contains("/health") || l.contains("/grpc.health");
+        self.log().lines().filter(|l| !is_check(l)).count()
+    }
+
+    /// What it has written down of its requests.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("access.log")).unwrap_or_default()
+    }
+
+    /// The serving status that its gRPC health service tells from now on: 1 is SERVING, 2 NOT_SERVING.
+    pub(crate) fn serving(&self, status: u8) {
+        let message = [0, 0, 0, 0, 2, 0x08, status];
+        let (new, place) = (self.dir.join("serving.new"), self.dir.join("serving"));
+        fs::write(&new, message).expect("the test's directory is writable");
+        fs::rename(new, place).expect("the test's directory is writable");
     }
 
     /// From now on it answers with 503, to health checks too.
@@ -93,6 +107,16 @@ http {{
     server {{
         listen {SVC4}:{port} backlog=4096;
         listen {SVC4}:{http2} http2 backlog=4096;
+        # POST is not for files; the error's page is one.
+        location = /grpc.health.v1.Health/Check {{
+            error_page 405 =200 /serving;
+            root {here};
+        }}
+        location = /serving {{
+            root {here};
+            default_type application/grpc;
+            add_header grpc-status 0;
+        }}
         location / {{
             if (-f {here}/failing) {{ return 503 "{name} fails\n"; }}
             return 200 "{name}\n";

@@ -8,5 +8,6 @@ mod backend;
 mod balancing;
 mod client;
 mod failing;
+mod health;
 mod http2;
 mod routing;

@@ -64,6 +64,43 @@ fn who_may_not_look_is_told_so_and_not_that_all_is_well() {
     }
 }
 
+/// What the README shows was recorded by a script; it says the same today.
+#[test]
+fn the_recording_that_opens_the_readme_is_true() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let script = root.join("docs/record-incident.sh");
+    let output = Command::new("sh")
+        .arg(script)
+        .arg(crate::proxyctl::proxyctl())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}{errors}");
+    let recorded = fs::read_to_string(root.join("docs/incident.txt")).unwrap();
+    assert_eq!(timeless(&told), timeless(&recorded));
+
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, shown) = readme.split_once("```console\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    for line in shown.lines().filter(|line| line.trim() != "[…]") {
+        assert!(recorded.contains(line), "the README shows {line:?}");
+    }
+}
+
+/// Without what differs from run to run: numbers of processes and seconds, and how many packets it took.
+fn timeless(text: &str) -> String {
+    let is_line_of_counts = |line: &&str| line.trim().starts_with("counted so far");
+    let lines = text.lines().filter(|line| !is_line_of_counts(line));
+    let words = lines.flat_map(|line| line.split(' ').chain(["\n"]));
+    let mut timeless = Vec::new();
+    for word in words {
+        let is_of_time = matches!(timeless.last(), Some(&("(pid" | "started")));
+        timeless.push(if is_of_time { "…" } else { word });
+    }
+    timeless.join(" ")
+}
+
 pub(crate) fn iptables(program: &str) -> [String; 3] {
     [
         format!("{program} -t nat -N SIDECAR_OUTBOUND"),

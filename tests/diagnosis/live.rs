@@ -91,7 +91,7 @@ fn the_route_that_the_proxy_would_take_is_the_data_planes_own() {
             file.display()
         );
         let told = ctl(&pair.app, &line);
-        let route = told.json["route"].as_str().map(str::to_owned);
+        let route = told.json["onward"]["says"].as_str().map(str::to_owned);
         route.unwrap_or_else(|| panic!("{told:?}"))
     };
     assert!(

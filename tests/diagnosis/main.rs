@@ -7,8 +7,11 @@ mod live;
 #[path = "../support/netns.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
 mod netns;
+mod onward;
 #[path = "../support/proxyctl.rs"]
 #[allow(dead_code, reason = "shared with the tests of capture")]
 mod proxyctl;
 mod robust;
 mod scale;
+mod staged;
+mod traffic;

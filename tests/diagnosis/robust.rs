@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     incident::iptables,
-    netns::{Pair, run},
-    proxyctl::{ctl, finish, proxyctl},
+    netns::{Namespace, Pair, run},
+    proxyctl::{Outcome, ctl, finish, proxyctl},
 };
 
 #[test]
@@ -40,15 +40,7 @@ fn processes_that_are_hidden_leave_the_rule_named() {
             .iter()
             .for_each(|rule| drop(run(rule)))
     });
-    // Root without the capabilities that show what other users' processes hold, in a /proc that hides.
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c"]);
-    let line = format!(
-        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=1234 --clear-groups --inh-caps=+net_admin,+net_raw --ambient-caps=+net_admin,+net_raw {} doctor --json",
-        proxyctl().display()
-    );
-    command.arg(line).stdin(Stdio::null());
-    let found = finish(&pair.app, command, "");
+    let found = half_blind(&pair.app, "doctor --json");
     assert_eq!(
         found.json["findings"][0]["kind"], "listener_hidden",
         "{found:?}"
@@ -58,6 +50,25 @@ fn processes_that_are_hidden_leave_the_rule_named() {
             .to_string()
             .contains("SIDECAR_OUTBOUND")
     );
+    // The rules need no /proc: where it ends is as certain as ever.
+    let told = half_blind(&pair.app, "explain 123.56.223.52:80");
+    let first = told.stdout.lines().next().unwrap_or_default();
+    assert!(first.contains("never leaves this host"), "{told:?}");
+    assert!(first.contains("127.0.0.1:80"), "{told:?}");
+    assert_eq!(told.code, 0, "{told:?}");
+}
+
+/// As a user with the capabilities to read rules and without those that show what other users' processes
+/// hold, in a /proc that hides them.
+fn half_blind(namespace: &Namespace, arguments: &str) -> Outcome {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    let line = format!(
+        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=1234 --clear-groups --inh-caps=+net_admin,+net_raw --ambient-caps=+net_admin,+net_raw {} {arguments}",
+        proxyctl().display()
+    );
+    command.arg(line).stdin(Stdio::null());
+    finish(namespace, command, "")
 }
 
 #[test]

@@ -34,10 +34,17 @@ fn is_captured(world: &World) -> bool {
 
 /// The proxy that serves now, by the name that it has in the list of processes.
 fn proxy(world: &World) -> Option<Pid> {
-    world.app.processes().into_iter().find(|pid| {
+    proxies(world).first().copied()
+}
+
+/// And whatever program it was started by.
+fn proxies(world: &World) -> Vec<Pid> {
+    let mut found = world.app.processes();
+    found.retain(|pid| {
         let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
         line.is_ok_and(|line| String::from_utf8_lossy(&line).contains("serve\0--supervised"))
-    })
+    });
+    found
 }
 
 fn assert_nothing_left(world: &World) {

@@ -28,7 +28,7 @@ pub use process::{Memory, Process};
 pub use proxy::Proxy;
 pub use speak::Speak;
 pub use sys::spin;
-pub use world::{APP, SVC, SVC4, SVC6, World};
+pub use world::{APP, BEYOND, SVC, SVC4, SVC6, World};
 
 /// The longest that anything which should happen at once may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use super::{Process, SOON, Speak, World, wait_until};
+use super::{Namespace, Process, SOON, Speak, World, wait_until};
 
 /// The default port, user and admin port of a proxy without a configuration file.
 pub const PORT: u16 = 15001;
@@ -24,6 +24,7 @@ pub struct Proxy<'world> {
     process: Process,
     config: Option<PathBuf>,
     world: &'world World,
+    namespace: &'world Namespace,
     is_captured: Cell<bool>,
 }
 
@@ -36,13 +37,26 @@ impl World {
 
     /// The same under resource limits, as options of `prlimit`.
     pub fn serve_limited(&self, config: &str, limits: &[&str]) -> Proxy<'_> {
-        let config = self.config(config);
+        self.serve_in(&self.app, "outrigger", config, limits, &[])
+    }
+
+    /// The same in any namespace, with variables of its environment; `name` is for its files.
+    pub fn serve_in<'w>(
+        &'w self,
+        namespace: &'w Namespace,
+        name: &str,
+        config: &str,
+        limits: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Proxy<'w> {
+        let config = self.config(name, config);
         let mut command = Command::new("prlimit");
         command
             .args(limits)
             .arg("--")
             .arg(self.proxyctl())
-            .arg("serve");
+            .arg("serve")
+            .envs(environment.iter().copied());
         if let Some(file) = &config {
             command.arg("--config").arg(file);
         }
@@ -51,12 +65,14 @@ impl World {
         } else {
             &["--reuid", UID, "--regid", UID, "--clear-groups"]
         };
-        let mut process = Process::start_as(&self.app, self.dir(), "proxy", identity, &command);
-        process.until("listens", || self.app.listeners_on(PORT) > 0);
+        let log = format!("{name}-proxy");
+        let mut process = Process::start_as(namespace, self.dir(), &log, identity, &command);
+        process.until("listens", || namespace.listeners_on(PORT) > 0);
         Proxy {
             process,
             config,
             world: self,
+            namespace,
             is_captured: Cell::new(false),
         }
     }
@@ -64,7 +80,7 @@ impl World {
     /// Redirects the application's connections to `proxy`.
     #[track_caller]
     pub fn capture(&self, proxy: &Proxy<'_>) {
-        let output = self.install_rules(proxy.config.as_deref());
+        let output = self.install_rules_in(proxy.namespace, proxy.config.as_deref());
         assert!(
             output.status.success(),
             "install-rules: {}\n{}{}\n{}",
@@ -85,12 +101,16 @@ impl World {
     }
 
     pub fn install_rules(&self, config: Option<&Path>) -> Output {
+        self.install_rules_in(&self.app, config)
+    }
+
+    fn install_rules_in(&self, namespace: &Namespace, config: Option<&Path>) -> Output {
         let mut command = Command::new(self.proxyctl());
         command.arg("install-rules");
         if let Some(file) = config {
             command.arg("--config").arg(file);
         }
-        self.app.output(&command)
+        namespace.output(&command)
     }
 
     pub fn remove_rules(&self) -> Output {
@@ -168,12 +188,17 @@ impl World {
 
     /// What the admin listener answers: (status, body).
     pub fn admin(&self, path: &str) -> (u16, String) {
+        self.admin_with(path, "")
+    }
+
+    /// The same for a request with more header lines.
+    pub fn admin_with(&self, path: &str, headers: &str) -> (u16, String) {
         let ask = || -> std::io::Result<String> {
             let mut admin = self
                 .app
                 .try_connect(SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN)))?;
             admin.say(format!(
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n"
             ))?;
             Ok(String::from_utf8_lossy(&admin.hear_to_end()?).into_owned())
         };
@@ -201,7 +226,7 @@ impl World {
     }
 
     /// The file to serve and install with, if there need be one.
-    fn config(&self, text: &str) -> Option<PathBuf> {
+    fn config(&self, name: &str, text: &str) -> Option<PathBuf> {
         let mut text = text.to_owned();
         if has_one_user() {
             assert!(
@@ -210,7 +235,7 @@ impl World {
             );
             text.push_str(&format!("\ncapture: {{ proxy_mark: {MARK} }}\n"));
         }
-        (!text.is_empty()).then(|| self.write("outrigger.yaml", text))
+        (!text.is_empty()).then(|| self.write(&format!("{name}.yaml"), text))
     }
 }
 
@@ -253,7 +278,12 @@ impl Proxy<'_> {
 
 impl Drop for Proxy<'_> {
     fn drop(&mut self) {
-        if thread::panicking() || !self.is_captured.get() || self.process.exited().is_some() {
+        let is_elsewhere = !std::ptr::eq(self.namespace, &self.world.app);
+        if thread::panicking()
+            || !self.is_captured.get()
+            || is_elsewhere
+            || self.process.exited().is_some()
+        {
             return;
         }
         wait_until(SOON, "the proxy has met a captured connection", || {

@@ -11,6 +11,9 @@ use std::{
 
 use super::{Namespace, Nginx, Peer, Process};
 
+/// An address beyond the service, where only what goes through it gets to.
+pub const BEYOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
 /// The application's addresses.
 pub const APP: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
@@ -69,7 +72,17 @@ impl World {
         port: u16,
         answer: impl Fn(std::net::TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Peer {
-        Peer::start(self.svc.listen(port), answer)
+        self.peer_in(&self.svc, port, answer)
+    }
+
+    /// The same in any namespace.
+    pub fn peer_in(
+        &self,
+        namespace: &Namespace,
+        port: u16,
+        answer: impl Fn(std::net::TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Peer {
+        Peer::start(namespace.listen(port), answer)
     }
 
     /// Starts `command` on the application's side.
@@ -77,23 +90,24 @@ impl World {
         Process::start(&self.app, self.dir(), name, command)
     }
 
+    /// One more namespace, joined to the service's: what is to the service as that is to the
+    /// application.
+    pub fn beyond(&self) -> Namespace {
+        let beyond = Namespace::new("beyond");
+        cable(&self.svc, "svc1", &beyond, "far0");
+        for (namespace, link, address) in [
+            (&self.svc, "svc1", "192.0.2.1".to_owned()),
+            (&beyond, "far0", BEYOND.to_string()),
+        ] {
+            namespace.sh(&format!(
+                "ip link set {link} up && ip addr add {address}/24 dev {link}"
+            ));
+        }
+        beyond
+    }
+
     fn join(&self) {
-        // The cable's ends are made in the one namespace, and one of them is pushed into the other
-        // by way of a process that stays there for the moment.
-        let mut there = self
-            .svc
-            .within(|| Command::new("sleep").arg("60").spawn())
-            .expect("`sleep` (coreutils) is installed");
-        let pushed = self.app.try_sh(&format!(
-            "ip link add app0 type veth peer name svc0 netns {}",
-            there.id()
-        ));
-        let _ = there.kill();
-        let _ = there.wait();
-        assert!(
-            pushed.status.success(),
-            "cannot make a veth pair: {pushed:?}"
-        );
+        cable(&self.app, "app0", &self.svc, "svc0");
         for (namespace, link, addresses) in [(&self.app, "app0", APP), (&self.svc, "svc0", SVC)] {
             let [v4, v6] = addresses;
             namespace.sh(&format!(
@@ -101,6 +115,25 @@ impl World {
             ));
         }
     }
+}
+
+/// Joins two namespaces by a veth pair.
+fn cable(here: &Namespace, link: &str, there: &Namespace, peer: &str) {
+    // The cable's ends are made in the one namespace, and one of them is pushed into the other
+    // by way of a process that stays there for the moment.
+    let mut guide = there
+        .within(|| Command::new("sleep").arg("60").spawn())
+        .expect("`sleep` (coreutils) is installed");
+    let pushed = here.try_sh(&format!(
+        "ip link add {link} type veth peer name {peer} netns {}",
+        guide.id()
+    ));
+    let _ = guide.kill();
+    let _ = guide.wait();
+    assert!(
+        pushed.status.success(),
+        "cannot make a veth pair: {pushed:?}"
+    );
 }
 
 impl Directory {

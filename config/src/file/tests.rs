@@ -259,3 +259,29 @@ fn many_warnings_do_not_make_an_error_and_hide_none() {
             .any(|p| p.path == "clusters[300].connect_timeout")
     );
 }
+
+#[test]
+fn a_cluster_with_a_typo_is_checked_in_what_was_read_of_it() {
+    let text = r#"clusters:
+  - name: a
+    endpoints: [{ address: "10.0.0.1:80" }]
+    load_balancer: { maglev: { table_size: 100 } }
+    panic_treshold: 3
+  - name: b
+    endpoints: [{ address: nowhere }, { address: "0.0.0.0:80" }]
+    connect_timeout: 0s
+routes: [{ match: { port: 1 }, cluster: a }, { match: { port: 2 }, cluster: b }]
+"#;
+    let problems = problems(text);
+    let told: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(
+        told,
+        [
+            "clusters[0].load_balancer.maglev.table_size",
+            "clusters[0].panic_treshold",
+            "clusters[1].endpoints[0].address",
+            "clusters[1].connect_timeout",
+        ],
+        "{problems:?}"
+    );
+}

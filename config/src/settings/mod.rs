@@ -5,8 +5,10 @@ mod access_log;
 mod capture;
 mod cluster;
 mod connections;
+mod rate_limit;
 mod route;
 mod supervisor;
+mod tracing;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -22,12 +24,23 @@ pub use cluster::{
     AdaptiveConcurrency, CircuitBreaker, Cluster, Cookie, Defaults, Dns, DnsFamily, Endpoint,
     EndpointBreaker, EndpointFile, FailurePercentage, GrpcCheck, HashOn, HealthCheck, HttpCheck,
     Labels, LeastRequest, LoadBalancer, Locality, Maglev, MinRtt, OriginalDestination,
-    OutlierDetection, PeakEwma, RingHash, SlowStart, SubsetFallback, SuccessRate, TcpCheck,
-    ZoneAware,
+    OutlierDetection, PeakEwma, RetryBudget, RingHash, SlowStart, SubsetFallback, SuccessRate,
+    TcpCheck, ZoneAware,
 };
 pub use connections::{Limits, Pool, Timeouts};
-pub use route::{Match, ORIGINAL_DESTINATION, Route};
+pub use rate_limit::{
+    GenericKey, MaskedRemoteAddress, RateLimit, RateLimitAction, RateLimitDescriptor,
+    RateLimitEntry, RateLimitHeaders, RateLimitOverride, RateLimitService, RateLimitUnit,
+    RequestHeaders, TokenBucket,
+};
+pub use route::{
+    Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
+    Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
+    ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite, Route, Scheme,
+    Share,
+};
 pub use supervisor::Supervisor;
+pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};
 
 /// A key's path and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -50,6 +63,9 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub pool: Pool,
     pub access_log: AccessLog,
+    /// Spans of requests for an OpenTelemetry collector. Default: none, nothing is traced and no
+    /// header added.
+    pub tracing: Option<Tracing>,
     pub supervisor: Supervisor,
     /// Where this proxy runs, for `zone_aware` clusters. Default: nowhere in particular.
     pub locality: Locality,
@@ -57,6 +73,8 @@ pub struct Settings {
     pub routes: Vec<Route>,
     /// Groups of endpoints that routes lead to. Default: none.
     pub clusters: Vec<Cluster>,
+    /// Services that `rate_limits` can ask. Default: none.
+    pub rate_limit_services: Vec<RateLimitService>,
     pub defaults: Defaults,
 }
 
@@ -74,10 +92,12 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             pool: Pool::default(),
             access_log: AccessLog::default(),
+            tracing: None,
             supervisor: Supervisor::default(),
             locality: Locality::default(),
             routes: Vec::new(),
             clusters: Vec::new(),
+            rate_limit_services: Vec::new(),
             defaults: Defaults::default(),
         }
     }
@@ -132,6 +152,7 @@ impl Settings {
         problems.extend(self.capture.problems());
         problems.extend(self.limits.problems());
         problems.extend(self.supervisor.problems());
+        problems.extend(self.tracing.iter().flat_map(Tracing::problems));
         problems
     }
 }

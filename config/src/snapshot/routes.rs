@@ -1,39 +1,52 @@
-//! Which route holds for a connection or request.
+//! Which route holds for a connection or request, and what it says.
 //!
 //! The first route that holds decides. So that ten thousand of them cost what ten do, each is filed
-//! once, under the most telling thing that it asks for; a lookup sees only the files that the
-//! subject can be in, and takes the first route of all of them.
+//! once ([`index`]); a lookup sees only the files that the subject can be in, and takes the first
+//! route of all of them.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+pub(crate) mod covers;
+mod forwarding;
+mod holds;
+mod index;
+pub(crate) mod path;
+mod subject;
+
+use std::{collections::HashMap, sync::Arc};
+
+use self::{
+    holds::holds,
+    index::Index,
+    path::normal_pattern,
+    subject::{View, normal_name},
 };
+use super::RequestPolicy;
+use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, PathMatch, Redirect, Respond, Route};
 
-use ipnet::IpNet;
+pub use subject::{Headers, HttpRequest, NoHeaders, Subject};
 
-use crate::{Cluster, Labels, Match, ORIGINAL_DESTINATION, Route};
-
-/// What is known of a connection or request.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
-    /// The address that was dialled.
-    pub destination: SocketAddr,
-    /// Of HTTP: the host named, without its port.
-    pub host: Option<&'a str>,
-    /// Of TLS: the name asked for.
-    pub sni: Option<&'a str>,
-}
-
-/// One route, ready for use.
+/// One route, ready for use. It is all that a request keeps of a snapshot.
 #[derive(Debug, PartialEq)]
 pub struct Decision {
     /// Which of the file's routes it is, from 0.
     pub index: usize,
-    pub matches: Match,
+    pub name: Arc<str>,
+    /// As written, what is compared in its normal form: every policy that needs no compiling is read
+    /// from here.
+    pub settings: Route,
+    /// Where traffic goes, by share; none if the route answers itself.
+    pub branches: Box<[Branch]>,
+    /// In the order of `settings.mirror`.
+    pub mirrors: Box<[Target]>,
+    /// Its time limits and retries, if it asks for any.
+    pub policy: Option<Arc<RequestPolicy>>,
+}
+
+/// A target of a route, and how much of the traffic it gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Branch {
     pub target: Target,
     pub subset: Labels,
+    pub weight: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -42,193 +55,161 @@ pub enum Target {
     OriginalDestination,
 }
 
+/// What becomes of traffic that a route holds for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Action<'a> {
+    /// It goes to one of these.
+    Forward(&'a [Branch]),
+    Redirect(&'a Redirect),
+    Respond(&'a Respond),
+}
+
 /// All routes.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     routes: Vec<Arc<Decision>>,
-    hosts: Names,
-    snis: Names,
-    /// By prefix length, longest first, for each network.
-    networks: Vec<(u8, HashMap<IpNet, Vec<usize>>)>,
-    ports: HashMap<u16, Vec<usize>>,
-    /// Ranges of ports, and what holds for everything.
-    others: Vec<usize>,
+    index: Index,
+    /// Whether any route looks at the path, whose normal form is not for nothing.
+    asks_path: bool,
 }
 
-/// Routes by name; lists are in the order of the file.
-#[derive(Debug, Default)]
-struct Names {
-    exact: HashMap<Box<str>, Vec<usize>>,
-    /// `*.internal` under `internal`.
-    below: HashMap<Box<str>, Vec<usize>>,
+impl Decision {
+    pub fn action(&self) -> Action<'_> {
+        match (&self.settings.redirect, &self.settings.respond) {
+            (Some(redirect), _) => Action::Redirect(redirect),
+            (None, Some(respond)) => Action::Respond(respond),
+            (None, None) => Action::Forward(&self.branches),
+        }
+    }
+
+    /// Which branch traffic goes to; `draw`, even over 32 bits, is asked for only where there is a
+    /// choice. None if the route answers itself.
+    pub fn branch(&self, draw: impl FnOnce() -> u32) -> Option<usize> {
+        if self.branches.len() < 2 {
+            return (!self.branches.is_empty()).then_some(0);
+        }
+        let total: u64 = self.branches.iter().map(|b| u64::from(b.weight)).sum();
+        let mut left = (u64::from(draw()) * total) >> 32;
+        self.branches.iter().position(|branch| {
+            let weight = u64::from(branch.weight);
+            let is_here = left < weight;
+            left = left.saturating_sub(weight);
+            is_here
+        })
+    }
 }
 
 impl RouteTable {
-    /// A route whose cluster is not in `clusters` is left out; a checked file has none.
+    /// A route that names a cluster which is not in `clusters` is left out; a checked file has none.
     pub(super) fn compile(routes: Vec<Route>, clusters: &HashMap<Arc<str>, Arc<Cluster>>) -> Self {
+        let target = |name: &str| match clusters.get(name) {
+            Some(cluster) => Some(Target::Cluster(cluster.clone())),
+            None => (name == ORIGINAL_DESTINATION).then_some(Target::OriginalDestination),
+        };
         let mut table = Self::default();
-        for (index, route) in routes.into_iter().enumerate() {
-            let target = match clusters.get(route.cluster.as_str()) {
-                Some(cluster) => Target::Cluster(cluster.clone()),
-                None if route.cluster == ORIGINAL_DESTINATION => Target::OriginalDestination,
-                None => continue,
+        for (index, mut route) in routes.into_iter().enumerate() {
+            let one = route.cluster.iter().map(|name| (name, &route.subset, 1));
+            let shares = route
+                .split
+                .iter()
+                .map(|s| (&s.cluster, &s.subset, s.weight));
+            let branches = one.chain(shares).map(|(name, subset, weight)| {
+                Some(Branch {
+                    target: target(name)?,
+                    subset: subset.clone(),
+                    weight,
+                })
+            });
+            let branches = branches.collect::<Option<_>>();
+            let mirrors = route.mirror.iter().map(|m| target(&m.cluster));
+            let (Some(branches), Some(mirrors)) = (branches, mirrors.collect::<Option<_>>()) else {
+                continue;
             };
-            let mut matches = route.matches;
-            for name in [&mut matches.host, &mut matches.sni].into_iter().flatten() {
-                *name = normal(name).into_owned();
-            }
-            let is_last = matches == Match::default();
-            table.file(&matches);
+            route.matches = normal(&route.matches);
+            let is_last = route.matches == Match::default();
+            table.asks_path |= route.matches.path.is_some();
+            let name = route.name_at(index).into();
             table.routes.push(Arc::new(Decision {
                 index,
-                matches,
-                target,
-                subset: route.subset,
+                name,
+                policy: RequestPolicy::of_route(&route),
+                settings: route,
+                branches,
+                mirrors,
             }));
             // Nothing after it is ever reached.
             if is_last {
                 break;
             }
         }
-        table
-            .networks
-            .sort_unstable_by_key(|(length, _)| std::cmp::Reverse(*length));
+        table.index = Index::of(table.routes.iter().map(|d| &d.settings.matches).enumerate());
         table
     }
 
     /// The route that holds for `subject`; none means where it was dialled.
     pub fn decide(&self, subject: &Subject<'_>) -> Option<&Arc<Decision>> {
-        let host = subject.host.map(normal);
-        let sni = subject.sni.map(normal);
-        let to = subject.destination;
-        let mut first = self.routes.len();
-        let mut consider = |filed: Option<&Vec<usize>>| {
-            for &position in filed.into_iter().flatten().take_while(|p| **p < first) {
-                if holds(
-                    &self.routes[position].matches,
-                    to,
-                    host.as_deref(),
-                    sni.as_deref(),
-                ) {
-                    first = position;
-                    return;
-                }
-            }
+        self.routes.get(self.position(subject)?)
+    }
+
+    /// The same, as its place in the order of [`Self::iter`].
+    pub fn position(&self, subject: &Subject<'_>) -> Option<usize> {
+        let view = View::of(subject, self.asks_path);
+        let mut first = None;
+        self.index.look_up(&view.probe(), &mut |filed| {
+            let before = first.unwrap_or(usize::MAX);
+            let mut ahead = filed.iter().take_while(|position| **position < before);
+            let found =
+                ahead.find(|position| holds(&self.routes[**position].settings.matches, &view));
+            first = found.copied().or(first);
+        });
+        first
+    }
+
+    /// For a `subject` of whose contents nothing is known: the routes before the one that holds which
+    /// would hold for some contents.
+    pub fn undecided(&self, subject: &Subject<'_>) -> impl Iterator<Item = &Arc<Decision>> {
+        let is_known = subject.request.is_some() || subject.sni.is_some();
+        let end = match self.position(subject) {
+            _ if is_known => 0,
+            Some(position) => position,
+            None => self.routes.len(),
         };
-        if let Some(host) = &host {
-            self.hosts.each(host, &mut consider);
-        }
-        if let Some(sni) = &sni {
-            self.snis.each(sni, &mut consider);
-        }
-        let ip = to.ip().to_canonical();
-        for (length, networks) in &self.networks {
-            consider(
-                IpNet::new(ip, *length)
-                    .ok()
-                    .and_then(|net| networks.get(&net.trunc())),
-            );
-        }
-        consider(self.ports.get(&to.port()));
-        consider(Some(&self.others));
-        self.routes.get(first)
+        let view = View::of(subject, false);
+        self.routes[..end].iter().filter(move |decision| {
+            let Match {
+                destination, port, ..
+            } = decision.settings.matches;
+            let outside = Match {
+                destination,
+                port,
+                ..Match::default()
+            };
+            holds(&outside, &view)
+        })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Decision>> {
         self.routes.iter()
     }
-
-    fn file(&mut self, matches: &Match) {
-        let position = self.routes.len();
-        let file = match matches {
-            Match {
-                host: Some(host), ..
-            } => self.hosts.file(host),
-            Match { sni: Some(sni), .. } => self.snis.file(sni),
-            Match {
-                destination: Some(network),
-                ..
-            } => {
-                let length = network.0.prefix_len();
-                let at = self
-                    .networks
-                    .iter()
-                    .position(|(l, _)| *l == length)
-                    .unwrap_or_else(|| {
-                        self.networks.push((length, HashMap::new()));
-                        self.networks.len() - 1
-                    });
-                self.networks[at].1.entry(network.0).or_default()
-            }
-            Match {
-                port: Some(port), ..
-            } if port.first == port.last => self.ports.entry(port.first).or_default(),
-            _ => &mut self.others,
-        };
-        file.push(position);
-    }
 }
 
-impl Names {
-    fn file(&mut self, pattern: &str) -> &mut Vec<usize> {
-        match pattern.strip_prefix("*.") {
-            Some(suffix) => self.below.entry(suffix.into()).or_default(),
-            None => self.exact.entry(pattern.into()).or_default(),
-        }
+/// What is compared in its normal form: names in lower case, paths without what can be written in
+/// several ways.
+pub(crate) fn normal(matches: &Match) -> Match {
+    let mut normal = matches.clone();
+    for name in [&mut normal.host, &mut normal.sni].into_iter().flatten() {
+        *name = normal_name(name).into_owned();
     }
-
-    fn each<'s>(&'s self, name: &str, consider: &mut impl FnMut(Option<&'s Vec<usize>>)) {
-        consider(self.exact.get(name));
-        if self.below.is_empty() {
-            return;
-        }
-        let mut rest = name;
-        while let Some((_, above)) = rest.split_once('.') {
-            consider(self.below.get(above));
-            rest = above;
-        }
+    for condition in &mut normal.headers {
+        condition.name.make_ascii_lowercase();
     }
-}
-
-fn holds(matches: &Match, to: SocketAddr, host: Option<&str>, sni: Option<&str>) -> bool {
-    let Match {
-        destination,
-        port,
-        host: host_wanted,
-        sni: sni_wanted,
-    } = matches;
-    destination.is_none_or(|network| contains(network.0, to.ip()))
-        && port.is_none_or(|port| port.contains(to.port()))
-        && host_wanted
-            .as_ref()
-            .is_none_or(|wanted| host.is_some_and(|host| is_named(wanted, host)))
-        && sni_wanted
-            .as_ref()
-            .is_none_or(|wanted| sni.is_some_and(|sni| is_named(wanted, sni)))
-}
-
-/// A v4 address in v6 clothes is a v4 address.
-fn contains(network: IpNet, ip: IpAddr) -> bool {
-    network.contains(&ip.to_canonical())
-}
-
-fn is_named(pattern: &str, name: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        Some(suffix) => name
-            .strip_suffix(suffix)
-            .is_some_and(|label| label.len() > 1 && label.ends_with('.')),
-        None => name == pattern,
+    if let Some(
+        PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::SeparatedPrefix(path),
+    ) = &mut normal.path
+    {
+        *path = normal_pattern(path);
     }
-}
-
-/// In lower case, without the root's dot.
-fn normal(name: &str) -> Cow<'_, str> {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    if name.bytes().any(|b| b.is_ascii_uppercase()) {
-        name.to_ascii_lowercase().into()
-    } else {
-        name.into()
-    }
+    normal
 }
 
 #[cfg(test)]

@@ -90,6 +90,11 @@ impl AdaptiveConcurrency {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// Requests under way.
+    pub(super) fn live(&self) -> u32 {
+        self.live.load(Ordering::Relaxed)
+    }
+
     /// Counts one more request; false, and not counted, when the limit is reached.
     pub(super) fn admit(&self) -> bool {
         let is_within = self.live.fetch_add(1, Ordering::Relaxed) < self.limit();

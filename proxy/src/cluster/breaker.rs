@@ -59,12 +59,28 @@ struct Rest {
     probes_succeeded: u32,
 }
 
+impl Rest {
+    fn may_probe(&self, settings: &EndpointBreaker) -> bool {
+        self.probes_out + self.probes_succeeded < settings.probes.get()
+    }
+}
+
 impl Breaker {
     pub(super) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             0 => State::Admitting,
             1 => State::Tripped,
             _ => State::Probing,
+        }
+    }
+
+    /// Whether [`Self::admit`] would let a request through; changes nothing.
+    pub(super) fn would_admit(&self, settings: &EndpointBreaker, now: u64) -> bool {
+        let is_over = || now >= self.until.load(Ordering::Relaxed);
+        match self.state() {
+            State::Admitting => true,
+            State::Tripped => is_over(),
+            State::Probing => is_over() || self.lock().may_probe(settings),
         }
     }
 
@@ -86,7 +102,7 @@ impl Breaker {
             }
             State::Probing => {}
         }
-        if rest.probes_out + rest.probes_succeeded >= settings.probes.get() {
+        if !rest.may_probe(settings) {
             return None;
         }
         rest.probes_out += 1;

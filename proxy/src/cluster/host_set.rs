@@ -2,9 +2,15 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
-use outrigger_config::{Cluster as Settings, Labels, LoadBalancer, Locality, SlowStart};
+use outrigger_config::{
+    Cluster as Settings, Labels, LoadBalancer, Locality, SlowStart, SubsetFallback,
+};
 
-use super::{balance::view::View, endpoint::Endpoint};
+use super::{
+    balance::view::View,
+    endpoint::Endpoint,
+    pick::{PickError, Subset},
+};
 
 /// An endpoint and what its cluster says of it.
 #[derive(Clone, Debug)]
@@ -14,6 +20,13 @@ pub(super) struct Member {
     pub(super) priority: u8,
     pub(super) locality: Locality,
     pub(super) labels: Labels,
+    pub(super) hostname: Option<Arc<str>>,
+}
+
+impl Member {
+    pub(super) fn has_all(&self, labels: &Labels) -> bool {
+        labels.iter().all(|(k, v)| self.labels.get(k) == Some(v))
+    }
 }
 
 /// What the user asked for.
@@ -73,8 +86,7 @@ impl HostSet {
     ) -> Self {
         let everyone: Vec<_> = members.iter().collect();
         let subset = |labels: &Labels| {
-            let has_all = |m: &&Member| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v));
-            let some: Vec<_> = members.iter().filter(has_all).collect();
+            let some: Vec<_> = members.iter().filter(|m| m.has_all(labels)).collect();
             (!some.is_empty()).then(|| View::new(&some, &policy, seed, now))
         };
         Self {
@@ -82,6 +94,23 @@ impl HostSet {
             subsets: subsets.iter().map(subset).collect(),
             policy,
             members,
+        }
+    }
+
+    /// What a request to `subset` picks from.
+    pub(super) fn view(&self, subset: Option<Subset>) -> Result<&View, PickError> {
+        let view = match subset.map(|s| self.subsets.get(s.0)) {
+            None => &self.all,
+            Some(Some(Some(view))) => view,
+            Some(None | Some(None)) => match self.policy.settings.subset_fallback {
+                SubsetFallback::NoFallback => return Err(PickError::NoEndpoint),
+                SubsetFallback::AnyEndpoint => &self.all,
+            },
+        };
+        match view.is_empty() {
+            false => Ok(view),
+            true if self.members.is_empty() => Err(PickError::NoEndpoint),
+            true => Err(PickError::Unhealthy),
         }
     }
 

@@ -33,6 +33,7 @@ mod keeper;
 mod manager;
 mod outcome;
 mod outlier;
+mod outlook;
 mod per_destination;
 mod pick;
 mod registry;

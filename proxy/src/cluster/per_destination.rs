@@ -59,6 +59,12 @@ impl PerDestination {
         cluster
     }
 
+    /// The cluster of `address`, if there is one; it counts as used no later for being asked after.
+    pub(super) fn find(&self, address: SocketAddr) -> Option<Arc<Cluster>> {
+        let shard = lock(&self.shards[shard_of(address)]);
+        shard.get(&address).map(|kept| kept.cluster.clone())
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Cluster>> {
         let shards = self.shards.iter();
         shards

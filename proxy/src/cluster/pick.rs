@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_config::{
-    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, SubsetFallback,
+    Cluster as Settings, Endpoint as Described, Labels, LoadBalancer, Locality, is_host,
 };
 use tokio::sync::Notify;
 
@@ -46,7 +46,7 @@ pub struct PickContext<'a> {
 
 /// A subset of a cluster, by the number that [`Cluster::subset`] gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subset(usize);
+pub struct Subset(pub(super) usize);
 
 /// Why there is no endpoint for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,17 @@ pub struct ClusterCounts {
     pub no_endpoint: AtomicU64,
     pub unhealthy: AtomicU64,
     pub tripped: AtomicU64,
+    /// Requests sent again, hedges included.
+    pub retries: AtomicU64,
+    /// Of these, what brought an answer below 500.
+    pub retry_successes: AtomicU64,
+    /// Retries that `max_retries` or the budget did not allow.
+    pub retry_overflows: AtomicU64,
+    /// Requests that failed after the last retry that their policy allows.
+    pub retries_exhausted: AtomicU64,
+    /// Requests, and single tries, that took longer than their policy allows.
+    pub request_timeouts: AtomicU64,
+    pub try_timeouts: AtomicU64,
     pub host_sets: AtomicU64,
 }
 
@@ -164,15 +175,26 @@ impl Cluster {
             .original_destination
             .as_ref()
             .map_or(1, |o| o.max_destinations.get());
-        destinations.at(destination, max, now, || {
-            // Read under the lock, so that `update` does not miss it.
-            let policy = self.hosts.load().policy.clone();
-            let seed = hash_of(destination.to_string().as_bytes());
-            let counts = self.counts.clone();
-            let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
-            cluster.set_endpoints(&[Described::at(destination)], false, now);
-            Arc::new(cluster)
-        })
+        destinations.at(destination, max, now, || self.of(destination, now))
+    }
+
+    /// As [`Self::at`], but nothing is kept that was not before.
+    pub(crate) fn glance_at(self: &Arc<Self>, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        let Some(destinations) = &self.destinations else {
+            return self.clone();
+        };
+        let known = destinations.find(destination);
+        known.unwrap_or_else(|| self.of(destination, now))
+    }
+
+    fn of(&self, destination: SocketAddr, now: Instant) -> Arc<Self> {
+        // Read when it is made, under the lock of who keeps it, so that `update` does not miss it.
+        let policy = self.hosts.load().policy.clone();
+        let seed = hash_of(destination.to_string().as_bytes());
+        let counts = self.counts.clone();
+        let cluster = Self::with(self.name.clone(), policy, counts, seed, now);
+        cluster.set_endpoints(&[Described::at(destination)], false, now);
+        Arc::new(cluster)
     }
 
     /// The clusters of the original destinations in use.
@@ -213,26 +235,17 @@ impl Cluster {
         let permit = self.thresholds.request().map_err(PickError::Overflow)?;
         let hosts = self.hosts.load();
         let policy = &hosts.policy;
-        let view = match context.subset.map(|s| hosts.subsets.get(s.0)) {
-            None => &hosts.all,
-            Some(Some(Some(view))) => view,
-            Some(None | Some(None)) => match policy.settings.subset_fallback {
-                SubsetFallback::NoFallback => return Err(PickError::NoEndpoint),
-                SubsetFallback::AnyEndpoint => &hosts.all,
-            },
-        };
-        if view.is_empty() {
-            return Err(match hosts.members.is_empty() {
-                true => PickError::NoEndpoint,
-                false => PickError::Unhealthy,
-            });
-        }
+        let view = hosts.view(context.subset)?;
         let adaptive = match &*self.adaptive.load() {
             Some(limit) if !limit.admit() => return Err(PickError::Shed),
             Some(limit) => Some(limit.clone()),
             None => None,
         };
-        let Some((host, admission)) = view.pick(policy, context, rng, now) else {
+        let admit = |endpoint: &Endpoint| match &policy.settings.endpoint_breaker {
+            None => Some(Admission::Ordinary),
+            Some(breaker) => endpoint.breaker.admit(breaker, endpoint.millis(now)),
+        };
+        let Some((host, admission)) = view.pick(policy, context, rng, now, admit) else {
             if let Some(limit) = adaptive {
                 limit.withdraw();
             }
@@ -245,6 +258,7 @@ impl Cluster {
             admission,
             adaptive,
             started: now,
+            heard: None,
             outcome: None,
             _permit: permit,
         })
@@ -280,10 +294,28 @@ impl Cluster {
         self.hosts.load().members.clone()
     }
 
+    pub(super) fn hosts(&self) -> Arc<HostSet> {
+        self.hosts.load_full()
+    }
+
+    pub(super) fn adaptive(&self) -> Option<Arc<AdaptiveConcurrency>> {
+        self.adaptive.load_full()
+    }
+
     /// Every endpoint of the present host set.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         let hosts = self.hosts.load();
         hosts.members.iter().map(|m| m.endpoint.clone()).collect()
+    }
+
+    /// The name that the endpoint at `address` is asked by, if it has one.
+    pub fn hostname(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts.load();
+        let mut members = hosts.members.iter();
+        members
+            .find(|m| m.endpoint.address == address)?
+            .hostname
+            .clone()
     }
 
     /// The subset of the endpoints that have all `labels`; for a route, when it is compiled.
@@ -348,6 +380,7 @@ impl Cluster {
                 priority: one.priority,
                 locality: one.locality.clone(),
                 labels: one.labels.clone(),
+                hostname: hostname_of(one),
             });
         }
         for (address, (endpoint, since)) in left {
@@ -433,6 +466,12 @@ impl Cluster {
     }
 }
 
+/// As requests may ask for it: what a name server says may be anything.
+fn hostname_of(endpoint: &Described) -> Option<Arc<str>> {
+    let name = endpoint.hostname.as_deref();
+    name.filter(|name| is_host(name)).map(Into::into)
+}
+
 /// One request at one endpoint. Dropping it unreported means that the client gave it up, which
 /// tells nothing of the endpoint.
 #[derive(Debug)]
@@ -442,11 +481,18 @@ pub struct Picked {
     admission: Admission,
     adaptive: Option<Arc<AdaptiveConcurrency>>,
     started: Instant,
+    /// When it began to answer, where that does not tell the outcome yet.
+    heard: Option<Instant>,
     outcome: Option<Outcome>,
     _permit: Permit,
 }
 
 impl Picked {
+    /// The answer has begun; its latency is told by this, its outcome later.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard.get_or_insert(now);
+    }
+
     /// The request has ended, or at least its answer's head is there.
     pub fn report(mut self, outcome: Outcome, now: Instant) {
         self.answered(outcome, now);
@@ -462,8 +508,9 @@ impl Picked {
         let (endpoint, cluster) = (&*self.endpoint, &*self.cluster);
         let hosts = cluster.hosts.load();
         let settings = &hosts.policy.settings;
+        let heard = self.heard.unwrap_or(now);
         if let LoadBalancer::PeakEwma(ewma) = &settings.load_balancer {
-            let latency = now.saturating_duration_since(self.started).as_micros() as u64;
+            let latency = heard.saturating_duration_since(self.started).as_micros() as u64;
             endpoint
                 .latency
                 .observe(ewma, latency, endpoint.micros(now));
@@ -471,7 +518,7 @@ impl Picked {
         match &self.adaptive {
             // How fast something fails does not tell how long the queue is.
             Some(limit) if outcome == Outcome::LocalOriginFailure => limit.withdraw(),
-            Some(limit) => limit.answered(self.started, now),
+            Some(limit) => limit.answered(self.started, heard),
             None => {}
         }
         if let Some(breaker) = &settings.endpoint_breaker {

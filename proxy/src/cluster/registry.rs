@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::observe::{DestinationMetrics, Totals};
+use crate::observe::{DestinationMetrics, Exemplars, Totals};
 
 /// Locks, so that workers rarely meet on one; they come here once a connection, not once a request.
 const SHARDS: usize = 16;
@@ -27,6 +27,7 @@ const SPEAKS_FIRST_FOR: Duration = Duration::from_secs(600);
 pub struct Destination {
     pub address: SocketAddr,
     pub metrics: DestinationMetrics,
+    pub exemplars: Exemplars,
     born: Instant,
     /// Milliseconds since `born` until which it is expected to speak first; 0: it is not.
     speaks_first_until: AtomicU64,
@@ -40,6 +41,7 @@ impl Destination {
         Self {
             address,
             metrics: DestinationMetrics::new(workers),
+            exemplars: Exemplars::default(),
             born: now,
             speaks_first_until: AtomicU64::new(0),
             last_used: AtomicU64::new(0),

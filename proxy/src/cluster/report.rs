@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
 
-use outrigger_config::{CircuitBreaker, Labels, LoadBalancer, Locality};
+use outrigger_config::{CircuitBreaker, Labels, Locality};
 use serde::{Serialize, Serializer};
 
 use super::{BreakerState, Cluster, Endpoint, Usage, host_set::Member};
@@ -84,14 +84,7 @@ impl ClusterReport {
                 () if settings.original_destination.is_some() => "original_destination",
                 () => "static",
             },
-            load_balancer: match settings.load_balancer {
-                LoadBalancer::RoundRobin => "round_robin",
-                LoadBalancer::LeastRequest(_) => "least_request",
-                LoadBalancer::PeakEwma(_) => "peak_ewma",
-                LoadBalancer::Random => "random",
-                LoadBalancer::RingHash(_) => "ring_hash",
-                LoadBalancer::Maglev(_) => "maglev",
-            },
+            load_balancer: settings.load_balancer.label(),
             discovery_status: (settings.dns.is_some() || settings.file.is_some()).then(|| {
                 let state = cluster.discovery.state();
                 DiscoveryReport {

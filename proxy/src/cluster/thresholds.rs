@@ -9,9 +9,12 @@ use std::sync::{
     atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
-use outrigger_config::CircuitBreaker;
+use arc_swap::ArcSwapOption;
+use outrigger_config::{CircuitBreaker, RetryBudget};
 use serde::Serialize;
 use tokio::sync::Semaphore;
+
+use crate::retry::budget;
 
 /// Which limit was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum Overflow {
 pub struct Thresholds {
     requests: Gauge,
     retries: Gauge,
+    /// In place of the limit of `retries`.
+    retry_budget: ArcSwapOption<RetryBudget>,
     pending: Gauge,
     connections: Connections,
 }
@@ -47,6 +52,7 @@ impl Thresholds {
         Arc::new(Self {
             requests: Gauge::new(limits.max_requests),
             retries: Gauge::new(limits.max_retries),
+            retry_budget: ArcSwapOption::from_pointee(limits.retry_budget.clone()),
             pending: Gauge::new(limits.max_pending_requests),
             connections: Connections::new(limits.max_connections),
         })
@@ -57,6 +63,8 @@ impl Thresholds {
     pub fn set_limits(&self, limits: &CircuitBreaker) {
         self.requests.set_max(limits.max_requests);
         self.retries.set_max(limits.max_retries);
+        self.retry_budget
+            .store(limits.retry_budget.clone().map(Arc::new));
         self.pending.set_max(limits.max_pending_requests);
         self.connections.set_max(limits.max_connections);
     }
@@ -66,6 +74,10 @@ impl Thresholds {
     }
 
     pub fn retry(self: &Arc<Self>) -> Result<Permit, Overflow> {
+        if let Some(budget) = &*self.retry_budget.load() {
+            self.retries
+                .set_max(budget::allowed(budget, self.requests.live()));
+        }
         self.take(Kind::Retry).ok_or(Overflow::Retries)
     }
 

@@ -1,6 +1,12 @@
 //! When the lease of the capture ran and when it did not. Time is an argument.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// Windows that are remembered one by one.
+const REMEMBERED: usize = 8;
 
 /// Windows in which new connections went direct although a capture was held.
 #[derive(Debug, Default)]
@@ -12,6 +18,16 @@ pub(super) struct Lapses {
     count: u64,
     /// Of windows that have ended.
     total: Duration,
+    /// The last that have ended, newest first.
+    recent: VecDeque<Lapse>,
+}
+
+/// One such window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lapse {
+    pub(super) began: Instant,
+    /// None: it lasts.
+    pub(super) length: Option<Duration>,
 }
 
 impl Lapses {
@@ -55,6 +71,18 @@ impl Lapses {
         self.total + running.unwrap_or_default()
     }
 
+    /// The last windows, newest first, with one that runs.
+    pub(super) fn recent(&self, now: Instant) -> Vec<Lapse> {
+        let running = self.ends.filter(|ends| *ends <= now).map(|began| Lapse {
+            began,
+            length: None,
+        });
+        running
+            .into_iter()
+            .chain(self.recent.iter().copied())
+            .collect()
+    }
+
     fn is_newly_lapsed(&self, now: Instant) -> bool {
         self.ends.is_some_and(|ends| ends <= now) && !self.is_lapsed
     }
@@ -62,8 +90,14 @@ impl Lapses {
     fn close(&mut self, now: Instant) -> Option<Duration> {
         let window = self.is_lapsed.then_some(self.ends)?;
         self.is_lapsed = false;
-        let window = now.saturating_duration_since(window?);
+        let began = window?;
+        let window = now.saturating_duration_since(began);
         self.total += window;
+        self.recent.truncate(REMEMBERED - 1);
+        self.recent.push_front(Lapse {
+            began,
+            length: Some(window),
+        });
         Some(window)
     }
 }
@@ -92,6 +126,23 @@ mod tests {
         assert_eq!(lapses.renewed(at(8), LEASE), Some(Duration::from_secs(5)));
         assert_eq!((lapses.count(at(9)), lapses.total(at(9)).as_secs()), (1, 5));
         assert!(lapses.is_active(at(9)));
+    }
+
+    #[test]
+    fn the_last_windows_are_remembered_newest_first() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut lapses = Lapses::default();
+        lapses.renewed(at(0), LEASE);
+        for n in 1..=10 {
+            lapses.renewed(at(10 * n), LEASE);
+        }
+        let recent = lapses.recent(at(105));
+        assert_eq!(recent.len(), REMEMBERED + 1);
+        assert_eq!((recent[0].began, recent[0].length), (at(102), None));
+        let of_eight = Some(Duration::from_secs(8));
+        assert_eq!((recent[1].began, recent[1].length), (at(92), of_eight));
+        assert_eq!(lapses.recent(at(101)).len(), REMEMBERED, "none lasts");
     }
 
     /// A process that is stopped and continued looks only after the fact.

@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use outrigger_config::control::{Reply, socket_name};
+use outrigger_config::control::{Reply, Request, socket_name};
 use rustix::net::{SendFlags, send};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -65,7 +65,11 @@ pub struct Hooks {
     pub dial: Dial,
     /// Captured connections that still live.
     pub live_connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// What the data plane tells of itself; none: it does not tell that.
+    pub tell: Tell,
 }
+
+pub type Tell = Box<dyn Fn(&Request) -> Option<Reply> + Send + Sync>;
 
 pub type Dial = Box<dyn Fn(SocketAddr) -> Dialling + Send + Sync>;
 pub type Dialling = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;

@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use outrigger_config::control::{LoopOutcome, Reply, Request, Tether, Watch};
+use outrigger_config::control::{
+    LoopOutcome, MAX_LINE, NOT_UNDERSTOOD, Reply, Request, Tether, Watch,
+};
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::failure::Failure;
@@ -49,6 +51,10 @@ impl Session {
             let Ok(mut text) = serde_json::to_vec(&reply) else {
                 return;
             };
+            if text.len() > MAX_LINE {
+                let reply = Reply::Refused("the answer is longer than a line may be".into());
+                text = serde_json::to_vec(&reply).unwrap_or_default();
+            }
             text.push(b'\n');
             match timeout(IDLE_LIMIT, self.lines.write(&text)).await {
                 Ok(Ok(())) => {}
@@ -60,12 +66,17 @@ impl Session {
     async fn reply(&self, line: Line) -> Reply {
         let request = match serde_json::from_slice(&line.text) {
             Ok(request) => request,
-            Err(error) => return Reply::Refused(format!("not understood: {error}")),
+            Err(error) => return Reply::Refused(format!("{NOT_UNDERSTOOD}: {error}")),
         };
         tracing::debug!(?request, "control request");
         let done = match request {
             Request::Hello => return Reply::Hello(self.state.identity()),
             Request::Status => return Reply::Status(Box::new(self.state.status())),
+            Request::Explain(_) | Request::Traffic { .. } => {
+                let told = (self.hooks.tell)(&request);
+                return told
+                    .unwrap_or_else(|| Reply::Refused("this proxy does not tell that".into()));
+            }
             Request::LoopProbe { target } => return self.probe_loop(target).await,
             Request::ExpectCanary { targets, nonce } => {
                 self.state.canary.expect(self.id, targets, nonce)

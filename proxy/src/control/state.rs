@@ -8,16 +8,16 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::control::{Identity, Status, Tether, TetherKind, Watch};
+use outrigger_config::control::{Identity, Status, Tether, TetherKind, Watch, Window};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     CanaryTargets,
     heartbeat::{Heartbeat, Held, Obstacle},
-    lapses::Lapses,
+    lapses::{Lapse, Lapses},
     room::{Level, Room},
     tethers::{Tethers, is_netfilter_socket},
     watch::{WatchFigures, Watches},
@@ -203,12 +203,28 @@ impl ControlState {
             is_captured: figures.is_active,
             lapses: figures.lapses,
             lapsed_secs: figures.lapsed.as_secs_f64(),
+            windows: self.windows(),
             hung_worker: obstacle.as_ref().and_then(|told| told.hung_worker),
             obstacle: obstacle.map(|told| told.text),
             bypasses: self.watches.bypasses(),
             drift: self.watches.drift(),
             given_up: self.given_up().clone(),
         }
+    }
+
+    fn windows(&self) -> Vec<Window> {
+        let (now, here) = (Instant::now(), SystemTime::now());
+        let recent = self.lapses().recent(now);
+        let window = |lapse: &Lapse| {
+            let ago = now.saturating_duration_since(lapse.began);
+            let at = here.checked_sub(ago)?.duration_since(UNIX_EPOCH).ok()?;
+            Some(Window {
+                at: at.as_secs(),
+                secs: lapse.length.unwrap_or(ago).as_secs_f64(),
+                is_open: lapse.length.is_none(),
+            })
+        };
+        recent.iter().filter_map(window).collect()
     }
 
     pub(super) fn next_session(&self) -> u64 {

@@ -43,6 +43,7 @@ fn fixture(dial: impl Fn() -> Result<(), Failure> + Send + Sync + 'static) -> Fi
             Box::pin(async move { outcome })
         }),
         live_connections: Box::new(|| 1),
+        tell: Box::new(|_| None),
     };
     tokio::spawn(control.run(state.clone(), hooks));
     Fixture {

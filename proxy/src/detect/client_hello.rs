@@ -1,39 +1,37 @@
-//! The server name of a TLS ClientHello: for the logs, and for routes that ask for it.
+//! What a TLS ClientHello asks for: for the logs, and for routes.
 
 use rustls::server::Acceptor;
 
-/// What the bytes of a ClientHello tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ServerName {
-    /// More of it is to come.
-    Incomplete,
+/// What a client asks for in the clear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientHello {
     /// None if it is not sent, or cannot be parsed.
-    Known(Option<Box<str>>),
+    pub server_name: Option<Box<str>>,
+    /// The protocols that it offers (ALPN), but for those that are no text; looked at only where a
+    /// route may ask.
+    pub alpn: Box<[Box<str>]>,
 }
 
-impl ServerName {
-    pub(super) fn known(self) -> Option<Box<str>> {
-        match self {
-            Self::Incomplete => None,
-            Self::Known(name) => name,
-        }
-    }
-}
-
-/// The server name in `bytes`, which begin with a ClientHello.
-pub(super) fn server_name(mut bytes: &[u8]) -> ServerName {
+/// What `bytes`, which begin with a ClientHello, ask for; none if more of it is to come.
+pub(super) fn client_hello(mut bytes: &[u8], asks_alpn: bool) -> Option<ClientHello> {
     let mut acceptor = Acceptor::default();
     while !bytes.is_empty() {
         if acceptor.read_tls(&mut bytes).is_err() {
-            return ServerName::Known(None);
+            return Some(ClientHello::default());
         }
         match acceptor.accept() {
             Ok(None) => {}
             Ok(Some(accepted)) => {
-                return ServerName::Known(accepted.client_hello().server_name().map(Into::into));
+                let hello = accepted.client_hello();
+                let offered = hello.alpn().filter(|_| asks_alpn).into_iter().flatten();
+                let text = offered.filter_map(|name| Some(std::str::from_utf8(name).ok()?.into()));
+                return Some(ClientHello {
+                    server_name: hello.server_name().map(Into::into),
+                    alpn: text.collect(),
+                });
             }
-            Err(_) => return ServerName::Known(None),
+            Err(_) => return Some(ClientHello::default()),
         }
     }
-    ServerName::Incomplete
+    None
 }

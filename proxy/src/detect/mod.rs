@@ -17,6 +17,7 @@ mod client_hello;
 mod tests;
 
 use std::{
+    cell::OnceCell,
     future::{Future, pending},
     io,
     pin::{Pin, pin},
@@ -31,15 +32,18 @@ use tokio::{
 
 use self::{
     classify::{Verdict, classify},
-    client_hello::{ServerName, server_name},
+    client_hello::client_hello,
 };
 use crate::{
     buffer::{Buffer, BufferPool},
     connection::Connection,
     deadline::after,
-    dispatch::{Dialled, Way},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
+    route::Routed,
 };
+
+pub use self::client_hello::ClientHello;
 
 /// How long a request line may stop half way before it counts as none. A process out of its CPU
 /// quota may be stopped between two writes for most of a scheduler period, 100 ms by default.
@@ -50,10 +54,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub enum Detected {
     Http1,
     Http2,
-    /// A ClientHello, whose server name is known if all of it came at once, or a route asks for it.
-    Tls {
-        server_name: Option<Box<str>>,
-    },
+    /// A ClientHello, which is known if all of it came at once, or a route asks for it.
+    Tls(ClientHello),
     Opaque,
 }
 
@@ -68,6 +70,8 @@ pub struct First {
     pub upstream_bytes: Buffer,
     /// The upstream connection, if it had to be dialled to find out who speaks first.
     pub dialled: Option<Dialled>,
+    /// For which route that was.
+    pub routed: Option<Routed>,
 }
 
 /// Waits for the first bytes and tells what they are.
@@ -86,16 +90,24 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         quiet, tunnel_idle, ..
     } = settings.timeouts;
     let max_bytes = settings.limits.max_header_bytes;
-    let dial = || Box::pin(dial(connection, client));
 
     let begun = Instant::now();
     let mut client_bytes = Buffer::default();
     let mut upstream_bytes = Buffer::default();
-    let mut dialling = destination.speaks_first(*accepted).then(dial);
+    // Decided when it is first dialled, and kept: what has been greeted by one cluster must not be
+    // sent to another.
+    let routed = OnceCell::new();
+    let dial = || {
+        let routed = routed.get_or_init(|| connection.route(None));
+        // Where a route answers HTTP itself, HTTP is waited for.
+        (!routed.answers_itself()).then(|| Box::pin(dial(connection, routed, client)))
+    };
+    let mut dialling = destination.speaks_first(*accepted).then(dial).flatten();
     let mut upstream: Option<Dialled> = None;
     let mut refusal: Option<Failure> = None;
     let mut half_said: Option<bool> = None;
     let mut is_hello_under_way = false;
+    let mut is_silent_for_long = false;
     // When it ends, the next thing is tried.
     let mut silence = pin!(sleep_until(after(
         begun,
@@ -118,12 +130,10 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
                     Verdict::Http1 => break Detected::Http1,
                     Verdict::Http2 => break Detected::Http2,
                     Verdict::Tls => {
-                        let name = server_name(bytes);
-                        let is_awaited = name == ServerName::Incomplete
-                            && bytes.len() < max_bytes
-                            && worker.asks_sni();
-                        if !is_awaited {
-                            break Detected::Tls { server_name: name.known() };
+                        let asks = worker.asks_tls();
+                        let hello = client_hello(bytes, asks);
+                        if hello.is_some() || bytes.len() >= max_bytes || !asks {
+                            break Detected::Tls(hello.unwrap_or_default());
                         }
                         if !is_hello_under_way {
                             is_hello_under_way = true;
@@ -169,7 +179,7 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
             }
             () = silence.as_mut() => {
                 if is_hello_under_way {
-                    break Detected::Tls { server_name: None };
+                    break Detected::Tls(ClientHello::default());
                 }
                 if half_said.is_some() {
                     break Detected::Opaque;
@@ -180,7 +190,11 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
                 if dialling.is_some() || upstream.is_some() {
                     return Err(Failure::IdleTimeout);
                 }
-                dialling = Some(dial());
+                if is_silent_for_long {
+                    return Err(Failure::IdleTimeout);
+                }
+                is_silent_for_long = true;
+                dialling = dial();
                 silence.as_mut().reset(after(Instant::now(), tunnel_idle.0));
             }
         }
@@ -189,7 +203,7 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
     if upstream_bytes.is_empty() && !client_bytes.is_empty() {
         destination.note_first_speaker(false, *accepted);
     }
-    if matches!(detected, Detected::Opaque | Detected::Tls { .. })
+    if matches!(detected, Detected::Opaque | Detected::Tls(_))
         && let Some(dialling) = dialling
     {
         upstream = Some(dialling.await?);
@@ -198,21 +212,30 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
         detected,
         client_bytes,
         upstream_bytes,
+        routed: upstream.is_some().then(|| routed.get().cloned()).flatten(),
         dialled: upstream,
     })
 }
 
 /// Dials where a connection goes of which nothing is known but its destination.
-async fn dial(connection: &Connection, client: &TcpStream) -> Result<Dialled, Failure> {
-    let target = connection.target(None, None);
+async fn dial(
+    connection: &Connection,
+    routed: &Routed,
+    client: &TcpStream,
+) -> Result<Dialled, Failure> {
+    let worker = &connection.worker;
+    connection.admit(routed, client).await?;
+    routed.admit_opaque(&worker.rng, client).await?;
+    let target = &routed.target;
     let key = target.key_of_source(connection.client.0.ip());
     let way = Way {
-        worker: &connection.worker,
+        worker,
         original: connection.original,
-        target: &target,
+        target,
         key: &key,
     };
-    way.connect(way.choose()?, client).await
+    way.connect(way.choose()?, client, &mut Tried::default())
+        .await
 }
 
 /// Reads once, with a buffer that is taken only when there is something to read.

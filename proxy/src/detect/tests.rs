@@ -96,11 +96,11 @@ fn a_client_hello_is_told_with_its_server_name() {
         let worker = with_quiet(NEVER);
         let (mut app, task) = detecting(&worker, closed_port().await).await;
         app.write_all(&client_hello("shop.example")).await.unwrap();
-        let server_name = Some("shop.example".into());
-        assert_eq!(
-            task.await.unwrap().unwrap().detected,
-            Detected::Tls { server_name }
-        );
+        let hello = ClientHello {
+            server_name: Some("shop.example".into()),
+            ..ClientHello::default()
+        };
+        assert_eq!(task.await.unwrap().unwrap().detected, Detected::Tls(hello));
     });
 }
 
@@ -113,7 +113,7 @@ fn half_a_client_hello_is_not_waited_for() {
             .await
             .unwrap();
         let first = task.await.unwrap().unwrap();
-        assert_eq!(first.detected, Detected::Tls { server_name: None });
+        assert_eq!(first.detected, Detected::Tls(ClientHello::default()));
         assert_eq!(first.client_bytes.len(), 40);
     });
 }
@@ -365,7 +365,7 @@ proptest! {
         let (bytes, expected): (&[u8], _) = [
             (REQUEST, Detected::Http1),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04", Detected::Http2),
-            (b"\x16\x03\x01\x00\x05\x01\0\0\x01\0", Detected::Tls { server_name: None }),
+            (b"\x16\x03\x01\x00\x05\x01\0\0\x01\0", Detected::Tls(ClientHello::default())),
             (b"INVITE sip:bob@example SIP/2.0\r\n", Detected::Opaque),
         ][which].clone();
         run(async {

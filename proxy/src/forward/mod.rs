@@ -1,7 +1,9 @@
 //! Relaying, a module per protocol.
 
+mod deadlines;
 pub mod http1;
 pub mod http2;
 pub mod opaque;
+mod policed;
 pub mod respond;
 pub mod splice;

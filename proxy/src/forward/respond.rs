@@ -2,9 +2,9 @@
 //! (RFC 9209) for programs.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, route::Answer};
 
 /// The name of this proxy in `Proxy-Status`.
 const NAME: &str = "outrigger";
@@ -45,7 +45,95 @@ pub fn http2(failure: Failure) -> (Response<()>, Bytes) {
     (head, body.into())
 }
 
-fn body(failure: Failure) -> String {
+/// The same for gRPC: all of it is in trailers, which come in place of a head.
+pub fn grpc(failure: Failure) -> Response<()> {
+    let mut head = Response::new(());
+    let headers = head.headers_mut();
+    *headers = grpc_trailers(failure);
+    let grpc = HeaderValue::from_static("application/grpc");
+    headers.insert(header::CONTENT_TYPE, grpc);
+    head
+}
+
+/// The trailers that end a call of which the client has got a part.
+pub fn grpc_trailers(failure: Failure) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", grpc_status(failure).into());
+    // Percent-encoding would be due for what no failure's details have.
+    let message = format!("{NAME}: {}", failure.details());
+    for (name, value) in [
+        ("grpc-message", message),
+        ("proxy-status", proxy_status(failure)),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            trailers.insert(name, value);
+        }
+    }
+    trailers
+}
+
+/// What a client makes of our HTTP status ("HTTP to gRPC Status Code Mapping" of the gRPC project);
+/// of a time that has passed, what it would call that itself.
+fn grpc_status(failure: Failure) -> u16 {
+    const UNKNOWN: u16 = 2;
+    const DEADLINE_EXCEEDED: u16 = 4;
+    const INTERNAL: u16 = 13;
+    const UNAVAILABLE: u16 = 14;
+    match failure {
+        Failure::RequestTimeout
+        | Failure::TryTimeout
+        | Failure::StreamTimeout
+        | Failure::IdleTimeout => DEADLINE_EXCEEDED,
+        _ => match failure.status() {
+            400 | 431 => INTERNAL,
+            429 | 502..=504 => UNAVAILABLE,
+            _ => UNKNOWN,
+        },
+    }
+}
+
+/// A route's own answer. Its connection goes on if `keeps_client`.
+pub fn http1_answer(answer: &Answer, is_head: bool, keeps_client: bool) -> Vec<u8> {
+    let status = answer.status.as_u16();
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status)).into_bytes();
+    for (name, value) in &answer.headers {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    if !answer.is_bodiless() {
+        head.extend_from_slice(format!("content-length: {}\r\n", answer.body.len()).as_bytes());
+    }
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    head.extend_from_slice(format!("proxy-status: {status}\r\n").as_bytes());
+    if !keeps_client {
+        head.extend_from_slice(b"connection: close\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    if !is_head {
+        head.extend_from_slice(&answer.body);
+    }
+    head
+}
+
+/// The same for HTTP/2: the head, to which the body is added but for HEAD.
+pub fn http2_answer(answer: &Answer) -> Response<()> {
+    let mut head = Response::new(());
+    *head.status_mut() = answer.status;
+    let headers = head.headers_mut();
+    headers.clone_from(&answer.headers);
+    if !answer.is_bodiless() {
+        headers.insert(header::CONTENT_LENGTH, answer.body.len().into());
+    }
+    let status = answer.failure.map_or_else(|| NAME.to_owned(), proxy_status);
+    if let Ok(status) = HeaderValue::try_from(status) {
+        headers.insert(HeaderName::from_static("proxy-status"), status);
+    }
+    head
+}
+
+pub fn body(failure: Failure) -> String {
     format!("{NAME}: {}\n", failure.details())
 }
 

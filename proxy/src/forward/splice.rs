@@ -4,7 +4,11 @@
 //! Pipes are two descriptors and some kernel memory each, so a worker keeps a few and lends them;
 //! a caller that gets none copies through a buffer instead.
 
-use std::{cell::RefCell, io, os::fd::OwnedFd};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::OwnedFd,
+};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream};
@@ -20,13 +24,6 @@ const MAX_PIPES: usize = 16;
 
 /// How [`splice_exact`] ended.
 #[derive(Debug)]
-pub struct Moved {
-    /// Bytes that the sink took.
-    pub count: u64,
-    pub end: End,
-}
-
-#[derive(Debug)]
 pub enum End {
     /// All that was asked for.
     Complete,
@@ -36,15 +33,20 @@ pub enum End {
     SinkFailed(io::Error),
 }
 
-/// Moves `count` bytes from one socket to another, or fewer if either ends before. Dropped half
-/// way, it loses what has been taken and not yet delivered: neither socket is of use then.
-pub async fn splice_exact(worker: &Worker, from: &TcpStream, to: &TcpStream, count: u64) -> Moved {
-    let mut moved = 0;
-    let end = match worker.pipes.lend() {
-        Some(mut pipe) => through_pipe(&mut pipe, from, to, count, &mut moved).await,
-        None => through_buffer(worker, from, to, count, &mut moved).await,
-    };
-    Moved { count: moved, end }
+/// Moves `count` bytes from one socket to another, or fewer if either ends before; those that the
+/// sink takes are added to `moved` as they go. Dropped half way, it loses what has been taken and not
+/// yet delivered: neither socket is of use then.
+pub async fn splice_exact(
+    worker: &Worker,
+    from: &TcpStream,
+    to: &TcpStream,
+    count: u64,
+    moved: &Cell<u64>,
+) -> End {
+    match worker.pipes.lend() {
+        Some(mut pipe) => through_pipe(&mut pipe, from, to, count, moved).await,
+        None => through_buffer(worker, from, to, count, moved).await,
+    }
 }
 
 async fn through_pipe(
@@ -52,10 +54,11 @@ async fn through_pipe(
     from: &TcpStream,
     to: &TcpStream,
     count: u64,
-    moved: &mut u64,
+    moved: &Cell<u64>,
 ) -> End {
-    while *moved < count {
-        let wanted = usize::try_from(count - *moved).unwrap_or(usize::MAX);
+    let end = moved.get() + count;
+    while moved.get() < end {
+        let wanted = usize::try_from(end - moved.get()).unwrap_or(usize::MAX);
         match from
             .async_io(Interest::READABLE, || pipe.fill(from, wanted))
             .await
@@ -66,7 +69,7 @@ async fn through_pipe(
         }
         while !pipe.is_empty() {
             match to.async_io(Interest::WRITABLE, || pipe.drain(to)).await {
-                Ok(taken) => *moved += taken as u64,
+                Ok(taken) => moved.set(moved.get() + taken as u64),
                 Err(error) => return End::SinkFailed(error),
             }
         }
@@ -79,15 +82,16 @@ async fn through_buffer(
     from: &TcpStream,
     to: &TcpStream,
     count: u64,
-    moved: &mut u64,
+    moved: &Cell<u64>,
 ) -> End {
+    let target = moved.get() + count;
     let mut buffer = worker.buffers.take();
     let end = loop {
-        if *moved == count {
+        if moved.get() == target {
             break End::Complete;
         }
         let space = buffer.space();
-        let wanted = usize::try_from(count - *moved).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(target - moved.get()).unwrap_or(usize::MAX);
         let wanted = wanted.min(space.len());
         let read = from
             .async_io(Interest::READABLE, || {
@@ -106,7 +110,7 @@ async fn through_buffer(
             match written {
                 Ok(written) => {
                     buffer.consume(written);
-                    *moved += written as u64;
+                    moved.set(moved.get() + written as u64);
                 }
                 Err(error) => return End::SinkFailed(error),
             }
@@ -252,7 +256,7 @@ mod tests {
     use crate::testing::{pair, run, worker};
 
     /// Sends `sent` bytes, of which `wanted` are to be moved, and reads what arrives.
-    async fn moved(worker: &Worker, sent: usize, wanted: u64) -> (Moved, Vec<u8>) {
+    async fn moved(worker: &Worker, sent: usize, wanted: u64) -> ((u64, End), Vec<u8>) {
         let (from, mut source) = pair().await;
         let (to, mut sink) = pair().await;
         let bytes: Vec<u8> = (0..sent).map(|i| (i % 251) as u8).collect();
@@ -261,9 +265,10 @@ mod tests {
             source
         };
         let splice = async {
-            let moved = splice_exact(worker, &from, &to, wanted).await;
+            let moved = Cell::new(0);
+            let end = splice_exact(worker, &from, &to, wanted, &moved).await;
             drop(to);
-            moved
+            (moved.get(), end)
         };
         let receive = async {
             let mut received = Vec::new();
@@ -291,17 +296,17 @@ mod tests {
     #[test]
     fn exactly_the_count_is_moved_and_the_rest_left() {
         with_and_without_pipes(async |worker| {
-            let (moved, received) = moved(worker, 3_000_100, 3_000_000).await;
-            assert!(matches!(moved.end, End::Complete));
-            assert_eq!((moved.count, received.len()), (3_000_000, 3_000_000));
+            let ((count, end), received) = moved(worker, 3_000_100, 3_000_000).await;
+            assert!(matches!(end, End::Complete));
+            assert_eq!((count, received.len()), (3_000_000, 3_000_000));
         });
     }
 
     #[test]
     fn nothing_is_asked_of_the_sockets_for_no_bytes() {
         with_and_without_pipes(async |worker| {
-            let (moved, _) = moved(worker, 0, 0).await;
-            assert!(matches!(moved.end, End::Complete));
+            let ((_, end), _) = moved(worker, 0, 0).await;
+            assert!(matches!(end, End::Complete));
         });
     }
 
@@ -312,9 +317,10 @@ mod tests {
             let (to, mut sink) = pair().await;
             source.write_all(b"half").await.unwrap();
             drop(source);
-            let moved = splice_exact(worker, &from, &to, 8).await;
-            assert!(matches!(moved.end, End::SourceClosed));
-            assert_eq!(moved.count, 4);
+            let moved = Cell::new(0);
+            let end = splice_exact(worker, &from, &to, 8, &moved).await;
+            assert!(matches!(end, End::SourceClosed));
+            assert_eq!(moved.get(), 4);
             let mut received = [0; 4];
             sink.read_exact(&mut received).await.unwrap();
             assert_eq!(&received, b"half");
@@ -330,9 +336,10 @@ mod tests {
             crate::accept::reset(sink);
             to.readable().await.unwrap();
             source.write_all(b"lost").await.unwrap();
-            let moved = splice_exact(&worker, &from, &to, 4).await;
-            assert!(matches!(moved.end, End::SinkFailed(_)));
-            assert_eq!(moved.count, 0);
+            let moved = Cell::new(0);
+            let end = splice_exact(&worker, &from, &to, 4, &moved).await;
+            assert!(matches!(end, End::SinkFailed(_)));
+            assert_eq!(moved.get(), 0);
             assert_eq!((worker.pipes.lent(), worker.pipes.kept()), (0, 0));
         });
     }

@@ -92,11 +92,15 @@ fn format_line(
         let target = without_userinfo(request.target);
         let (path, query) = split_query(target.1);
         let mut pieces = vec![target.0, path];
-        mask_query(query, &mut pieces);
+        mask_query(query, b"*", &mut pieces);
         line.text("target", &pieces);
         if let Some(host) = request.host {
             line.text("host", &[without_userinfo(host).1]);
         }
+    }
+    if let Some(trace) = record.trace {
+        line.word("trace_id", trace.trace);
+        line.word("span_id", trace.span);
     }
     if let Some(sni) = record.sni {
         line.text("sni", &[sni.as_bytes()]);
@@ -118,7 +122,7 @@ fn format_line(
 
 /// What stands before and after the user and password of an absolute-form target or an authority.
 /// An origin-form target (`/…`) has none.
-fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
     if target.starts_with(b"/") {
         return (b"", target);
     }
@@ -131,7 +135,7 @@ fn without_userinfo(target: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
     match memchr::memchr(b'?', target) {
         Some(at) => target.split_at(at + 1),
         None => (target, b""),
@@ -139,8 +143,8 @@ fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Names of query parameters without their values, which may be tokens, signatures or passwords:
-/// `user=*&token=*`.
-fn mask_query<'a>(query: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
+/// `user=*&token=*`, where `mask` is `*`.
+pub(super) fn mask_query<'a>(query: &'a [u8], mask: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
     if query.is_empty() {
         return;
     }
@@ -151,7 +155,7 @@ fn mask_query<'a>(query: &'a [u8], pieces: &mut Vec<&'a [u8]>) {
         if let Some(at) = memchr::memchr(b'=', parameter) {
             pieces.push(&parameter[..=at]);
         }
-        pieces.push(b"*");
+        pieces.push(mask);
     }
 }
 

@@ -4,15 +4,17 @@
 
 mod clusters;
 mod destinations;
+mod exemplars;
 mod pages;
 mod process_wide;
+mod rate_limits;
 mod series;
 
 use std::iter;
 
 use prometheus_client::{collector::Collector, encoding::text, registry::Registry};
 
-use self::{pages::Pages, process_wide::ProcessWide};
+use self::{exemplars::Annotations, pages::Pages, process_wide::ProcessWide};
 use crate::shared::Shared;
 
 /// Which of the two text formats is spoken.
@@ -55,13 +57,22 @@ impl Exposition {
         let process_wide = ProcessWide::of(shared, format);
         let clusters = shared.clusters.all();
         let destinations = destinations::rows(shared);
+        let annotations = (format == Format::OpenMetrics).then(|| Annotations::of(shared));
+        let destinations = Pages::new(format, destinations::FAMILIES, destinations);
+        let destinations = destinations.map(move |piece| match &annotations {
+            Some(annotations) => annotations.annotate(piece),
+            None => piece,
+        });
         let (clusters, endpoints) = (clusters::rows(&clusters), clusters::endpoints(&clusters));
         let end = (format == Format::OpenMetrics).then(|| "# EOF\n".to_owned());
+        let (limits, services) = rate_limits::rows(&shared.rate_limits);
         Self(Box::new(
             iter::once_with(|| encode(process_wide))
-                .chain(Pages::new(format, destinations::FAMILIES, destinations))
+                .chain(destinations)
                 .chain(Pages::new(format, clusters::FAMILIES, clusters))
                 .chain(Pages::new(format, clusters::ENDPOINT_FAMILIES, endpoints))
+                .chain(Pages::new(format, rate_limits::LIMIT_FAMILIES, limits))
+                .chain(Pages::new(format, rate_limits::SERVICE_FAMILIES, services))
                 .chain(end),
         ))
     }

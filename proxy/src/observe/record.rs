@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::TraceIds;
 use crate::{
     address::{ClientAddr, OriginalDst},
     failure::Failure,
@@ -59,6 +60,19 @@ pub struct Record<'a> {
     /// Bytes written to the client, heads included.
     pub bytes_sent: u64,
     pub duration: Duration,
+    /// Of a request that is traced, exported or not.
+    pub trace: Option<TraceIds>,
+}
+
+/// A switch of protocols is no answer that anyone waited for; what follows may last for hours.
+const SWITCHING_PROTOCOLS: u16 = 101;
+
+impl Record<'_> {
+    /// Whether its duration is one that somebody waited for.
+    pub(super) fn is_latency(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1 | Protocol::Http2)
+            && self.status != Some(SWITCHING_PROTOCOLS)
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +99,7 @@ pub(crate) mod tests {
             bytes_received: 100,
             bytes_sent: 200,
             duration: Duration::from_micros(1500),
+            trace: None,
         }
     }
 }

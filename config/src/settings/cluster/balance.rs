@@ -27,6 +27,20 @@ pub enum LoadBalancer {
     Maglev(Maglev),
 }
 
+impl LoadBalancer {
+    /// The word for it in a configuration.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastRequest(_) => "least_request",
+            Self::PeakEwma(_) => "peak_ewma",
+            Self::Random => "random",
+            Self::RingHash(_) => "ring_hash",
+            Self::Maglev(_) => "maglev",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LeastRequest {

@@ -34,6 +34,10 @@ pub struct Endpoint {
     /// For `subset` of a route. Default: none.
     #[serde(default)]
     pub labels: Labels,
+    /// The host that requests ask it for where a route says `rewrite: { auto_host: true }`. Default:
+    /// none.
+    #[serde(default)]
+    pub hostname: Option<String>,
 }
 
 impl Endpoint {
@@ -45,6 +49,7 @@ impl Endpoint {
             priority: 0,
             locality: Locality::default(),
             labels: Labels::new(),
+            hostname: None,
         }
     }
 }

@@ -18,9 +18,9 @@ pub use discovery::{
 };
 pub use health::{GrpcCheck, HealthCheck, HttpCheck, TcpCheck};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
-pub use protection::{AdaptiveConcurrency, CircuitBreaker, EndpointBreaker, MinRtt};
+pub use protection::{AdaptiveConcurrency, CircuitBreaker, EndpointBreaker, MinRtt, RetryBudget};
 
-use super::ORIGINAL_DESTINATION;
+use super::{GrpcTimeout, ORIGINAL_DESTINATION, RateLimit, Retry};
 use crate::{Percent, Span};
 
 /// Endpoints that do the same job, and the policy for the traffic sent to them. Exactly one of
@@ -86,6 +86,10 @@ pub struct Cluster {
     /// Bounds the requests under way by what the latency says, before queues grow. Default: none.
     #[serde(default)]
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// How much may be sent to the cluster, whichever route leads there. With `original_destination`,
+    /// to each destination. Default: no limit.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimit>,
     /// Dialling one endpoint. Default 5 s, Envoy's.
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
@@ -105,8 +109,22 @@ pub struct Defaults {
     pub outlier_detection: Option<OutlierDetection>,
     /// Bounds the requests under way by what the latency says. Default: none.
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// How much may be sent to each destination. Default: no limit.
+    pub rate_limits: Vec<RateLimit>,
     /// Dialling. Default `null`: `timeouts.connect`.
     pub connect_timeout: Option<Span>,
+    /// As a route's. Default `null`: no limit.
+    pub timeout: Option<Span>,
+    /// As a route's. Default `null`: no limit.
+    pub idle_timeout: Option<Span>,
+    /// As a route's. Default `null`: no limit.
+    pub max_stream_duration: Option<Span>,
+    /// As a route's. Default `null`: `timeouts.tunnel_idle`.
+    pub tunnel_idle_timeout: Option<Span>,
+    /// As a route's. Default: `{}` where any of these times or `retry` is set, else none.
+    pub grpc_timeout: Option<GrpcTimeout>,
+    /// As a route's; there is no other endpoint, so that the same one is tried again. Default: none.
+    pub retry: Option<Retry>,
     /// For how many destinations the state is kept; that of the one least recently used goes.
     pub destinations: OriginalDestination,
 }
@@ -138,10 +156,12 @@ impl Defaults {
                 max_connections: u32::MAX,
                 max_pending_requests: u32::MAX,
                 max_requests: u32::MAX,
-                max_retries: u32::MAX,
+                // Retries are made only if they were asked for.
+                ..CircuitBreaker::default()
             }),
             endpoint_breaker: self.endpoint_breaker.clone(),
             adaptive_concurrency: self.adaptive_concurrency.clone(),
+            rate_limits: self.rate_limits.clone(),
             connect_timeout: self.connect_timeout.or(connect).unwrap_or(NO_LIMIT),
         })
     }

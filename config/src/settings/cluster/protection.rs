@@ -20,6 +20,9 @@ pub struct CircuitBreaker {
     pub max_requests: u32,
     /// Retries under way. Default 3, Envoy's: enough for one endpoint's end, too few for a storm.
     pub max_retries: u32,
+    /// Bounds retries by a share of the load in place of `max_retries`. Default: none; `{}` means
+    /// Envoy's share.
+    pub retry_budget: Option<RetryBudget>,
 }
 
 impl Default for CircuitBreaker {
@@ -29,6 +32,28 @@ impl Default for CircuitBreaker {
             max_pending_requests: 1024,
             max_requests: 1024,
             max_retries: 3,
+            retry_budget: None,
+        }
+    }
+}
+
+/// How many retries a cluster may have under way, in place of `max_retries`: a share of all its
+/// requests under way, so that retries stay a fraction of the load however large it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryBudget {
+    /// In percent of the requests under way, retries counted. Default 20, Envoy's: at most 1.25 times
+    /// the load.
+    pub budget_percent: Percent,
+    /// So many are always allowed. Default 3, Envoy's.
+    pub min_retry_concurrency: NonZeroU32,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self {
+            budget_percent: Percent(20),
+            min_retry_concurrency: NonZeroU32::new(3).expect("it is not zero"),
         }
     }
 }

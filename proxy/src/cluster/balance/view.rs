@@ -11,7 +11,7 @@ use super::{
     slow_start,
 };
 use crate::cluster::{
-    breaker::Admission,
+    endpoint::Endpoint,
     host_set::{Member, Policy},
     pick::PickContext,
     rng::{Rng, mix},
@@ -91,15 +91,16 @@ impl View {
         }
     }
 
-    /// A host, and how its breaker let the request through. An untried, usable one if there is one;
-    /// a host whose breaker does not admit never.
-    pub(in crate::cluster) fn pick(
+    /// A host that `admit`s the request, and how. An untried, usable one if there is one; a host that
+    /// does not admit never.
+    pub(in crate::cluster) fn pick<A>(
         &self,
         policy: &Policy,
         context: &PickContext<'_>,
         rng: &Rng,
         now: Instant,
-    ) -> Option<(&Host, Admission)> {
+        admit: impl Fn(&Endpoint) -> Option<A>,
+    ) -> Option<(&Host, A)> {
         let key = context.hash.unwrap_or_else(|| rng.next());
         // A key keeps to its pool, else it would have a host in each.
         let draw = match context.hash {
@@ -110,7 +111,11 @@ impl View {
         for is_choosy in [true, false] {
             for n in 0..self.pools.len() {
                 let pool = &self.pools[(chosen + n) % self.pools.len()];
-                let found = pool.pick(policy, context, is_choosy, key, rng, now);
+                let admit = |host: &Host| {
+                    let is_fit = !is_choosy || pool.is_fit(host, context);
+                    is_fit.then(|| admit(&host.endpoint))?
+                };
+                let found = pool.pick(key, rng, now, admit);
                 if found.is_some() {
                     return found;
                 }
@@ -118,31 +123,70 @@ impl View {
         }
         None
     }
+
+    /// Every host that a pick may come to now, with its part of the requests by weight; draws nothing.
+    pub(in crate::cluster) fn candidates(
+        &self,
+        context: &PickContext<'_>,
+        would_admit: impl Fn(&Endpoint) -> bool,
+    ) -> Vec<(&Host, f64)> {
+        for is_choosy in [true, false] {
+            let able = |pool: &'_ Pool| -> Vec<usize> {
+                let is_able = |host: &Host| {
+                    (!is_choosy || pool.is_fit(host, context)) && would_admit(&host.endpoint)
+                };
+                let hosts = pool.hosts.iter().enumerate();
+                hosts.filter(|(_, h)| is_able(h)).map(|(n, _)| n).collect()
+            };
+            let able: Vec<_> = self.pools.iter().map(able).collect();
+            let mut found = Vec::new();
+            for (n, part) in self.parts(|pool| !able[pool].is_empty()) {
+                let hosts = able[n].iter().map(|host| &self.pools[n].hosts[*host]);
+                let weights: u64 = hosts.clone().map(|h| h.share).sum();
+                found.extend(hosts.map(|h| (h, part * h.share as f64 / weights as f64)));
+            }
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
+    }
+
+    /// What comes to each pool that `has_hosts`, if a pool without leaves its part to the next, as a pick
+    /// does.
+    fn parts(&self, has_hosts: impl Fn(usize) -> bool) -> Vec<(usize, f64)> {
+        let count = self.pools.len();
+        let mut parts = vec![0.0; count];
+        let mut from = 0;
+        for (n, pool) in self.pools.iter().enumerate() {
+            let part = (pool.bound - from) as f64 / 2_f64.powi(32);
+            from = pool.bound;
+            if let Some(taker) = (n..n + count).map(|n| n % count).find(|n| has_hosts(*n)) {
+                parts[taker] += part;
+            }
+        }
+        let parts = parts.into_iter().enumerate();
+        parts.filter(|(n, _)| has_hosts(*n)).collect()
+    }
+
+    pub(in crate::cluster) fn is_panicking(&self) -> bool {
+        self.pools.iter().any(|pool| pool.is_panicking)
+    }
 }
 
 impl Pool {
-    fn pick(
+    fn is_fit(&self, host: &Host, context: &PickContext<'_>) -> bool {
+        (self.is_panicking || host.endpoint.is_usable())
+            && !context.tried.contains(&host.endpoint.address)
+    }
+
+    fn pick<A>(
         &self,
-        policy: &Policy,
-        context: &PickContext<'_>,
-        is_choosy: bool,
         key: u64,
         rng: &Rng,
         now: Instant,
-    ) -> Option<(&Host, Admission)> {
-        let admit = |host: &Host| {
-            let is_fit = !is_choosy
-                || ((self.is_panicking || host.endpoint.is_usable())
-                    && !context.tried.contains(&host.endpoint.address));
-            match &policy.settings.endpoint_breaker {
-                _ if !is_fit => None,
-                None => Some(Admission::Ordinary),
-                Some(breaker) => {
-                    let millis = host.endpoint.millis(now);
-                    host.endpoint.breaker.admit(breaker, millis)
-                }
-            }
-        };
+        admit: impl Fn(&Host) -> Option<A>,
+    ) -> Option<(&Host, A)> {
         let mut last = 0;
         for nth in 0..DRAWS {
             last = self.picker.draw(&self.hosts, key, nth, rng, now);

@@ -11,8 +11,11 @@ use std::{
 
 use hickory_resolver::{
     TokioResolver,
-    net::NetError,
-    proto::rr::{RData, RecordType},
+    net::{DnsError, NetError},
+    proto::{
+        op::ResponseCode,
+        rr::{RData, RecordType},
+    },
 };
 use outrigger_config::{Dns as Settings, DnsFamily, Endpoint};
 
@@ -88,7 +91,10 @@ impl Dns {
     async fn addresses(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
         let port = self.settings.port.map_or(0, |p| p.get());
         let Found { ips, until, .. } = self.ips(&self.settings.name).await?;
-        let at = |ip| Endpoint::at(SocketAddr::new(ip, port));
+        let at = |ip| Endpoint {
+            hostname: Some(self.settings.name.clone()),
+            ..Endpoint::at(SocketAddr::new(ip, port))
+        };
         Ok((ips.into_iter().map(at).collect(), until))
     }
 
@@ -115,6 +121,7 @@ impl Dns {
             until = until.min(found.until);
             endpoints.extend(found.ips.into_iter().map(|ip| Endpoint {
                 weight: NonZeroU32::new(record.weight.into()).unwrap_or(NonZeroU32::MIN),
+                hostname: Some(record.target.to_string().trim_end_matches('.').to_owned()),
                 priority: u8::try_from(rank).unwrap_or(127).min(127),
                 ..Endpoint::at(SocketAddr::new(ip, record.port))
             }));
@@ -146,7 +153,7 @@ impl Dns {
                 // whose failures tell nothing of this one.
                 match self.family(&found.name, RecordType::AAAA).await {
                     Ok(other) => Ok(found.and(other)),
-                    Err(error) if error.is_no_records_found() => Ok(found),
+                    Err(error) if error.is_no_records_found() || is_declined(&error) => Ok(found),
                     // A server that fails for one family must not take its endpoints away.
                     Err(error) => Err(error),
                 }
@@ -167,6 +174,16 @@ impl Dns {
             name: lookup.query().name().to_string(),
         })
     }
+}
+
+/// Whether the server does not answer such a question at all, which it will not do the next time
+/// either: one that forwards nothing refuses AAAA of a name of which it has an A record.
+fn is_declined(error: &NetError) -> bool {
+    use ResponseCode::{NotImp, Refused};
+    matches!(
+        error,
+        NetError::Dns(DnsError::ResponseCode(Refused | NotImp))
+    )
 }
 
 /// What one name has.

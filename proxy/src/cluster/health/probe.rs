@@ -3,15 +3,20 @@
 use std::{io, net::SocketAddr};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header, uri};
+use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{body::Incoming, client::conn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::client::conn;
+use hyper_util::rt::TokioIo;
 use outrigger_config::{GrpcCheck, HealthCheck, HttpCheck, TcpCheck};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+
+use crate::grpc;
+
+/// The method of gRPC health checks.
+const HEALTH_PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// What of an answer is looked at.
 const LOOKED_AT: usize = 16 * 1024;
@@ -23,7 +28,7 @@ type Text = Full<Bytes>;
 #[derive(Debug)]
 pub(super) enum Kept {
     Http1(conn::http1::SendRequest<Text>),
-    Http2(conn::http2::SendRequest<Text>),
+    Http2(grpc::Sender),
 }
 
 /// Whether the endpoint is well, and why not; the caller bounds the time.
@@ -37,7 +42,7 @@ pub(super) async fn probe(
     match (&settings.http, &settings.tcp, &settings.grpc) {
         (Some(check), ..) => http(check, cluster, address, kept_now, kept).await,
         (_, Some(check), _) => tcp(check, address).await,
-        (.., Some(check)) => grpc(check, cluster, address, kept_now, kept).await,
+        (.., Some(check)) => check_grpc(check, cluster, address, kept_now, kept).await,
         (None, None, None) => TcpStream::connect(address)
             .await
             .map(drop)
@@ -108,9 +113,8 @@ async fn connect_http1(address: SocketAddr) -> Result<conn::http1::SendRequest<T
     Ok(sender)
 }
 
-/// `grpc.health.v1.Health/Check`: a message with one string, answered by one with one enum, for
-/// which no code generator is needed.
-async fn grpc(
+/// A message with one string, answered by one with one enum, for which no code generator is needed.
+async fn check_grpc(
     check: &GrpcCheck,
     cluster: &str,
     address: SocketAddr,
@@ -120,56 +124,22 @@ async fn grpc(
     let mut sender = match kept_now {
         Some(Kept::Http2(mut sender)) => match sender.ready().await {
             Ok(()) => sender,
-            Err(_) => connect_http2(address).await?,
+            Err(_) => grpc::handshake(connect(address).await?).await?,
         },
-        _ => connect_http2(address).await?,
+        _ => grpc::handshake(connect(address).await?).await?,
     };
-    let uri = Uri::builder()
-        .scheme(uri::Scheme::HTTP)
-        .authority(check.authority.as_deref().unwrap_or(cluster))
-        .path_and_query("/grpc.health.v1.Health/Check")
-        .build()?;
-    let request = Request::post(uri)
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .body(Text::from(health_request(&check.service)))?;
-    let response = sender.send_request(request).await?;
+    let authority = check.authority.as_deref().unwrap_or(cluster).parse()?;
+    let message = health_request(&check.service);
+    let answer = grpc::call(&mut sender, authority, HEALTH_PATH, &message, LOOKED_AT).await;
     *kept = Some(Kept::Http2(sender));
-    answer_of(response).await
-}
-
-async fn connect_http2(address: SocketAddr) -> Result<conn::http2::SendRequest<Text>, Failure> {
-    let stream = TokioIo::new(connect(address).await?);
-    let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), stream).await?;
-    tokio::task::spawn_local(connection);
-    Ok(sender)
-}
-
-async fn answer_of(response: http::Response<Incoming>) -> Result<(), Failure> {
-    if response.status() != StatusCode::OK {
-        return Err(format!("HTTP status {}", response.status().as_u16()).into());
-    }
-    // An error has its status in the header and no message.
-    let in_head = response.headers().get("grpc-status").cloned();
-    let body = Limited::new(response.into_body(), LOOKED_AT)
-        .collect()
-        .await?;
-    let in_trailers = body.trailers().and_then(|t| t.get("grpc-status").cloned());
-    match in_trailers.or(in_head) {
-        Some(status) if status == "0" => {}
-        Some(status) => {
-            return Err(format!("grpc-status {}", status.to_str().unwrap_or("?")).into());
-        }
-        None => return Err("no grpc-status".into()),
-    }
-    match health_status(&body.to_bytes()) {
+    match health_status(&answer?) {
         Some(1) => Ok(()),
         Some(2) => Err("NOT_SERVING".into()),
         other => Err(format!("serving status {other:?}").into()),
     }
 }
 
-/// A gRPC frame (uncompressed, its length in four bytes) with `HealthCheckRequest { service = 1 }`.
+/// `HealthCheckRequest { service = 1 }`.
 fn health_request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     if !service.is_empty() {
@@ -182,17 +152,14 @@ fn health_request(service: &str) -> Vec<u8> {
         message.push(length as u8);
         message.extend_from_slice(service.as_bytes());
     }
-    let mut frame = vec![0];
-    frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
-    frame.append(&mut message);
-    frame
+    message
 }
 
 /// `HealthCheckResponse { status = 1 }`: 1 is SERVING. An enum's zero is not written.
-fn health_status(frame: &[u8]) -> Option<u8> {
-    match frame {
-        [0, 0, 0, 0, 0] => Some(0),
-        [0, 0, 0, 0, 2, 0x08, status] => Some(*status),
+fn health_status(message: &[u8]) -> Option<u8> {
+    match message {
+        [] => Some(0),
+        [0x08, status] => Some(*status),
         _ => None,
     }
 }

@@ -369,3 +369,32 @@ fn a_cluster_of_named_endpoints_is_the_same_for_every_destination() {
     let cluster = cluster(settings(LoadBalancer::RoundRobin), &described(&[1]), now);
     assert!(Arc::ptr_eq(&cluster, &cluster.at(destination(1), now)));
 }
+
+#[test]
+fn a_pick_and_its_report_allocate_nothing() {
+    let (rng, now) = (Rng::new(1), Instant::now());
+    for policy in [
+        LoadBalancer::RoundRobin,
+        LoadBalancer::LeastRequest(Default::default()),
+        LoadBalancer::PeakEwma(Default::default()),
+        LoadBalancer::Random,
+        LoadBalancer::RingHash(Default::default()),
+        LoadBalancer::Maglev(Default::default()),
+    ] {
+        for count in [3, 1_000] {
+            let cluster = cluster(settings(policy.clone()), &described(&vec![1; count]), now);
+            let pick = |hash| {
+                let context = PickContext {
+                    hash: Some(hash),
+                    ..Default::default()
+                };
+                let picked = cluster.pick(&context, &rng, now).expect("an endpoint");
+                picked.report(Outcome::Success, now);
+            };
+            // What a thread has need of is made by its first.
+            pick(0);
+            let counted = allocation_counter::measure(|| (1..100).for_each(pick));
+            assert_eq!(counted.count_total, 0, "{policy:?} of {count}");
+        }
+    }
+}

@@ -11,13 +11,20 @@ use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
-    body::Body,
-    download::{Answer, Download, DownloadEnd},
+    admission::Added,
+    body::{Body, Framing},
+    download::{Answer, Discarded, Download, DownloadEnd},
     progress::Progress,
     request::RequestHead,
     upload::{Upload, UploadEnd},
 };
-use crate::{buffer::Buffer, upstream::poll_disturbed, worker::Worker};
+use crate::{
+    buffer::Buffer,
+    forward::{deadlines::Passed, policed::Policed},
+    route::HeaderEdits,
+    upstream::poll_disturbed,
+    worker::Worker,
+};
 
 pub(super) struct Attempt<'a> {
     pub(super) worker: &'a Worker,
@@ -30,7 +37,13 @@ pub(super) struct Attempt<'a> {
     pub(super) input: &'a mut Buffer,
     pub(super) overflow: &'a mut Buffer,
     pub(super) output: &'a mut Buffer,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     pub(super) set_cookie: Option<&'a str>,
+    pub(super) added: &'a Added,
+    pub(super) policed: Option<&'a Policed>,
+    /// The request has been sent, and the output begins with its answer.
+    pub(super) is_answered: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -39,10 +52,14 @@ pub(super) enum AttemptEnd {
     /// The answer was relayed whole; whether the request was, `Progress` tells.
     Answered(Answer),
     Tunnel,
+    /// The request is to be sent again; the client has seen nothing of this answer.
+    Discarded(Discarded),
     /// The upstream closed or failed before the final answer.
     NoAnswer(io::ErrorKind),
     /// The upstream broke off within the answer.
     Incomplete,
+    /// A time limit of the route has passed.
+    TooLong(Passed),
     ClientLost,
     /// The request's body turned out malformed.
     Malformed(&'static str),
@@ -58,6 +75,14 @@ impl Attempt<'_> {
                 upstream,
                 input: self.input,
                 overflow: self.overflow,
+                keeps: (self.policed).map_or(0, |policed| {
+                    let length = match self.request.framing {
+                        Framing::Length(length) => Some(length),
+                        Framing::Chunked | Framing::UntilClose => None,
+                    };
+                    self.request.len + policed.keeps(length)
+                }),
+                is_sent: self.is_answered,
                 body: self.body,
                 progress,
             }
@@ -70,7 +95,10 @@ impl Attempt<'_> {
             upstream,
             output: self.output,
             request: self.request,
+            edits: self.edits,
             set_cookie: self.set_cookie,
+            added: self.added,
+            policed: self.policed,
             progress,
         };
         let mut uploading = Uploading {
@@ -111,6 +139,7 @@ async fn answer(
     match end.await? {
         DownloadEnd::Complete(answer) => Ok(answer),
         DownloadEnd::Tunnel => Err(AttemptEnd::Tunnel),
+        DownloadEnd::Discarded(answer) => Err(AttemptEnd::Discarded(answer)),
         DownloadEnd::NoAnswer(kind) => Err(AttemptEnd::NoAnswer(kind)),
         DownloadEnd::Incomplete => Err(AttemptEnd::Incomplete),
         DownloadEnd::ClientLost => Err(AttemptEnd::ClientLost),

@@ -1,13 +1,14 @@
 //! One request's answer on its way to the client: interim responses, the final one, its body.
 
-use std::{future::poll_fn, io, mem};
+use std::{future::poll_fn, io, mem, time::Duration};
 
 use outrigger_config::Limits;
 use tokio::net::TcpStream;
 
 use super::{
+    admission::Added,
     body::Body,
-    head,
+    edit, head,
     io::{read, write_some},
     progress::Progress,
     request::{Method, RequestHead},
@@ -16,7 +17,12 @@ use super::{
 };
 use crate::{
     buffer::Buffer,
-    forward::splice::{self, splice_exact},
+    forward::{
+        policed::Policed,
+        splice::{self, splice_exact},
+    },
+    retry::{AnswerHead, Fate},
+    route::HeaderEdits,
     worker::Worker,
 };
 
@@ -29,8 +35,14 @@ pub(super) struct Download<'a> {
     /// Taken from the pool when an answer arrives, and left with what follows it.
     pub(super) output: &'a mut Buffer,
     pub(super) request: &'a RequestHead,
+    /// What the route changes in the answer.
+    pub(super) edits: Option<&'a HeaderEdits>,
     /// To be added to the answer.
     pub(super) set_cookie: Option<&'a str>,
+    /// The same, of its limits.
+    pub(super) added: &'a Added,
+    /// What may have the request sent again instead of its answer relayed.
+    pub(super) policed: Option<&'a Policed>,
     pub(super) progress: &'a Progress,
 }
 
@@ -40,11 +52,23 @@ pub(super) enum DownloadEnd {
     /// The connection is HTTP no longer, or no HTTP that we can rely on: the output and all that
     /// follows go to the client as they come, until the end.
     Tunnel,
+    /// The request is to be sent again; the client has seen nothing of this answer.
+    Discarded(Discarded),
     /// The upstream closed or failed before the final head was whole.
     NoAnswer(io::ErrorKind),
     /// The upstream closed or failed within the body.
     Incomplete,
     ClientLost,
+}
+
+/// An answer in whose place another one is asked for.
+#[derive(Debug)]
+pub(super) struct Discarded {
+    pub(super) head: ResponseHead,
+    /// Before the next try.
+    pub(super) pause: Duration,
+    /// Nothing of it is still to come.
+    pub(super) is_whole: bool,
 }
 
 /// An answer that was relayed whole.
@@ -75,10 +99,24 @@ impl Download<'_> {
         let Ok(taken) = body.take(&self.output.filled()[head.len..]) else {
             return Err(self.tunnel(Some(head.status)));
         };
+        if let Some(pause) = self.pause_before_another(&head) {
+            let is_whole = body.is_done() && self.output.len() == head.len + taken;
+            return Err(DownloadEnd::Discarded(Discarded {
+                head,
+                pause,
+                is_whole,
+            }));
+        }
         let keeps_client =
             self.request.keeps_alive && head.keeps_alive && !self.worker.drain.has_started();
+        if let Some(edits) = self.edits {
+            edit::response(&mut head, edits, self.output.filled());
+        }
         if let Some(cookie) = self.set_cookie {
             head.add_line("Set-Cookie", cookie);
+        }
+        for (name, value) in self.added {
+            head.add_line(name.as_str(), value.to_str().unwrap_or_default());
         }
         head.apply_edits(head.keeps_alive && !keeps_client, self.output);
         self.progress.status.set(Some(head.status));
@@ -87,6 +125,17 @@ impl Download<'_> {
             self.receive_body(&mut body).await?;
         }
         Ok(Answer { head, keeps_client })
+    }
+
+    /// Whether the route's policy prefers another try to the answer whose head begins the output.
+    fn pause_before_another(&self, head: &ResponseHead) -> Option<Duration> {
+        let lines = head.lines(self.output.filled());
+        let fate = Fate::Answered(AnswerHead {
+            status: head.status,
+            headers: &lines,
+        });
+        let is_kept = self.progress.is_kept(self.request);
+        self.policed?.again(fate, is_kept, &self.worker.rng)
     }
 
     /// The head of the final response, which begins the output; interim ones are sent on.
@@ -106,7 +155,14 @@ impl Download<'_> {
             {
                 match response::parse(arrived, self.request, &limits) {
                     Response::Head(head) if head.is_interim() => {
-                        self.send(head.len).await?;
+                        // Which a client hears once, however often its request is sent.
+                        let is_told =
+                            head.status == 100 && self.policed.is_some_and(|p| !p.first_continue());
+                        if is_told {
+                            self.output.consume(head.len);
+                        } else {
+                            self.send(head.len).await?;
+                        }
                         seen = 0;
                         continue;
                     }
@@ -153,9 +209,8 @@ impl Download<'_> {
     /// Moves all that is left of the body, inside the kernel.
     async fn splice(&mut self, left: u64) -> Result<(), DownloadEnd> {
         self.worker.buffers.give(mem::take(self.output));
-        let moved = splice_exact(self.worker, self.upstream, self.client, left).await;
-        self.progress.add_sent(moved.count as usize);
-        match moved.end {
+        let sent = &self.progress.sent;
+        match splice_exact(self.worker, self.upstream, self.client, left, sent).await {
             splice::End::Complete => Ok(()),
             splice::End::SourceClosed | splice::End::SourceFailed(_) => {
                 Err(DownloadEnd::Incomplete)

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use httparse::{EMPTY_HEADER, Error, Header, Status};
+use outrigger_config::Headers;
 
 use crate::buffer::Buffer;
 
@@ -117,6 +118,51 @@ fn visit_parsed(
     Ok(Some(end))
 }
 
+/// A line of a head that was parsed before, so that nothing about it can be wrong.
+pub(super) struct Parsed<'a> {
+    pub(super) name: &'a [u8],
+    /// Without the blanks around it.
+    pub(super) value: &'a [u8],
+    pub(super) value_at: Range<usize>,
+    /// The whole line, its line end included.
+    pub(super) whole: Range<usize>,
+}
+
+/// Shows each header line of `head`, which was parsed before and ends with its empty line.
+pub(super) fn each_line<'a>(head: &'a [u8], mut visit: impl FnMut(Parsed<'a>)) {
+    let mut start = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
+    while let Some(len) = memchr::memchr(b'\n', &head[start..]) {
+        let whole = start..start + len + 1;
+        let line = &head[whole.clone()];
+        if let Some(colon) = memchr::memchr(b':', line) {
+            let value = line[colon + 1..].trim_ascii();
+            let value_start = offset(head, value);
+            visit(Parsed {
+                name: &line[..colon],
+                value,
+                value_at: value_start..value_start + value.len(),
+                whole: whole.clone(),
+            });
+        }
+        start = whole.end;
+    }
+}
+
+/// The header lines of a whole head that was parsed before; for what is seldom asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
+
+impl Headers for HeaderLines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let Self(head) = self;
+        each_line(head, |line| {
+            if line.name.eq_ignore_ascii_case(name.as_bytes()) {
+                visit(line.value);
+            }
+        });
+    }
+}
+
 /// Whether a head of which `seen` bytes were no whole one may be whole now. Saves parsing again what
 /// trickles in; of the first bytes each may tell that it is no head at all.
 pub(super) fn may_be_whole(bytes: &[u8], seen: usize) -> bool {
@@ -159,7 +205,7 @@ fn offset(whole: &[u8], part: &[u8]) -> usize {
 }
 
 /// Replacements in a head, in the order of their places. Most heads have none.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edits(Vec<(Range<usize>, Vec<u8>)>);
 
 impl Edits {
@@ -186,6 +232,15 @@ impl Edits {
         for (at, with) in self.0.iter().rev() {
             buffer.replace(at.clone(), with);
         }
+    }
+
+    /// Where what begins at `start` does after the edits, be it that one of them replaces it.
+    pub(super) fn moved_start(&self, start: usize) -> usize {
+        let before = self
+            .0
+            .iter()
+            .filter(|(at, _)| at.end <= start && at.start < start);
+        before.fold(start, |place, (at, with)| place - at.len() + with.len())
     }
 
     /// Where a place that no edit touches lies after the edits.

@@ -10,19 +10,24 @@
 //! upstream takes gets 502, 503 or 504; an upstream lost within its answer, and a client lost at
 //! any time, are told to the other side by a reset.
 
+mod admission;
 mod attempt;
 mod body;
 pub mod chunked;
 mod close;
 mod download;
+mod edit;
 mod exchange;
 pub mod head;
+mod hedge;
 mod io;
+mod mirror;
 mod peers;
 mod progress;
 mod record;
 pub mod request;
 pub mod response;
+mod trace;
 mod upload;
 
 use std::{
@@ -43,6 +48,7 @@ use crate::{
     detect::First,
     dispatch::{Dialled, Target},
     failure::Failure,
+    observe::trace::Trace,
     upstream::{Lease, poll_disturbed},
 };
 
@@ -62,6 +68,8 @@ struct Session {
     pinned: Option<OwnedLease>,
     /// A request begins the input and has not been recorded yet.
     is_under_way: bool,
+    /// Of the request under way, if requests are traced.
+    trace: Option<Trace>,
 }
 
 /// It stays with the client for as long as its requests have the same target, whatever a balancer
@@ -96,6 +104,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
         dialled: first.dialled,
         pinned: None,
         is_under_way: false,
+        trace: None,
     };
     let mut drain = pin!(worker.drain.started());
     let next = loop {

@@ -3,6 +3,9 @@
 
 use std::cell::Cell;
 
+use super::request::RequestHead;
+use crate::forward::deadlines;
+
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Bytes at the start of the input buffer that are this request's.
@@ -13,6 +16,8 @@ pub(super) struct Progress {
     pub(super) written: Cell<u64>,
     /// Bytes written to the client.
     pub(super) sent: Cell<u64>,
+    /// The whole request has come from the client.
+    pub(super) is_request_received: Cell<bool>,
     /// The whole request is written upstream.
     pub(super) is_request_complete: Cell<bool>,
     /// The client has closed its side; so the upstream's was closed for writing.
@@ -28,6 +33,22 @@ impl Progress {
         Self {
             in_input: Cell::new(in_input),
             ..Self::default()
+        }
+    }
+
+    /// Whether all of the request that has come is still there, and may be sent over any connection.
+    pub(super) fn is_kept(&self, request: &RequestHead) -> bool {
+        !self.has_streamed.get()
+            && !self.has_client_closed.get()
+            && !request.authenticates_connection
+    }
+
+    /// As time limits see it.
+    pub(super) fn for_deadlines(&self) -> deadlines::Progress {
+        deadlines::Progress {
+            moved: self.written.get() + self.sent.get(),
+            is_received: self.is_request_received.get(),
+            is_answered: self.status.get().is_some(),
         }
     }
 

@@ -5,10 +5,12 @@
 
 use std::ops::Range;
 
-use outrigger_config::Limits;
+use http::{HeaderName, HeaderValue};
+use outrigger_config::{Headers, HttpRequest, Limits};
 
 use super::{
     body::Framing,
+    edit::{self, Asked},
     head::{self, Edits, HeadError, Line, Version},
 };
 use crate::{buffer::Buffer, dispatch, failure::Failure, observe::RequestLine};
@@ -23,7 +25,7 @@ pub enum Method {
     Other,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
     /// Bytes, through the empty line.
     pub len: usize,
@@ -38,6 +40,8 @@ pub struct RequestHead {
     target: Range<usize>,
     host: Option<Range<usize>>,
     edits: Edits,
+    /// What it said before a route changed it.
+    asked: Option<Box<Asked>>,
 }
 
 /// The request head that begins `bytes`; none while its end has not arrived.
@@ -79,6 +83,7 @@ fn parse_within(bytes: &[u8], max_lines: usize) -> Result<Option<RequestHead>, H
         target: start.target,
         host: fields.host,
         edits: fields.edits,
+        asked: None,
     }))
 }
 
@@ -95,50 +100,191 @@ impl RequestHead {
             (self.host.take()).map(|host| self.edits.moved(host.start)..self.edits.moved(host.end));
     }
 
-    /// As the log sees it; `head` is where the head lies now.
-    pub(super) fn line<'a>(&self, head: &'a [u8]) -> RequestLine<'a> {
+    /// Replaces what lies at `at` in the header lines of the head that begins `buffer`, after the edits
+    /// were applied.
+    pub(super) fn replace(&mut self, buffer: &mut Buffer, at: Range<usize>, with: &[u8]) {
+        buffer.replace(at.clone(), with);
+        let moved = |place: usize| place - at.len() + with.len();
+        self.len = moved(self.len);
+        if let Some(host) = &mut self.host
+            && host.start >= at.end
+        {
+            *host = moved(host.start)..moved(host.end);
+        }
+    }
+
+    /// Carries out the edits of a route on the head that begins `buffer`.
+    pub(super) fn carry_out(&mut self, mut edits: Edits, buffer: &mut Buffer) {
+        if edits.is_empty() {
+            return;
+        }
+        let bytes = buffer.filled();
+        if self.asked.is_none() {
+            self.asked = Some(Box::new(Asked {
+                target: bytes[self.target.clone()].to_vec(),
+                host: self.host.clone().map(|host| bytes[host].to_vec()),
+            }));
+        }
+        edits.sort();
+        edits.apply(buffer);
+        self.len = edits.moved(self.len);
+        self.target = edit::moved(&self.target, &edits);
+        self.host = self.host.take().map(|host| edit::moved(&host, &edits));
+    }
+
+    /// Adds lines to the head that begins `buffer`.
+    pub(super) fn add_lines(&mut self, lines: &[(HeaderName, HeaderValue)], buffer: &mut Buffer) {
+        let end = self.len - b"\r\n".len();
+        let mut added = Vec::new();
+        for (name, value) in lines {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                added.extend_from_slice(part);
+            }
+        }
+        let mut edits = Edits::default();
+        edits.replace(end..end, added);
+        self.carry_out(edits, buffer);
+    }
+
+    /// As the log sees it, which is as the client sent it; `head` is where the head lies now.
+    pub(super) fn line<'a>(&'a self, head: &'a [u8]) -> RequestLine<'a> {
+        if let Some(asked) = &self.asked {
+            return RequestLine {
+                method: self.method_name(head),
+                target: &asked.target,
+                host: asked.host.as_deref(),
+            };
+        }
         RequestLine {
-            // A token is ASCII; anything else did not parse.
-            method: std::str::from_utf8(&head[..self.method_len]).unwrap_or_default(),
+            method: self.method_name(head),
             target: &head[self.target.clone()],
             host: self.host.clone().map(|host| &head[host]),
         }
     }
 
+    fn method_name<'a>(&self, head: &'a [u8]) -> &'a str {
+        // A token is ASCII; anything else did not parse.
+        std::str::from_utf8(&head[..self.method_len]).unwrap_or_default()
+    }
+
     /// The host that it names, as routes know it: an absolute target's before the `Host` line's
     /// (RFC 9112, section 3.2.2).
     pub(super) fn host_name<'a>(&self, head: &'a [u8]) -> Option<&'a str> {
-        let target = &head[self.target.clone()];
-        let named = match memchr::memmem::find(target, b"://") {
-            Some(at) if !target.starts_with(b"/") => {
-                let rest = &target[at + 3..];
-                let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
-                let authority = &rest[..end];
+        let named = match self.authority(head) {
+            Some(authority) => {
+                let authority = &head[self.target.clone()][authority];
                 let user = memchr::memrchr(b'@', authority).map_or(0, |at| at + 1);
                 &authority[user..]
             }
-            _ => &head[self.host.clone()?],
+            None => &head[self.host.clone()?],
         };
         dispatch::without_port(named)
     }
 
-    /// Shows each value of the header `name`; for what is seldom asked.
-    pub(super) fn each_value(&self, head: &[u8], name: &str, visit: &mut dyn FnMut(&[u8])) {
-        let head = &head[..self.len];
+    /// Where in an absolute target its authority lies.
+    fn authority(&self, head: &[u8]) -> Option<Range<usize>> {
+        let target = &head[self.target.clone()];
+        if target.starts_with(b"/") {
+            return None;
+        }
+        let start = memchr::memmem::find(target, b"://")? + 3;
+        let rest = &target[start..];
+        let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
+        Some(start..start + end)
+    }
+
+    /// As routes see it; `head` is where the head lies now.
+    pub(super) fn lines<'a>(&'a self, head: &'a [u8]) -> Lines<'a> {
+        Lines {
+            head: self,
+            bytes: head,
+        }
+    }
+
+    /// Path and query, and where they lie; none if there are none that could be changed.
+    pub(super) fn path_range<'a>(&self, head: &'a [u8]) -> Option<(&'a [u8], Range<usize>)> {
+        let path = self.path(head)?;
+        let authority = self.authority(head).map_or(0, |a| a.end);
+        Some((path, self.target.start + authority..self.target.end))
+    }
+
+    /// Where the host stands that it names: in the `Host` line, and in an absolute target.
+    pub(super) fn named_at(&self, head: &[u8]) -> impl Iterator<Item = Range<usize>> + use<> {
+        let start = self.target.start;
+        let authority = self
+            .authority(head)
+            .map(|at| start + at.start..start + at.end);
+        authority.into_iter().chain(self.host.clone())
+    }
+
+    /// The host that it names, with its port.
+    pub(super) fn host<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let at = self.named_at(head).next()?;
+        let user = memchr::memrchr(b'@', &head[at.clone()]).map_or(0, |at| at + 1);
+        Some(&head[at.start + user..at.end])
+    }
+
+    /// Path and query.
+    fn path<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let target = &head[self.target.clone()];
+        match self.authority(head) {
+            _ if self.method == Method::Connect => None,
+            // An absolute target may end with its authority.
+            Some(authority) => {
+                Some(&target[authority.end..]).map(|rest| if rest.is_empty() { b"/" } else { rest })
+            }
+            None => Some(target),
+        }
+    }
+
+    /// Writes the line `name: value` into the head that begins `buffer`, in place of those of that name.
+    pub(super) fn set_line(&mut self, buffer: &mut Buffer, name: &str, value: &str) {
+        let head = &buffer.filled()[..self.len];
         let start = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
-        // It was parsed before, so that nothing fails.
         let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut edits = Edits::default();
+        // It was parsed before, so that nothing fails.
         let _ = head::visit_lines(head, start, lines, |line| {
             if line.name.eq_ignore_ascii_case(name) {
-                visit(line.value);
+                edits.remove(line.range(head));
             }
             Ok(())
         });
+        let end = self.len - b"\r\n".len();
+        edits.replace(end..end, format!("{name}: {value}\r\n").into_bytes());
+        self.edits = edits;
+        self.apply_edits(buffer);
+        self.edits = Edits::default();
     }
 
     /// Whether sending it twice does no more than sending it once.
     pub(super) fn is_idempotent(&self) -> bool {
         matches!(self.method, Method::Head | Method::Idempotent)
+    }
+}
+
+/// A head and where it lies.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    head: &'a RequestHead,
+    bytes: &'a [u8],
+}
+
+impl Lines<'_> {
+    pub(super) fn as_request(&self) -> HttpRequest<'_> {
+        let Self { head, bytes } = self;
+        HttpRequest {
+            host: head.host_name(bytes),
+            method: head.method_name(bytes),
+            path: head.path(bytes),
+            headers: self,
+        }
+    }
+}
+
+impl Headers for Lines<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        head::HeaderLines(&self.bytes[..self.head.len]).each(name, visit);
     }
 }
 

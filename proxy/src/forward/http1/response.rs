@@ -83,9 +83,19 @@ fn parse_within(
 }
 
 impl ResponseHead {
+    /// Its header lines; `head` is where it lies, not edited yet.
+    pub(super) fn lines<'a>(&self, head: &'a [u8]) -> head::HeaderLines<'a> {
+        head::HeaderLines(&head[..self.len])
+    }
+
     /// A response that another one follows; not 101, which ends HTTP on the connection.
     pub(super) fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
+    }
+
+    /// The head, which begins `bytes`, and the edits that are yet to be applied.
+    pub(super) fn parts<'a>(&'a mut self, bytes: &'a [u8]) -> (&'a [u8], &'a mut Edits) {
+        (&bytes[..self.len], &mut self.edits)
     }
 
     /// Adds a line, with the edits that are yet to be applied.

@@ -28,6 +28,10 @@ pub(super) struct Upload<'a> {
     /// What of a body no longer fits the input goes through here.
     pub(super) overflow: &'a mut Buffer,
     pub(super) body: Body,
+    /// Bytes of the request that are worth keeping in the input, beyond what fits it anyway.
+    pub(super) keeps: usize,
+    /// What is in the input has been sent already.
+    pub(super) is_sent: bool,
     pub(super) progress: &'a Progress,
 }
 
@@ -56,12 +60,18 @@ impl Upload<'_> {
     }
 
     async fn send(&mut self) -> Result<Infallible, UploadEnd> {
-        self.write_input(0).await?;
-        while !self.body.is_done() && !self.input.space().is_empty() {
+        self.note_received();
+        if self.is_sent {
+            self.progress.add_written(self.progress.in_input.get());
+        } else {
+            self.write_input(0).await?;
+        }
+        while !self.body.is_done() && self.has_space() {
             self.receive().await?;
             let start = self.progress.in_input.get();
             let taken = self.body.take(&self.input.filled()[start..])?;
             self.progress.in_input.set(start + taken);
+            self.note_received();
             self.write_input(start).await?;
         }
         while !self.body.is_done() {
@@ -75,6 +85,7 @@ impl Upload<'_> {
                 _ => self.stream().await?,
             }
         }
+        self.note_received();
         self.progress.is_request_complete.set(true);
         loop {
             // What comes now belongs to the next request, or is the client's end.
@@ -82,12 +93,26 @@ impl Upload<'_> {
         }
     }
 
+    /// Whether more of the request can stay in the input, which grows to what is worth keeping.
+    fn has_space(&mut self) -> bool {
+        if self.input.space().is_empty() && self.input.len() < self.keeps {
+            let doubled = self.input.capacity() * 2;
+            self.input.grow(doubled.min(self.keeps));
+        }
+        !self.input.space().is_empty()
+    }
+
+    fn note_received(&self) {
+        if self.body.is_done() {
+            self.progress.is_request_received.set(true);
+        }
+    }
+
     /// Moves all that is left of the body, inside the kernel.
     async fn splice(&mut self, left: u64) -> Result<(), UploadEnd> {
         self.worker.buffers.give(mem::take(self.overflow));
-        let moved = splice_exact(self.worker, self.client, self.upstream, left).await;
-        self.progress.add_written(moved.count as usize);
-        match moved.end {
+        let written = &self.progress.written;
+        match splice_exact(self.worker, self.client, self.upstream, left, written).await {
             // What follows must not be taken for a part of the input's request.
             splice::End::Complete => *self.overflow = self.worker.buffers.take(),
             splice::End::SourceClosed => return Err(self.client_closed()),

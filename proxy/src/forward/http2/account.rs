@@ -1,53 +1,183 @@
 //! What is told of one request when it is over, however it ends.
 
-use std::{mem, net::SocketAddr, rc::Rc, time::Instant};
+use std::{
+    mem,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
-use http::{HeaderMap, HeaderValue, header::HOST, request, response};
+use h2::RecvStream;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{HOST, USER_AGENT},
+    request, response,
+};
 
-use super::{peers::Peers, sessions::Place};
+use super::{
+    edit::Asked, exchange::Lines, mirror::Copies, peers::Peers, sessions::Place, upload::Upload,
+};
 use crate::{
     cluster::Outcome,
-    dispatch::{Hop, Target},
+    dispatch::Hop,
     failure::Failure,
-    observe::{Protocol, Record, RequestLine},
+    forward::{
+        deadlines::{self, Passed},
+        policed::{Policed, is_grpc},
+    },
+    observe::{
+        Protocol, Record, RequestLine,
+        trace::{Edit, Incoming, Trace},
+    },
+    retry::grpc,
+    route::Routed,
 };
 
 /// Recorded when dropped: a request that nobody finished was cut at the end of the drain.
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) peers: Rc<Peers>,
-    pub(super) target: Target,
+    pub(super) routed: Routed,
+    /// The time limits and retries of its route.
+    pub(super) policed: Option<Rc<Policed>>,
     /// Where it is being tried.
     pub(super) hop: Option<Hop>,
     pub(super) head: request::Parts,
+    /// What the client asked for, if its route has changed that.
+    pub(super) asked: Option<Box<Asked>>,
+    /// To be sent when the request is whole.
+    pub(super) copies: Option<Box<Copies>>,
     started: Instant,
     upstream: Option<SocketAddr>,
     is_reused: bool,
     status: Option<u16>,
     failure: Option<Failure>,
+    /// Of a gRPC call whose answer has begun: how it went is not known yet.
+    awaits_status: bool,
     received: u64,
     sent: u64,
+    /// If requests are traced; apart, for there may be a thousand streams.
+    trace: Option<Box<Trace>>,
 }
 
 impl Account {
     pub(super) fn open(peers: Rc<Peers>, head: request::Parts) -> Self {
         Self {
             peers,
-            target: Target::Original,
+            routed: Routed::default(),
+            policed: None,
             hop: None,
             started: Instant::now(),
             upstream: None,
             is_reused: false,
             status: None,
             failure: Some(Failure::Drained),
+            awaits_status: false,
             received: size(&head.headers),
             sent: 0,
+            trace: None,
+            asked: None,
+            copies: None,
             head,
         }
     }
 
+    /// Begins the request's trace, when its route is known.
+    pub(super) fn begin_trace(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        let settings = worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        let mut incoming = Incoming::default();
+        for (name, value) in &self.head.headers {
+            incoming.visit(name.as_str().as_bytes(), value.as_bytes());
+        }
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        let ids = &worker.trace_ids;
+        let trace = Trace::begin(settings, route, &incoming, ids, "2", self.started);
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// Writes the trace into what is about to be sent.
+    pub(super) fn write_trace(&self, headers: &mut HeaderMap) {
+        let Some(trace) = &self.trace else {
+            return;
+        };
+        // A reload may have turned tracing off meanwhile.
+        let settings = self.peers.client.connection.worker.settings();
+        let Some(settings) = &settings.tracing else {
+            return;
+        };
+        trace.each_edit(settings, |edit| match edit {
+            Edit::Add(name, value) | Edit::Replace(name, value) => {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.insert(HeaderName::from_static(name), value);
+                }
+            }
+            Edit::Remove(name) => {
+                headers.remove(name);
+            }
+        });
+    }
+
+    /// An attempt came to no answer.
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        if let Some(trace) = &mut self.trace {
+            trace.failed(failure);
+        }
+    }
+
+    /// The attempt is over, and there is to be another one.
+    pub(super) fn end_attempt(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(Instant::now());
+        }
+    }
+
+    /// The next attempt begins.
+    pub(super) fn trace_again(&mut self) {
+        let worker = &self.peers.client.connection.worker;
+        if let Some(trace) = &mut self.trace {
+            trace.again(&worker.trace_ids, Instant::now());
+        }
+    }
+
+    /// An upstream answers with `head`.
+    pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status.as_u16());
+            if trace.is_grpc() {
+                // Of a call that failed at once, there are no trailers.
+                trace.note_grpc_status(headers);
+            }
+        }
+    }
+
+    /// What came after the answer's body.
+    pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(trace) = &mut self.trace {
+            trace.note_grpc_status(trailers);
+        }
+    }
+
+    /// Whether anybody wants to know an answer's trailers.
+    pub(super) fn wants_trailers(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_grpc())
+    }
+
     /// The request goes out at `place`.
     pub(super) fn sent_at(&mut self, place: &Place) {
+        if let Some(trace) = &mut self.trace {
+            trace.reached(place.session.peer);
+        }
+        if let Some(policed) = &self.policed {
+            policed.deadlines.begin_try();
+        }
         self.upstream = Some(place.session.peer);
         self.is_reused = place.is_reused;
     }
@@ -60,6 +190,14 @@ impl Account {
             && let Some(host) = headers.get(HOST)
         {
             self.head.headers.insert(HOST, host.clone());
+        }
+        if self.trace.is_some() {
+            // So do its spans some more.
+            for name in [USER_AGENT, HeaderName::from_static("tracestate")] {
+                for value in headers.get_all(&name) {
+                    self.head.headers.append(&name, value.clone());
+                }
+            }
         }
     }
 
@@ -76,6 +214,86 @@ impl Account {
         }
     }
 
+    /// The endpoint answers. What became of a gRPC call is told by its last header block, which is this one
+    /// only where there is no other.
+    pub(super) fn report_answer(&mut self, answer: &Response<RecvStream>) {
+        self.awaits_status = false;
+        let Some(hop) = self.hop.as_mut().filter(|hop| hop.is_watched()) else {
+            return;
+        };
+        let now = Instant::now();
+        match outcome_of(answer) {
+            Some(outcome) => hop.report(outcome, now),
+            None => {
+                hop.heard(now);
+                self.awaits_status = true;
+            }
+        }
+    }
+
+    /// Whether the last header block is of interest.
+    pub(super) fn awaits_status(&self) -> bool {
+        self.awaits_status
+    }
+
+    /// The answer has ended. A call without a status is as bad as one with an error.
+    pub(super) fn report_end(&mut self, trailers: Option<&HeaderMap>) {
+        if self.awaits_status {
+            let status = trailers.and_then(|trailers| grpc::status(&Lines(trailers)));
+            self.report(status.map_or(Outcome::Error, Outcome::of_grpc));
+        }
+    }
+
+    /// The answer has broken off.
+    pub(super) fn report_broken(&mut self) {
+        if self.awaits_status {
+            self.report(Outcome::LocalOriginFailure);
+        }
+    }
+
+    /// Ready when a time limit has passed.
+    pub(super) fn poll_deadlines(
+        &self,
+        cx: &mut Context<'_>,
+        upload: &Upload,
+        is_answered: bool,
+    ) -> Poll<Passed> {
+        let Some(policed) = &self.policed else {
+            return Poll::Pending;
+        };
+        let progress = deadlines::Progress {
+            moved: self.received + self.sent,
+            is_received: upload.is_received(),
+            is_answered,
+        };
+        policed.deadlines.poll(cx, progress)
+    }
+
+    /// Counts a limit that has passed.
+    pub(super) fn passed(&self, passed: Passed) -> Failure {
+        let policed = self.policed.as_ref();
+        policed.map_or_else(|| passed.failure(), |policed| policed.passed(passed))
+    }
+
+    /// Whether the client has heard `100 Continue` already; it has from here on.
+    pub(super) fn has_continued(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| !p.first_continue())
+    }
+
+    /// After how long without an answer another try begins beside the one under way, if the request may
+    /// be hedged; what differs by endpoint, or becomes a tunnel, is not.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self.routed.policy().and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged =
+            self.head.method != Method::CONNECT && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.policed.as_ref().is_some_and(|p| p.is_grpc())
+    }
+
     pub(super) fn add_received(&mut self, bytes: u64) {
         self.received += bytes;
     }
@@ -89,21 +307,38 @@ impl Account {
     }
 }
 
+/// What the head of an answer tells of its endpoint; none of a gRPC call that tells it later.
+pub(super) fn outcome_of(answer: &Response<RecvStream>) -> Option<Outcome> {
+    let status = answer.status();
+    if status != StatusCode::OK || !is_grpc(&Lines(answer.headers())) {
+        return Some(Outcome::of_status(status.as_u16()));
+    }
+    grpc::status(&Lines(answer.headers())).map(Outcome::of_grpc)
+}
+
 impl Drop for Account {
     fn drop(&mut self) {
         let connection = &self.peers.client.connection;
-        let uri = &self.head.uri;
+        let uri = self
+            .asked
+            .as_ref()
+            .map_or(&self.head.uri, |asked| &asked.uri);
         let authority = uri.authority().map(|a| a.as_str().as_bytes());
         let target = match uri.path_and_query() {
             Some(path) => path.as_str().as_bytes(),
             None => authority.unwrap_or_default(),
         };
-        let host = self.head.headers.get(HOST).map(HeaderValue::as_bytes);
-        connection.record(&Record {
+        let host = match &self.asked {
+            Some(asked) => asked.host.as_ref(),
+            None => self.head.headers.get(HOST),
+        };
+        let host = host.map(HeaderValue::as_bytes);
+        let trace = self.trace.take();
+        let record = Record {
             protocol: Protocol::Http2,
             client: connection.client,
             original: connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.upstream,
             upstream_reused: self.is_reused,
             request: Some(RequestLine {
@@ -117,7 +352,16 @@ impl Drop for Account {
             bytes_received: self.received,
             bytes_sent: self.sent,
             duration: self.started.elapsed(),
-        });
+            trace: (trace.as_ref()).map(|trace| trace.ids(self.status, self.failure)),
+        };
+        connection.record(&record);
+        if let Some(trace) = trace {
+            connection.trace(&trace, &record, |visit| {
+                for (name, value) in &self.head.headers {
+                    visit(name.as_str().as_bytes(), value.as_bytes());
+                }
+            });
+        }
     }
 }
 

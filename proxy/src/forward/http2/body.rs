@@ -7,6 +7,7 @@
 //! frames, and small ones can be joined here.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
-use super::{held::Held, settings::SEND_BUFFER, window::ReceiveWindow};
+use super::{
+    hedge::Whole, held::Held, mirror::Recorded, settings::SEND_BUFFER, window::ReceiveWindow,
+};
 
 /// Bytes of a request body kept, until its response begins, to be sent again if the upstream did not
 /// process it. Most gRPC messages fit.
@@ -33,8 +36,13 @@ pub(super) struct Body {
     /// Set once the source has been read to its end.
     end: Option<End>,
     kept: Option<Kept>,
+    /// Whoever makes copies of it.
+    copy: Option<Rc<RefCell<Recorded>>>,
     has_sent: bool,
     received: u64,
+    /// Kept for whoever wants to know them.
+    trailers: Option<Box<HeaderMap>>,
+    keeps_trailers: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -43,10 +51,22 @@ enum End {
     Trailers(Box<HeaderMap>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     chunks: Vec<Bytes>,
     len: usize,
+    /// Bytes; with more, nothing is kept.
+    most: usize,
+}
+
+impl Kept {
+    fn new(most: usize) -> Self {
+        Self {
+            chunks: Vec::new(),
+            len: 0,
+            most,
+        }
+    }
 }
 
 /// How a direction ended.
@@ -68,20 +88,53 @@ impl Body {
             acknowledged: 0,
             end: None,
             kept: None,
+            copy: None,
             has_sent: false,
             received: 0,
+            trailers: None,
+            keeps_trailers: false,
         }
     }
 
     /// Keeps what is sent, within a limit, until [`Self::forget`].
     pub(super) fn replayable(mut self) -> Self {
-        self.kept = Some(Kept::default());
+        self.kept = Some(Kept::new(KEPT_FOR_REPLAY));
         self
+    }
+
+    /// Keeps at least `bytes`, where anything is kept.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            kept.most = kept.most.max(bytes);
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether the source has been read to its end.
+    pub(super) fn is_received(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Has `copy` see what is read from the source, from the first byte on.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        self.copy = Some(copy);
     }
 
     /// Bytes read from the source.
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Keeps the trailers, once there are any.
+    pub(super) fn keep_trailers(&mut self) {
+        self.keeps_trailers = true;
+    }
+
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_deref()
     }
 
     pub(super) fn forget(&mut self) {
@@ -90,13 +143,66 @@ impl Body {
 
     /// Starts again from the first byte, for another sink. False when that is no longer possible.
     pub(super) fn rewind(&mut self) -> bool {
-        let Some(kept) = self.kept.replace(Kept::default()) else {
+        let Some(kept) = self.kept.take() else {
             return false;
         };
+        self.kept = Some(Kept::new(kept.most));
         self.acknowledged += kept.len;
         self.held.push_front(kept.chunks);
         self.has_sent = false;
         true
+    }
+
+    /// Reads the source to its end, holding all of it; false when that is more than `most` bytes.
+    pub(super) fn poll_collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<Result<bool, h2::Error>> {
+        while self.end.is_none() {
+            if self.held.len() > most {
+                return Poll::Ready(Ok(false));
+            }
+            match ready!(self.source.poll_data(cx)) {
+                Some(chunk) => {
+                    let chunk = chunk?;
+                    self.note_received(&chunk);
+                    self.window.hold(chunk.len());
+                    self.held.push(chunk);
+                }
+                None => {
+                    let trailers = ready!(self.source.poll_trailers(cx))?;
+                    self.note_end(match trailers {
+                        Some(trailers) => End::Trailers(Box::new(trailers)),
+                        None => End::Data,
+                    });
+                }
+            }
+        }
+        Poll::Ready(Ok(self.held.len() <= most))
+    }
+
+    /// A body that has been collected.
+    pub(super) fn whole(&mut self) -> Whole {
+        Whole {
+            chunks: self.held.chunks(),
+            trailers: match &self.end {
+                Some(End::Trailers(trailers)) => Some((**trailers).clone()),
+                Some(End::Data) | None => None,
+            },
+        }
+    }
+
+    /// What is held has been sent by somebody else.
+    pub(super) fn finish(&mut self) {
+        while !self.held.is_empty() {
+            let len = self.held.pop(usize::MAX).len();
+            let before = self.acknowledged.min(len);
+            self.acknowledged -= before;
+            self.window.let_go(len - before);
+            // Fails only for more bytes than were received.
+            let _ = self.source.flow_control().release_capacity(len - before);
+        }
     }
 
     /// Relays as far as both sides let it; after [`Ended`] only [`Self::rewind`] makes sense.
@@ -120,10 +226,7 @@ impl Body {
             }
             match ready!(self.source.poll_data(cx)) {
                 Some(Ok(chunk)) => {
-                    self.received += chunk.len() as u64;
-                    if self.source.is_end_stream() {
-                        self.end = Some(End::Data);
-                    }
+                    self.note_received(&chunk);
                     if is_blocked || !self.has_room(chunk.len(), sink) {
                         self.window.hold(chunk.len());
                         self.held.push(chunk);
@@ -139,12 +242,38 @@ impl Body {
                 }
                 Some(Err(error)) => return Poll::Ready(Ended::SourceFailed(error)),
                 None => match ready!(self.source.poll_trailers(cx)) {
-                    Ok(Some(trailers)) => self.end = Some(End::Trailers(Box::new(trailers))),
-                    Ok(None) => self.end = Some(End::Data),
+                    Ok(Some(trailers)) => {
+                        let trailers = Box::new(trailers);
+                        if self.keeps_trailers {
+                            self.trailers = Some(trailers.clone());
+                        }
+                        self.note_end(End::Trailers(trailers));
+                    }
+                    Ok(None) => self.note_end(End::Data),
                     Err(error) => return Poll::Ready(Ended::SourceFailed(error)),
                 },
             }
         }
+    }
+
+    fn note_received(&mut self, chunk: &Bytes) {
+        self.received += chunk.len() as u64;
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().add(chunk);
+        }
+        if self.source.is_end_stream() {
+            self.note_end(End::Data);
+        }
+    }
+
+    fn note_end(&mut self, end: End) {
+        if let Some(copy) = &self.copy {
+            copy.borrow_mut().end(match &end {
+                End::Data => None,
+                End::Trailers(trailers) => Some(trailers),
+            });
+        }
+        self.end = Some(end);
     }
 
     /// Whether `sink` takes `len` bytes now. The first chunk of a body, at most one frame, always
@@ -190,7 +319,7 @@ impl Body {
         let len = chunk.len();
         if let Some(kept) = &mut self.kept {
             kept.len += len;
-            if kept.len <= KEPT_FOR_REPLAY {
+            if kept.len <= kept.most {
                 kept.chunks.push(chunk.clone());
             } else {
                 self.kept = None;

@@ -49,6 +49,15 @@ impl Held {
         }
     }
 
+    /// All of it, which stays.
+    pub(super) fn chunks(&mut self) -> Vec<Bytes> {
+        let Some(queue) = &mut self.0 else {
+            return Vec::new();
+        };
+        queue.close_tail();
+        queue.chunks.iter().cloned().collect()
+    }
+
     /// Takes some of the first bytes, at most `max`.
     pub(super) fn pop(&mut self, max: usize) -> Bytes {
         let Some(queue) = &mut self.0 else {

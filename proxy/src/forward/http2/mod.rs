@@ -13,9 +13,13 @@
 //! side; requests, responses, interim responses, trailers and resets go through.
 
 mod account;
+mod admission;
 mod body;
+mod edit;
 mod exchange;
+mod hedge;
 mod held;
+mod mirror;
 mod peers;
 mod pool;
 mod relay;

@@ -12,7 +12,7 @@ use super::{
     sessions::Place,
     upload::Upload,
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, forward::deadlines::Passed};
 
 pub(super) struct Relay {
     download: Option<Body>,
@@ -25,6 +25,8 @@ pub(super) enum Relayed {
     ClientReset(Reason),
     /// The code for the client, and what is recorded.
     UpstreamFailed(Reason, Failure),
+    /// A time limit of the route.
+    TooLong(Passed),
 }
 
 impl Relay {
@@ -45,12 +47,21 @@ impl Relay {
             upstream.sink.send_reset(Reason::CANCEL);
             return Err(Failure::ClientClosed);
         };
+        if is_end {
+            account.report_end(None);
+        }
         if is_end && !upload.is_under_way() {
             return Ok(None);
         }
         let window = upstream.place.session.window().clone();
         Ok(Some(Self {
-            download: (!is_end).then(|| Body::new(body, window)),
+            download: (!is_end).then(|| {
+                let mut body = Body::new(body, window);
+                if account.wants_trailers() || account.awaits_status() {
+                    body.keep_trailers();
+                }
+                body
+            }),
             client,
             upstream,
         }))
@@ -67,8 +78,15 @@ impl Relay {
             let relayed = body.poll_relay(cx, &mut self.client);
             account.add_sent(body.received() - before);
             match relayed {
-                Poll::Ready(Ended::Complete) => self.download = None,
+                Poll::Ready(Ended::Complete) => {
+                    account.report_end(body.trailers());
+                    if let Some(trailers) = body.trailers() {
+                        account.note_trailers(trailers);
+                    }
+                    self.download = None;
+                }
                 Poll::Ready(Ended::SourceFailed(error)) => {
+                    account.report_broken();
                     let failure = match failure_of(&error) {
                         Failure::UpstreamClosed => Failure::UpstreamIncomplete,
                         failure => failure,

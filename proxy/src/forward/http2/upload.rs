@@ -1,6 +1,10 @@
 //! The request's side of an exchange.
 
-use std::task::{Context, Poll};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -8,6 +12,8 @@ use h2::{Reason, SendStream};
 use super::{
     account::Account,
     body::{Body, Ended},
+    hedge::Whole,
+    mirror::Recorded,
 };
 
 /// The request's body.
@@ -37,6 +43,60 @@ impl Upload {
 
     pub(super) fn has_body(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// Keeps at least `bytes` of it to be sent again.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        if let Some(body) = &mut self.body {
+            body.keep(bytes);
+        }
+    }
+
+    /// Reads all of it, holding it; false when that is more than `most` bytes. Its client's reset is an
+    /// error.
+    pub(super) fn poll_collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        account: &mut Account,
+    ) -> Poll<Result<bool, h2::Error>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Ok(true));
+        };
+        let before = body.received();
+        let collected = body.poll_collect(cx, most);
+        account.add_received(body.received() - before);
+        collected
+    }
+
+    /// A body that has been collected.
+    pub(super) fn whole(&mut self) -> Option<Whole> {
+        self.body.as_mut().map(|body| body.whole())
+    }
+
+    /// It has been sent by somebody else.
+    pub(super) fn finish(&mut self) {
+        if let Some(mut body) = self.body.take() {
+            body.finish();
+        }
+        self.progress = Progress::Sent;
+    }
+
+    /// Whether [`Self::rewind`] would do.
+    pub(super) fn is_kept(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.is_kept())
+    }
+
+    /// Whether all of it has come from the client.
+    pub(super) fn is_received(&self) -> bool {
+        !self.is_under_way() || self.body.as_ref().is_none_or(|body| body.is_received())
+    }
+
+    /// Has `copy` see all of the body.
+    pub(super) fn copy_to(&mut self, copy: Rc<RefCell<Recorded>>) {
+        if let Some(body) = &mut self.body {
+            body.copy_to(copy);
+        }
     }
 
     /// Relays; ready when the client has reset the stream.

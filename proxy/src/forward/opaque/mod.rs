@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+pub use patience::TunnelLimits;
 pub use relay::{Relayed, relay};
 use relay::{Traffic, relay_counted};
 
@@ -18,10 +19,11 @@ use crate::{
     buffer::Buffer,
     cluster::Outcome,
     connection::Connection,
-    detect::{Detected, First},
-    dispatch::{Dialled, Target, Way},
+    detect::{ClientHello, Detected, First},
+    dispatch::{Dialled, Tried, Way},
     failure::Failure,
-    observe::{Protocol, Record},
+    observe::{Protocol, Record, trace::Trace},
+    route::Routed,
 };
 
 /// Relays a connection until it ends.
@@ -29,7 +31,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
     let mut tunnel = Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: first.routed.unwrap_or_default(),
         dialled: first.dialled,
         detected: first.detected,
         traffic: Traffic::default(),
@@ -45,7 +47,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
     drop(Tunnel {
         connection,
         client,
-        target: Target::Original,
+        routed: Routed::default(),
         dialled: None,
         detected: Detected::Opaque,
         traffic: Traffic::default(),
@@ -59,7 +61,7 @@ pub fn fail(connection: Connection, client: TcpStream, failure: Failure) {
 struct Tunnel {
     connection: Connection,
     client: TcpStream,
-    target: Target,
+    routed: Routed,
     dialled: Option<Dialled>,
     detected: Detected,
     traffic: Traffic,
@@ -69,20 +71,31 @@ struct Tunnel {
 impl Tunnel {
     async fn run(&mut self, to_upstream: Buffer, to_client: Buffer) -> Result<(), Failure> {
         let connection = &self.connection;
-        self.target = connection.target(None, self.sni());
         let at_hand = self.dialled.take();
-        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(&self.target)) {
+        // A server that has spoken is the one to be spoken to, whatever its client says now.
+        if at_hand.is_none() || to_client.is_empty() && self.hello().is_some() {
+            let routed = connection.route(self.hello());
+            if at_hand.is_none() || !routed.is_by_same_route(&self.routed) {
+                self.routed = routed;
+                let rng = &connection.worker.rng;
+                connection.admit(&self.routed, &self.client).await?;
+                self.routed.admit_opaque(rng, &self.client).await?;
+            }
+        }
+        let target = &self.routed.target;
+        let mut dialled = match at_hand.filter(|d| d.hop.is_towards(target)) {
             Some(dialled) => dialled,
             None => {
-                let key = self.target.key_of_source(connection.client.0.ip());
+                let key = target.key_of_source(connection.client.0.ip());
                 let way = Way {
                     worker: &connection.worker,
                     original: connection.original,
-                    target: &self.target,
+                    target,
                     key: &key,
                 };
                 // Large while under way, and over when the tunnel begins.
-                Box::pin(way.connect(way.choose()?, &self.client)).await?
+                let mut tried = Tried::default();
+                Box::pin(way.connect(way.choose()?, &self.client, &mut tried)).await?
             }
         };
         // Of bytes that nobody understands, only that tells of the endpoint.
@@ -94,6 +107,7 @@ impl Tunnel {
             upstream,
             to_upstream,
             to_client,
+            TunnelLimits::of(connection, &self.routed),
             &self.traffic,
         )
         .await
@@ -101,11 +115,30 @@ impl Tunnel {
 }
 
 impl Tunnel {
-    fn sni(&self) -> Option<&str> {
+    fn hello(&self) -> Option<&ClientHello> {
         match &self.detected {
-            Detected::Tls { server_name } => server_name.as_deref(),
+            Detected::Tls(hello) => Some(hello),
             _ => None,
         }
+    }
+
+    /// Nothing of it goes on with the connection, so that it need not be there before the end.
+    fn trace(&self) -> Option<Trace> {
+        let Connection {
+            worker, accepted, ..
+        } = &self.connection;
+        let settings = worker.settings();
+        let settings = settings.tracing.as_ref().filter(|t| t.connections)?;
+        let route = self
+            .routed
+            .policy()
+            .and_then(|route| route.tracing.as_ref());
+        Some(Trace::connection(
+            settings,
+            route,
+            &worker.trace_ids,
+            *accepted,
+        ))
     }
 }
 
@@ -118,23 +151,29 @@ impl Drop for Tunnel {
             }
         }
         let protocol = match &self.detected {
-            Detected::Tls { .. } => Protocol::Tls,
+            Detected::Tls(_) => Protocol::Tls,
             _ => Protocol::Opaque,
         };
-        self.connection.record(&Record {
+        let trace = self.trace();
+        let record = Record {
             protocol,
             client: self.connection.client,
             original: self.connection.original,
-            cluster: self.target.cluster(),
+            cluster: self.routed.target.cluster(),
             upstream: self.dialled.as_ref().map(|d| d.upstream.peer),
             upstream_reused: false,
             request: None,
-            sni: self.sni(),
+            sni: self.hello().and_then(|hello| hello.server_name.as_deref()),
             status: None,
             failure: self.failure,
             bytes_received: self.traffic.received.get(),
             bytes_sent: self.traffic.sent.get(),
             duration: self.connection.accepted.elapsed(),
-        });
+            trace: trace.as_ref().map(|trace| trace.ids(None, self.failure)),
+        };
+        self.connection.record(&record);
+        if let Some(trace) = trace {
+            self.connection.trace(&trace, &record, |_| {});
+        }
     }
 }

@@ -10,12 +10,33 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{deadline::after, failure::Failure};
+use crate::{connection::Connection, deadline::after, failure::Failure, route::Routed};
+
+/// How long a tunnel may stand still, and last.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelLimits {
+    pub idle: Duration,
+    pub half_close: Duration,
+    /// None: as long as both sides like.
+    pub end: Option<Instant>,
+}
+
+impl TunnelLimits {
+    /// By the route's word, or else the settings'.
+    pub fn of(connection: &Connection, routed: &Routed) -> Self {
+        let timeouts = connection.worker.settings().timeouts;
+        let own = routed.limits.as_ref().and_then(|l| l.tunnel_idle_timeout);
+        Self {
+            idle: own.unwrap_or(timeouts.tunnel_idle.0),
+            half_close: timeouts.half_close.0,
+            end: None,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Patience {
-    idle: Duration,
-    half_close: Duration,
+    limits: TunnelLimits,
     timer: Pin<Box<Sleep>>,
     last_moved: Instant,
     moved: u64,
@@ -23,14 +44,14 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) fn new(idle: Duration, half_close: Duration) -> Self {
+    pub(super) fn new(limits: TunnelLimits) -> Self {
         let now = Instant::now();
+        // The sooner of the two: a tunnel that is soon over sets its timer once, though it passes
+        // through half a close.
+        let first = after(now, limits.idle.min(limits.half_close));
         Self {
-            idle,
-            half_close,
-            // The sooner of the two: a tunnel that is soon over sets its timer once, though it passes
-            // through half a close.
-            timer: Box::pin(sleep_until(after(now, idle.min(half_close)))),
+            limits,
+            timer: Box::pin(sleep_until(limits.end.map_or(first, |end| end.min(first)))),
             last_moved: now,
             moved: 0,
             is_half_closed: false,
@@ -59,8 +80,12 @@ impl Patience {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             let due = self.due();
-            if Instant::now() >= due {
-                return Poll::Ready(if is_half_closed {
+            let now = Instant::now();
+            if now >= due {
+                let is_over = self.limits.end.is_some_and(|end| now >= end);
+                return Poll::Ready(if is_over {
+                    Failure::StreamTimeout
+                } else if is_half_closed {
                     Failure::HalfCloseTimeout
                 } else {
                     Failure::IdleTimeout
@@ -72,11 +97,12 @@ impl Patience {
 
     fn due(&self) -> Instant {
         let limit = if self.is_half_closed {
-            self.half_close
+            self.limits.half_close
         } else {
-            self.idle
+            self.limits.idle
         };
-        after(self.last_moved, limit)
+        let still = after(self.last_moved, limit);
+        self.limits.end.map_or(still, |end| end.min(still))
     }
 }
 
@@ -91,6 +117,11 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(3600);
     const HALF_CLOSE: Duration = Duration::from_secs(50);
+    const LIMITS: TunnelLimits = TunnelLimits {
+        idle: IDLE,
+        half_close: HALF_CLOSE,
+        end: None,
+    };
 
     async fn run_out(patience: &mut Patience, moved: u64, is_half_closed: bool) -> Failure {
         poll_fn(|cx| patience.poll_run_out(cx, moved, is_half_closed)).await
@@ -105,7 +136,7 @@ mod tests {
     #[test]
     fn an_idle_tunnel_ends_after_its_idle_time_since_the_last_byte() {
         run_paused(async {
-            let mut patience = Patience::new(IDLE, HALF_CLOSE);
+            let mut patience = Patience::new(LIMITS);
             let begun = Instant::now();
             sleep(IDLE / 2).await;
             moved_once(&mut patience, 1, false).await;
@@ -117,7 +148,7 @@ mod tests {
     #[test]
     fn half_closing_shortens_the_wait_at_once() {
         run_paused(async {
-            let mut patience = Patience::new(IDLE, HALF_CLOSE);
+            let mut patience = Patience::new(LIMITS);
             moved_once(&mut patience, 1, false).await;
             let closed = Instant::now();
             moved_once(&mut patience, 1, true).await;
@@ -132,9 +163,31 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_that_may_not_last_ends_though_it_moves() {
+        run_paused(async {
+            let begun = Instant::now();
+            let mut patience = Patience::new(TunnelLimits {
+                end: Some(begun + HALF_CLOSE / 2),
+                ..LIMITS
+            });
+            sleep(HALF_CLOSE / 4).await;
+            moved_once(&mut patience, 1, false).await;
+            let over = run_out(&mut patience, 2, false).await;
+            assert_eq!(
+                (over, begun.elapsed()),
+                (Failure::StreamTimeout, HALF_CLOSE / 2)
+            );
+        });
+    }
+
+    #[test]
     fn a_limit_without_end_is_none() {
         run_paused(async {
-            let mut patience = Patience::new(Duration::MAX, Duration::MAX);
+            let mut patience = Patience::new(TunnelLimits {
+                idle: Duration::MAX,
+                half_close: Duration::MAX,
+                end: None,
+            });
             sleep(Duration::from_secs(86400)).await;
             moved_once(&mut patience, 0, true).await;
         });

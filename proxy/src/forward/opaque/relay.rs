@@ -15,7 +15,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     direction::{Direction, End},
-    patience::Patience,
+    patience::{Patience, TunnelLimits},
 };
 use crate::{accept::reset_when_dropped, buffer::Buffer, connection::Connection, failure::Failure};
 
@@ -46,6 +46,7 @@ pub async fn relay(
     upstream: &TcpStream,
     to_upstream: Buffer,
     to_client: Buffer,
+    limits: TunnelLimits,
 ) -> Relayed {
     let traffic = Traffic::default();
     let ended = relay_counted(
@@ -54,6 +55,7 @@ pub async fn relay(
         upstream,
         to_upstream,
         to_client,
+        limits,
         &traffic,
     )
     .await;
@@ -76,15 +78,15 @@ pub(super) async fn relay_counted(
     upstream: &TcpStream,
     to_upstream: Buffer,
     to_client: Buffer,
+    limits: TunnelLimits,
     traffic: &Traffic,
 ) -> Result<(), Failure> {
     let worker = &*connection.worker;
-    let timeouts = worker.settings().timeouts;
     let mut up = Direction::new(worker, client, upstream, to_upstream, &traffic.received);
     let mut down = Direction::new(worker, upstream, client, to_client, &traffic.sent);
     let mut client_reset = pin!(client.ready(Interest::ERROR));
     let mut upstream_reset = pin!(upstream.ready(Interest::ERROR));
-    let mut patience = Patience::new(timeouts.tunnel_idle.0, timeouts.half_close.0);
+    let mut patience = Patience::new(limits);
 
     poll_fn(|cx| {
         up.poll(cx, &mut down);

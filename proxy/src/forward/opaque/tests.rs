@@ -50,7 +50,16 @@ async fn relay_all(
     buffers[0].extend(to_upstream.as_bytes());
     buffers[1].extend(to_client.as_bytes());
     let [to_upstream, to_client] = buffers;
-    relay(&connection, &client, &upstream, to_upstream, to_client).await
+    let limits = TunnelLimits::of(&connection, &Routed::default());
+    relay(
+        &connection,
+        &client,
+        &upstream,
+        to_upstream,
+        to_client,
+        limits,
+    )
+    .await
 }
 
 fn settings(tunnel_idle: Span, half_close: Span) -> Settings {
@@ -401,6 +410,7 @@ fn opaque_first(worker: &Worker) -> First {
         client_bytes: worker.buffers.take(),
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     }
 }
 

@@ -24,6 +24,10 @@ pub(super) struct Row {
     used: Usage,
     limits: CircuitBreaker,
     refused: [(&'static str, u64); 5],
+    retries: u64,
+    /// What became of retries: those not made included.
+    retried: [(&'static str, u64); 3],
+    timeouts: [(&'static str, u64); 2],
     host_sets: u64,
     endpoints: usize,
     usable: usize,
@@ -68,6 +72,16 @@ pub(super) fn rows(clusters: &[Arc<Cluster>]) -> Arc<[Row]> {
                 ("shed", count(&counts.shed)),
                 ("tripped", count(&counts.tripped)),
                 ("unhealthy", count(&counts.unhealthy)),
+            ],
+            retries: count(&counts.retries),
+            retried: [
+                ("success", count(&counts.retry_successes)),
+                ("overflow", count(&counts.retry_overflows)),
+                ("exhausted", count(&counts.retries_exhausted)),
+            ],
+            timeouts: [
+                ("request", count(&counts.request_timeouts)),
+                ("try", count(&counts.try_timeouts)),
             ],
             host_sets: count(&counts.host_sets),
             endpoints: endpoints.len(),
@@ -229,6 +243,32 @@ pub(super) const FAMILIES: &[Family<Row>] = &[
             answered_at.map_or(Ok(()), |at| {
                 let age = row.now.saturating_duration_since(at).as_secs();
                 series.gauge(&[("cluster", &*row.cluster)], age)
+            })
+        },
+    },
+    Family {
+        name: "outrigger_cluster_retries",
+        help: "Requests sent again, hedges included",
+        kind: MetricType::Counter,
+        encode: |series, row| series.counter(&[("cluster", &*row.cluster)], row.retries),
+    },
+    Family {
+        name: "outrigger_cluster_retry_results",
+        help: "Retried requests that succeeded, and retries not made: beyond max_retries or the budget, or beyond num_retries",
+        kind: MetricType::Counter,
+        encode: |series, row| {
+            row.retried.iter().try_for_each(|(result, count)| {
+                series.counter(&[("cluster", &*row.cluster), ("result", *result)], *count)
+            })
+        },
+    },
+    Family {
+        name: "outrigger_cluster_timeouts",
+        help: "Requests, and single tries, that took longer than their policy allows",
+        kind: MetricType::Counter,
+        encode: |series, row| {
+            row.timeouts.iter().try_for_each(|(of, count)| {
+                series.counter(&[("cluster", &*row.cluster), ("of", *of)], *count)
             })
         },
     },

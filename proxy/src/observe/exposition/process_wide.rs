@@ -11,7 +11,7 @@ use super::{
 use crate::{
     configuration::ConfigurationFigures,
     control::{CaptureFigures, WatchFigures},
-    observe::{AccessLog, process::Process},
+    observe::{AccessLog, process::Process, trace::TraceFigures},
     shared::Shared,
 };
 
@@ -29,6 +29,7 @@ pub(super) struct ProcessWide {
     configuration: ConfigurationFigures,
     watch: WatchFigures,
     access_log_dropped: Option<u64>,
+    trace: Option<TraceFigures>,
     uptime_seconds: f64,
     start_seconds: f64,
     process: Option<Process>,
@@ -51,6 +52,7 @@ impl ProcessWide {
             configuration: shared.configuration.figures(),
             watch: shared.control.watch_figures(),
             access_log_dropped: shared.access_log.as_ref().map(AccessLog::dropped),
+            trace: shared.tracer.figures(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             start_seconds: metrics
                 .started
@@ -157,6 +159,37 @@ impl ProcessWide {
             "outrigger_capture_shadowed",
             "Foreign chains that translate destinations before the capture",
             watch.shadows,
+        )
+    }
+
+    fn trace(&self, encoder: &mut DescriptorEncoder<'_>, trace: &TraceFigures) -> fmt::Result {
+        self.counter(
+            encoder,
+            "outrigger_trace_spans_exported",
+            "Spans that the collector has taken",
+            &[(&[], trace.exported)],
+        )?;
+        self.counter_by_reason(
+            encoder,
+            "outrigger_trace_spans_dropped",
+            "Spans that no collector will have",
+            trace.dropped.into_iter(),
+        )?;
+        let exports = trace
+            .exports
+            .map(|(result, count)| ([("result", result)], count));
+        let exports = [0, 1].map(|at| (&exports[at].0[..], exports[at].1));
+        self.counter(
+            encoder,
+            "outrigger_trace_exports",
+            "Batches of spans sent to the collector, by whether it took them",
+            &exports,
+        )?;
+        gauge(
+            encoder,
+            "outrigger_trace_spans_waiting",
+            "Spans that wait to be sent",
+            trace.waiting,
         )
     }
 
@@ -301,6 +334,9 @@ impl Collector for ProcessWide {
                 "Access log lines lost because they could not be written in time",
                 &[(&[], dropped)],
             )?;
+        }
+        if let Some(trace) = &self.trace {
+            self.trace(encoder, trace)?;
         }
         match &self.process {
             Some(process) => self.process(encoder, process),

@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     cluster::{Outcome, PickContext, Rng},
     failure::Failure,
-    observe::{Protocol, Record, record::tests::record},
+    observe::{Protocol, Record, SpanId, TraceId, TraceIds, record::tests::record},
 };
 
 /// A proxy that has served a little of everything.
@@ -279,4 +279,38 @@ fn endpoints_beyond_the_bound_are_told_together_and_no_count_is_lost() {
     assert_eq!(values.len(), 10_010);
     assert_eq!(values.iter().sum::<u64>(), 11_000);
     assert!(text.contains("{cluster=\"c109\",endpoint=\"other\"} 100\n"));
+}
+
+#[test]
+fn a_bucket_names_the_trace_of_the_last_exported_request_in_openmetrics_alone() {
+    let shared = Shared::uncaptured(1);
+    let address = SocketAddr::from(([192, 0, 2, 1], 80));
+    let destination = shared.registry.destination(address, Instant::now());
+    for (id, is_exported) in [(1, true), (2, true), (3, false)] {
+        let ids = TraceIds {
+            trace: TraceId::new(id).expect("not zero"),
+            span: SpanId::new(7).expect("not zero"),
+            is_exported,
+        };
+        let record = Record {
+            trace: Some(ids),
+            ..record()
+        };
+        destination.metrics.observe(0, &record);
+        destination.exemplars.note(&record);
+    }
+    let text = text(&shared, Format::OpenMetrics);
+    let annotated: Vec<_> = text.lines().filter(|line| line.contains(" # {")).collect();
+    let [line] = annotated[..] else {
+        panic!("{annotated:?}");
+    };
+    let (bucket, exemplar) = line.split_once(" # ").expect("an exemplar");
+    assert!(
+        bucket.contains("le=\"0.0025\"") && bucket.ends_with("} 3"),
+        "{line}"
+    );
+    let expected =
+        "{trace_id=\"00000000000000000000000000000002\",span_id=\"0000000000000007\"} 0.0015 ";
+    assert!(exemplar.starts_with(expected), "{line}");
+    assert!(!self::text(&shared, Format::Prometheus).contains("trace_id"));
 }

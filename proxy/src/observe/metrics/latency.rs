@@ -12,7 +12,7 @@ const BOUNDS: [u32; 14] = [
 ];
 
 /// One bucket for each bound and one for all that is slower.
-const BUCKETS: usize = BOUNDS.len() + 1;
+pub(super) const BUCKETS: usize = BOUNDS.len() + 1;
 
 #[derive(Debug, Default)]
 pub(super) struct LatencyCells {
@@ -68,11 +68,19 @@ impl Latency {
 
 /// The first bucket whose bound is not below `duration`. Counting all bounds instead of stopping at
 /// the first match lets the compiler compare several at once.
-fn bucket(duration: Duration) -> usize {
+pub(super) fn bucket(duration: Duration) -> usize {
     let nanos = u128::min(duration.as_nanos(), u128::from(u64::MAX)) as u64;
     // Rounded up: a bound is inclusive, and a nanosecond over it is over it.
     let micros = u32::try_from(nanos.div_ceil(1_000)).unwrap_or(u32::MAX);
     BOUNDS.iter().filter(|&&bound| micros > bound).count()
+}
+
+/// The bucket with this upper bound in seconds, infinity included.
+pub(crate) fn bucket_of_bound(seconds: f64) -> usize {
+    // Bounds are whole microseconds; what is none is rounded to one.
+    let micros = (seconds * 1e6).round();
+    let below = |bound: &&u32| f64::from(**bound) < micros;
+    BOUNDS.iter().filter(below).count()
 }
 
 #[cfg(test)]
@@ -87,6 +95,13 @@ mod tests {
         assert_eq!(bucket(Duration::from_secs(10)), BUCKETS - 2);
         assert_eq!(bucket(Duration::from_nanos(10_000_000_001)), BUCKETS - 1);
         assert_eq!(bucket(Duration::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn a_bucket_is_found_by_its_bound() {
+        for (place, (bound, _)) in Latency::default().buckets().into_iter().enumerate() {
+            assert_eq!(bucket_of_bound(bound), place);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod cell;
 mod destination;
+mod exemplar;
 mod latency;
 mod outcome;
 mod process_wide;
@@ -10,4 +11,7 @@ mod reason;
 
 pub use destination::DestinationMetrics;
 pub(crate) use destination::Totals;
+pub use exemplar::Exemplars;
+pub(crate) use exemplar::OfBuckets;
+pub(crate) use latency::bucket_of_bound;
 pub use process_wide::{IdleUpstream, Metrics};

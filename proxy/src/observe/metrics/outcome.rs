@@ -69,6 +69,16 @@ impl Outcome {
         }
     }
 
+    /// Whether it ended with a failure of whichever side.
+    pub(crate) fn is_failure(self) -> bool {
+        self.0.get() & ((1 << REASON_BITS) - 1) != 0
+    }
+
+    /// Whether a server answered with 5xx.
+    pub(crate) fn is_server_error(self) -> bool {
+        !self.is_failure() && (self.0.get() >> REASON_BITS) & CODE_MASK >= 500
+    }
+
     /// The failure's label, or `none`.
     pub(crate) fn reason(self) -> &'static str {
         match self.0.get() & ((1 << REASON_BITS) - 1) {

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub(super) const COUNT: usize = ALL.len();
 
 /// Each failure at its own number.
-const ALL: [Failure; 22] = [
+const ALL: [Failure; 29] = [
     Failure::NotRedirected,
     Failure::Loop,
     Failure::ConnectionLimit,
@@ -29,6 +29,13 @@ const ALL: [Failure; 22] = [
     Failure::BreakerTripped,
     Failure::Overflow,
     Failure::Shed,
+    Failure::NotHttp,
+    Failure::FaultInjected,
+    Failure::RequestTimeout,
+    Failure::TryTimeout,
+    Failure::StreamTimeout,
+    Failure::RateLimited,
+    Failure::RateLimitService,
 ];
 
 pub(super) fn number(failure: Failure) -> usize {
@@ -55,6 +62,13 @@ pub(super) fn number(failure: Failure) -> usize {
         Failure::BreakerTripped => 19,
         Failure::Overflow => 20,
         Failure::Shed => 21,
+        Failure::NotHttp => 22,
+        Failure::FaultInjected => 23,
+        Failure::RequestTimeout => 24,
+        Failure::TryTimeout => 25,
+        Failure::StreamTimeout => 26,
+        Failure::RateLimited => 27,
+        Failure::RateLimitService => 28,
     }
 }
 

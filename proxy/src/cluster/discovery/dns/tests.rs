@@ -158,3 +158,15 @@ async fn one_family_may_be_preferred() {
         assert_eq!(addresses(&next(&mut dns).await), [address]);
     }
 }
+
+/// dnsmasq without a server to forward to refuses AAAA of a name outside its own domains of which it
+/// knows the A record only, as many appliances do.
+#[tokio::test]
+async fn a_server_that_refuses_one_family_is_believed_about_the_other() {
+    let server = dnsmasq(free_port(), &["--host-record=web.elsewhere,192.0.2.1"]);
+    let mut dns = source(server.1, settings("web.elsewhere."));
+    let refused = dns.family("web.elsewhere.", RecordType::AAAA).await.err();
+    assert!(refused.as_ref().is_some_and(is_declined), "{refused:?}");
+    assert_eq!(addresses(&next(&mut dns).await), ["192.0.2.1:8080"]);
+    assert_eq!(dns.status.state().failures, 0);
+}

@@ -362,6 +362,7 @@ fn out_of_descriptors_idle_connections_make_room_for_other_protocols_too() {
             client_bytes: Buffer::default(),
             upstream_bytes: Buffer::default(),
             dialled: None,
+            routed: None,
         };
         task::spawn_local(opaque::serve(connection, captured, first));
         while world.worker.http1_pool.idle_count() > 0 {

@@ -73,6 +73,7 @@ impl World {
                     hop: Hop::to(upstream.peer),
                     upstream,
                 }),
+                routed: None,
             };
             http1::serve(connection, captured, first).await;
         });

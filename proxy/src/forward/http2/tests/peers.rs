@@ -1,11 +1,11 @@
 //! The two sides of the proxy.
 
-use std::{cell::Cell, future::Future, net::SocketAddr, rc::Rc};
+use std::{cell::Cell, future::Future, net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client, client::SendRequest, server, server::SendResponse};
 use http::{HeaderMap, Request, Response, StatusCode};
-use outrigger_config::Settings;
+use outrigger_config::{Settings, Snapshot};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     buffer::Buffer,
+    cluster::Cluster,
     detect::{Detected, First},
     forward::http2::serve,
     testing,
@@ -44,6 +45,7 @@ pub(super) async fn connect_after(worker: &Rc<Worker>, to: SocketAddr, bytes: &[
         client_bytes,
         upstream_bytes: Buffer::default(),
         dialled: None,
+        routed: None,
     };
     task::spawn_local(serve(testing::connection(worker, to), accepted, first));
     connected
@@ -280,4 +282,22 @@ impl RawPeer {
         let frame = self.next_of_or_end(kind).await;
         frame.expect("a frame before the end")
     }
+}
+
+/// A worker whose cluster `service`, with more of its keys, has `endpoint`; all traffic goes there.
+pub(super) fn clustered(endpoint: SocketAddr, more: &str) -> (Rc<Worker>, Arc<Cluster>) {
+    let text = format!(
+        "clusters: [{{ name: service, endpoints: [{{ address: '{endpoint}' }}], {more} }}]\n\
+         routes: [{{ match: {{}}, cluster: service }}]\n"
+    );
+    let shared = testing::shared(Settings::default());
+    shared.clusters.fill(&text);
+    let settings = outrigger_config::parse(&text).expect("good settings");
+    let before = shared.configuration.snapshot();
+    let snapshot = Snapshot::compile(settings, Some(&before));
+    shared
+        .configuration
+        .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
+    let cluster = shared.clusters.find("service").expect("it is configured");
+    (Rc::new(Worker::new(0, shared)), cluster)
 }

@@ -181,6 +181,7 @@ fn an_upstream_dialled_by_detection_is_used() {
                 upstream,
                 hop: crate::dispatch::Hop::to(to.address),
             }),
+            routed: None,
         };
         let connection = testing::connection(&worker, to.address);
         task::spawn_local(crate::forward::http2::serve(connection, accepted, first));

@@ -1,0 +1,240 @@
+//! Tries of one request beside each other: the first good answer wins, and the other tries end with
+//! their connections. What is raced for is the head of an answer; its relay is an ordinary attempt's.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use outrigger_config::Limits;
+use tokio::{io::Interest, net::TcpStream, time::sleep};
+
+use super::{
+    io::{read, write_some},
+    request::RequestHead,
+    response::{self, Response, ResponseHead},
+};
+use crate::{
+    buffer::Buffer,
+    cluster::Outcome,
+    dispatch::{Hop, Tried, Way},
+    failure::Failure,
+    forward::policed::Policed,
+    retry::{AnswerHead, Fate},
+    upstream::Lease,
+    worker::Worker,
+};
+
+pub(super) struct Race<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) way: Way<'a>,
+    pub(super) limits: Limits,
+    pub(super) client: &'a TcpStream,
+    pub(super) policed: &'a Policed,
+    pub(super) head: &'a RequestHead,
+    /// All of the request, the first try's.
+    pub(super) request: &'a [u8],
+}
+
+/// A try whose answer has begun.
+pub(super) struct Leader {
+    pub(super) lease: Lease,
+    pub(super) hop: Hop,
+    /// What there is of the answer: its final head at least, or bytes that are no HTTP.
+    pub(super) output: Buffer,
+    /// None if it is no HTTP.
+    head: Option<(ResponseHead, usize)>,
+}
+
+/// Why nobody won.
+pub(super) enum Lost {
+    Unreached(Failure),
+    TimedOut,
+    /// The last try ended without an answer.
+    NoAnswer {
+        hop: Hop,
+        has_left: bool,
+    },
+}
+
+enum Event {
+    Ended(Result<Leader, Lost>),
+    Due,
+    ClientGone,
+}
+
+type Lap<'r> = Pin<Box<dyn Future<Output = Result<Leader, Lost>> + 'r>>;
+
+impl Race<'_> {
+    /// Tries at `first`, and each `delay` at another endpoint, until there is an answer or nobody is left.
+    pub(super) async fn run(
+        &self,
+        first: Hop,
+        delay: Duration,
+        tried: &mut Tried,
+    ) -> Result<Leader, Lost> {
+        tried.begin_again(Some(first.peer));
+        let mut laps: Vec<Lap<'_>> = vec![Box::pin(self.lap(first, self.request.to_vec()))];
+        let mut due = Box::pin(sleep(delay));
+        let mut may_hedge = true;
+        let mut gone = pin!(self.client.ready(Interest::ERROR));
+        loop {
+            let event = poll_fn(|cx| {
+                for place in 0..laps.len() {
+                    if let Poll::Ready(ended) = laps[place].as_mut().poll(cx) {
+                        drop(laps.swap_remove(place));
+                        return Poll::Ready(Event::Ended(ended));
+                    }
+                }
+                if gone.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Event::ClientGone);
+                }
+                if may_hedge && due.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Event::Due);
+                }
+                Poll::Pending
+            });
+            match event.await {
+                Event::ClientGone => return Err(Lost::Unreached(Failure::ClientClosed)),
+                Event::Due => {
+                    may_hedge = match self.begin_another(tried) {
+                        Some(lap) => {
+                            laps.push(lap);
+                            due = Box::pin(sleep(delay));
+                            true
+                        }
+                        None => false,
+                    };
+                }
+                Event::Ended(Ok(leader)) if laps.is_empty() || !self.is_reason(&leader) => {
+                    return Ok(leader);
+                }
+                // The others may do better.
+                Event::Ended(Ok(mut leader)) => {
+                    if let Some((head, _)) = &leader.head {
+                        let outcome = Outcome::of_status(head.status);
+                        leader.hop.report(outcome, Instant::now());
+                    }
+                }
+                Event::Ended(Err(lost)) if laps.is_empty() => return Err(lost),
+                Event::Ended(Err(_)) => {}
+            }
+        }
+    }
+
+    fn begin_another(&self, tried: &mut Tried) -> Option<Lap<'_>> {
+        if !self.policed.hedge() {
+            return None;
+        }
+        let prefers_others = self.policed.prefers_others();
+        let hop = self.way.choose_another(tried, prefers_others).ok()?;
+        tried.begin_again(Some(hop.peer));
+        Some(Box::pin(self.lap(hop, self.numbered())))
+    }
+
+    /// The request with the number of the try that begins now, if tries carry theirs: the line ends the
+    /// head.
+    fn numbered(&self) -> Vec<u8> {
+        let mut request = self.request.to_vec();
+        if let Some(number) = self.policed.attempt() {
+            let end = self.head.len - b"\r\n\r\n".len();
+            let digits = request[..end].iter().rev();
+            let old = digits.take_while(|b| b.is_ascii_digit()).count();
+            request.splice(end - old..end, number.to_string().into_bytes());
+        }
+        request
+    }
+
+    async fn lap(&self, mut hop: Hop, request: Vec<u8>) -> Result<Leader, Lost> {
+        let pool = &self.worker.http1_pool;
+        let mut idle = pool.destination(hop.peer).check_out(Instant::now());
+        loop {
+            let lease = match idle.take() {
+                Some(lease) => lease,
+                None => match hop.dial(self.worker, Some(self.client)).await {
+                    Ok(upstream) => pool.lease(upstream),
+                    Err(failure) => {
+                        hop.report(Outcome::LocalOriginFailure, Instant::now());
+                        return Err(Lost::Unreached(failure));
+                    }
+                },
+            };
+            let error = match self.ask(&lease, &request).await {
+                Ok((output, head)) => {
+                    return Ok(Leader {
+                        lease,
+                        hop,
+                        output,
+                        head,
+                    });
+                }
+                Err(error) => error,
+            };
+            if lease.is_reused {
+                // An idle connection that died; what is raced may be repeated.
+                continue;
+            }
+            hop.report(Outcome::LocalOriginFailure, Instant::now());
+            let is_unconsumed = error == io::ErrorKind::UnexpectedEof && lease.is_unconsumed();
+            return Err(Lost::NoAnswer {
+                hop,
+                has_left: !is_unconsumed,
+            });
+        }
+    }
+
+    /// Sends the request and reads until a final head is there. Interim ones stay before it.
+    async fn ask(
+        &self,
+        lease: &Lease,
+        request: &[u8],
+    ) -> Result<(Buffer, Option<(ResponseHead, usize)>), io::ErrorKind> {
+        let stream = &lease.upstream.stream;
+        let mut sent = 0;
+        while sent < request.len() {
+            match write_some(stream, &request[sent..]).await {
+                Ok(count) => sent += count,
+                // It may have answered nevertheless.
+                Err(_) => break,
+            }
+        }
+        let mut output = self.worker.buffers.take();
+        let mut at = 0;
+        loop {
+            match response::parse(&output.filled()[at..], self.head, &self.limits) {
+                Response::Head(head) if head.is_interim() => {
+                    at += head.len;
+                    continue;
+                }
+                Response::Head(head) => return Ok((output, Some((head, at)))),
+                Response::Odd => return Ok((output, None)),
+                Response::Partial => {}
+            }
+            if output.space().is_empty() {
+                output.grow(output.capacity() + self.limits.max_header_bytes);
+            }
+            match read(stream, &mut output).await {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof),
+                Ok(_) => {}
+                Err(error) => return Err(error.kind()),
+            }
+        }
+    }
+
+    /// Whether the answer would have the request sent again, were it the only one.
+    fn is_reason(&self, leader: &Leader) -> bool {
+        let (Some((head, at)), Some(retry)) = (&leader.head, self.policed.retry()) else {
+            return false;
+        };
+        let lines = head.lines(&leader.output.filled()[*at..]);
+        let fate = Fate::Answered(AnswerHead {
+            status: head.status,
+            headers: &lines,
+        });
+        fate.is_reason(retry)
+    }
+}

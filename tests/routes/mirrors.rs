@@ -1,0 +1,137 @@
+//! Copies of requests.
+
+use rustix::process::Signal;
+
+use crate::{
+    site::{SERVICE, Site, Version, each_version},
+    support::{SOON, SVC4, Speak, World, wait_until},
+};
+
+#[test]
+fn a_copy_has_the_body_and_a_shadows_host() {
+    each_version(&["a", "b", "c"], |site| {
+        let _proxy = site.proxy(
+            "- match: {}
+  cluster: a
+  request_headers: { set: { x-one: edited } }
+  mirror: [{ cluster: b }, { cluster: c, shadow_host: false, percent: 100 }]",
+        );
+        let answer = site.curl(&format!("-d hello -H 'Host: svc:80' {SERVICE}/body"));
+        assert_eq!(answer, "a has it\n");
+        let copies = |server: usize| site.servers[server].asked();
+        wait_until(SOON, "the copies arrive", || {
+            !copies(1).is_empty() && !copies(2).is_empty()
+        });
+        assert_eq!(copies(1), ["POST svc-shadow:80 /body [edited] hello"]);
+        assert_eq!(copies(2), ["POST svc:80 /body [edited] hello"]);
+        assert_eq!(copies(0), ["POST svc:80 /body [edited] hello"]);
+        // Without a body, over connections that are there already.
+        for n in 0..20 {
+            assert!(site.get("svc", &format!("/{n}")).starts_with("a GET svc "));
+        }
+        wait_until(SOON, "the copies arrive", || {
+            copies(1).len() == 21 && copies(2).len() == 21
+        });
+    });
+}
+
+#[test]
+fn a_body_is_copied_up_to_the_limit_and_not_beyond() {
+    each_version(&["a", "b"], |site| {
+        let _proxy = site
+            .proxy("- match: {}\n  cluster: a\n  mirror: [{ cluster: b, max_body_bytes: 100000 }]");
+        for (length, chunked) in [
+            (100_000, false),
+            (100_001, false),
+            (60_000, true),
+            (300_000, true),
+        ] {
+            let file = site.world.write("body", vec![b'x'; length]);
+            let how = if chunked {
+                "-H 'Transfer-Encoding: chunked'"
+            } else {
+                ""
+            };
+            let how = if site.version == Version::Http2 {
+                ""
+            } else {
+                how
+            };
+            let answer = site.curl(&format!(
+                "-H 'Expect:' {how} --data-binary @{} {SERVICE}/body/{length}",
+                file.display()
+            ));
+            assert_eq!(answer, "a has it\n", "{length}");
+        }
+        let asked = |server: usize| -> Vec<String> {
+            let all = site.servers[server].asked();
+            let mut paths: Vec<_> = all
+                .iter()
+                .map(|line| line.split(' ').nth(2).unwrap().to_owned())
+                .collect();
+            paths.sort();
+            paths
+        };
+        assert_eq!(asked(0).len(), 4);
+        wait_until(SOON, "the copies arrive", || asked(1).len() == 2);
+        assert_eq!(asked(1), ["/body/100000", "/body/60000"]);
+        assert!(
+            site.servers[1]
+                .asked()
+                .iter()
+                .all(|line| line.len() > 60_000)
+        );
+    });
+}
+
+#[track_caller]
+fn all_answer(site: &Site, count: usize) {
+    let asked: Vec<_> = (0..count).map(|n| ("svc", format!("/{n}"))).collect();
+    let answers = site.over_one_connection((SVC4, 80), &asked);
+    let is_good = |(status, body): &(u16, String)| *status == 200 && body.starts_with("a GET svc ");
+    assert!(answers.iter().all(is_good), "{answers:?}");
+}
+
+#[test]
+fn a_mirror_that_hangs_or_is_gone_costs_no_request() {
+    each_version(&["a", "b"], |site| {
+        let proxy = site.proxy("- { match: {}, cluster: a, mirror: [{ cluster: b }] }");
+        site.servers[1].process.signal(Signal::STOP);
+        all_answer(site, 600);
+        drop(proxy);
+        site.servers[1].process.kill();
+        let _proxy = site.proxy("- { match: {}, cluster: a, mirror: [{ cluster: b }] }");
+        all_answer(site, 50);
+    });
+}
+
+#[test]
+fn what_a_mirror_answers_reaches_nobody() {
+    let world = World::new();
+    let _main = world.peer(9001, |mut stream| {
+        loop {
+            stream.hear_until("\r\n\r\n")?;
+            stream.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmain")?;
+        }
+    });
+    let mirror = world.peer(9002, |mut stream| {
+        let head = stream.hear_until("\r\n\r\n")?;
+        assert!(head.contains("Host: a-shadow\r\n"), "{head}");
+        stream.say("HTTP/1.1 500 Oops\r\nContent-Length: 6\r\nConnection: close\r\n\r\nmirror")
+    });
+    let proxy = world.serve(
+        "routes: [{ match: {}, cluster: main, mirror: [{ cluster: mirror }] }]\nclusters:\n\
+         - { name: main, endpoints: [{ address: '198.51.100.2:9001' }] }\n- { name: mirror, endpoints: [{ address: '198.51.100.2:9002' }] }\n",
+    );
+    world.capture(&proxy);
+    let mut client = world.app.connect((SVC4, 80));
+    for _ in 0..10 {
+        client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (head, body) = client.hear_response().unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && body == "main",
+            "{head}{body}"
+        );
+    }
+    wait_until(SOON, "every copy arrives", || mirror.accepted() == 10);
+}
