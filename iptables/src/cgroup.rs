@@ -13,7 +13,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -149,7 +149,7 @@ impl Cgroup {
     /// # Errors
     /// When the cgroup is gone.
     pub fn is_empty(&self) -> Result<bool, CgroupError> {
-        Ok(self.read("cgroup.events")?.contains("populated 0"))
+        Ok(!says_populated(&self.read("cgroup.events")?))
     }
 
     /// Kills every process in it and below, forks in flight included. It does not wait.
@@ -174,19 +174,19 @@ impl Cgroup {
     pub fn wait_until_empty(&self, limit: Duration) -> Result<bool, CgroupError> {
         let doing = || format!("waiting for the end of what runs in cgroup {self}");
         let deadline = Instant::now() + limit;
-        // The kernel announces each change of this file as priority data.
+        // The kernel announces each change of this file as priority data, to whoever polls the very
+        // descriptor by which it was read last.
         let events = File::open(self.directory.join("cgroup.events"))
             .map_err(|e| CgroupError::of(doing(), e))?;
         loop {
-            if self.is_empty()? {
+            if !is_populated(&events).map_err(|e| CgroupError::of(doing(), e))? {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(false);
             }
-            // What changes between the look and this call is announced only once: look again soon.
-            let pause = left.min(Duration::from_millis(100));
+            let pause = left.min(Duration::from_secs(3600));
             let pause = pause.try_into().expect("it is short");
             match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&pause)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -269,6 +269,18 @@ impl fmt::Display for Cgroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path)
     }
+}
+
+/// By `cgroup.events`, from its beginning.
+fn is_populated(events: &File) -> io::Result<bool> {
+    // Two short lines, and what later kernels may add.
+    let mut text = [0; 256];
+    let length = events.read_at(&mut text, 0)?;
+    Ok(says_populated(&String::from_utf8_lossy(&text[..length])))
+}
+
+fn says_populated(events: &str) -> bool {
+    !events.contains("populated 0")
 }
 
 /// From the line `0::PATH` of `/proc/self/cgroup`, which every host with cgroup2 has.

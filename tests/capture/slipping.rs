@@ -180,12 +180,29 @@ fn an_attempt_of_a_lapse_does_not_keep_its_port_direct() {
 }
 
 /// Others translate service addresses at -100 (kube-proxy, Docker). The proxy is told the service address,
-/// and its own connection is translated by them.
+/// and its own connection is translated by them. Of two chains of the same priority the kernel asks the
+/// one first that was registered last, so they come once before the capture and once after it.
 #[test]
 fn a_service_address_is_captured_before_others_translate_it() {
-    let pair = wire();
-    let _proxy = serve(&pair.app, "--workers 2");
-    pair.app.enter(|| {
+    for is_before in [true, false] {
+        let pair = wire();
+        let _proxy = serve(&pair.app, "--workers 2");
+        if is_before {
+            translate_services(&pair.app);
+        }
+        ctl(&pair.app, INSTALL).expect("captured");
+        if !is_before {
+            translate_services(&pair.app);
+        }
+        for address in ["10.96.0.1:8080", "[fd96::1]:8080"] {
+            let is_captured = Client::connect(&pair.app, address).is_captured;
+            assert!(is_captured, "{address}, translated before: {is_before}");
+        }
+    }
+}
+
+fn translate_services(namespace: &Namespace) {
+    namespace.enter(|| {
         run("ip route add 10.96.0.0/16 dev wire0");
         run("ip -6 route add fd96::/64 dev wire0");
         run("nft add table inet services");
@@ -193,10 +210,6 @@ fn a_service_address_is_captured_before_others_translate_it() {
         run("nft add rule inet services out ip daddr 10.96.0.1 dnat to 10.77.0.2");
         run("nft add rule inet services out ip6 daddr fd96::1 dnat to fd77::2");
     });
-    ctl(&pair.app, INSTALL).expect("captured");
-    for address in ["10.96.0.1:8080", "[fd96::1]:8080"] {
-        assert!(Client::connect(&pair.app, address).is_captured, "{address}");
-    }
 }
 
 /// The kernel's own time for it is ten seconds.

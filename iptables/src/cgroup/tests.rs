@@ -52,6 +52,28 @@ fn a_child_begins_in_the_cgroup_and_ends_with_it() {
     scratch.0.remove().expect("gone already is no error");
 }
 
+/// Regression: it looked again at once and without end, because what it polled was not what it read.
+#[test]
+fn waiting_for_the_end_of_what_runs_in_it_is_no_busy_loop() {
+    let scratch = Scratch::new("wait");
+    let mut command = sleeper();
+    scratch.0.contain(&mut command).unwrap();
+    let mut child = command.spawn().unwrap();
+    let before = reads_of_this_thread();
+    let is_empty = scratch.0.wait_until_empty(Duration::from_millis(300));
+    assert!(!is_empty.unwrap());
+    let reads = reads_of_this_thread() - before;
+    assert!(reads < 20, "{reads} reads");
+    scratch.0.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn reads_of_this_thread() -> u64 {
+    let io = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let calls = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+    calls.unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_running_process_is_moved_and_killed_where_the_kernel_has_no_kill_file() {
     let scratch = Scratch::new("move");
