@@ -134,7 +134,7 @@ pub(crate) fn metric(world: &World, name: &str, labels: &str) -> f64 {
     });
     let value = |line: &str| {
         line.rsplit_once(' ')
-            .and_then(|(_, value)| value.parse::<usize>().ok())
+            .and_then(|(_, value)| value.parse::<f64>().ok())
     };
     series.filter_map(value).sum::<f64>()
 }
