@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Process, Proxy, SVC4, Speak, World};
+use bytes::Bytes;
+use h2::client::SendRequest;
+
+use crate::support::{Process, Proxy, SOON, SVC4, Speak, World, wait_until};
 
 /// How far above its port a server speaks HTTP/2, and where it serves itself the bodies that it logs.
 const HTTP2: u16 = 100;
@@ -131,14 +134,7 @@ fn over_http1(mut stream: TcpStream, asked: &[(&str, String)]) -> Vec<(u16, Stri
 }
 
 fn over_http2(stream: TcpStream, asked: &[(&str, String)]) -> Vec<(u16, String)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let answers = async {
-        stream.set_nonblocking(true).expect("a socket");
-        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
-        let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        tokio::spawn(connection);
+    in_http2(stream, async |mut client| {
         let mut answers = Vec::new();
         for (host, path) in asked {
             let request = http::Request::get(format!("http://{host}{path}"));
@@ -157,8 +153,23 @@ fn over_http2(stream: TcpStream, asked: &[(&str, String)]) -> Vec<(u16, String)>
             answers.push((status, String::from_utf8_lossy(&text).into_owned()));
         }
         answers
+    })
+}
+
+/// What comes of talking HTTP/2 over `stream`.
+#[track_caller]
+pub(crate) fn in_http2<T>(stream: TcpStream, talk: impl AsyncFnOnce(SendRequest<Bytes>) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let talking = async {
+        stream.set_nonblocking(true).expect("a socket");
+        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        talk(client).await
     };
-    let limited = async { tokio::time::timeout(Duration::from_secs(60), answers).await };
+    let limited = async { tokio::time::timeout(Duration::from_secs(60), talking).await };
     runtime
         .expect("a runtime")
         .block_on(limited)
@@ -227,8 +238,23 @@ http {{
     /// What it was asked, a line each: method, host, path, `[x-one]`, body.
     pub(crate) fn asked(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines()
+        // The last one may not be all there yet.
+        let whole = log
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'));
+        whole
             .map(|line| line.trim_end_matches(" -").to_owned())
             .collect()
+    }
+
+    /// The same once there are `count` lines: a line is written after the client has its answer.
+    #[track_caller]
+    pub(crate) fn asked_times(&self, count: usize) -> Vec<String> {
+        wait_until(SOON, "what was asked is logged", || {
+            self.asked().len() >= count
+        });
+        let asked = self.asked();
+        assert_eq!(asked.len(), count, "{asked:.200?}");
+        asked
     }
 }

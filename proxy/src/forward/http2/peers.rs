@@ -20,7 +20,7 @@ pub(super) struct Client {
     offers_connect: Cell<bool>,
     exchanges: Cell<usize>,
     exchange_ended: Notify,
-    /// Whether the client is gone.
+    /// Whether the client is gone, and its streams with it.
     is_over: Cell<bool>,
     over: Notify,
 }
@@ -73,13 +73,14 @@ impl Peers {
 impl Client {
     /// It is gone: waits until its streams have noticed.
     pub(super) async fn end(&self) {
-        self.is_over.set(true);
-        self.over.notify_waiters();
         while self.exchanges.get() > 0 {
             self.exchange_ended.notified().await;
         }
+        self.is_over.set(true);
+        self.over.notify_waiters();
     }
 
+    /// Ready when the client and all of its streams are.
     pub(super) async fn gone(&self) {
         let told = self.over.notified();
         if !self.is_over.get() {

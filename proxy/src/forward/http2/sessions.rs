@@ -9,6 +9,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    pin::pin,
     rc::Rc,
 };
 
@@ -118,10 +119,14 @@ impl Sessions {
         self.dialling.set(self.dialling.get() + 1);
         let this = self.clone();
         task::spawn_local(async move {
+            let mut making = pin!(this.make(upstream));
             let made = tokio::select! {
-                made = this.make(upstream) => made,
-                // Nobody is left to use it.
-                () = this.client.gone() => return,
+                made = &mut making => made,
+                // Then only copies of its requests are left to use it, if there are any.
+                () = this.client.gone() => match this.waiting.get() {
+                    0 => return,
+                    _ => making.await,
+                },
             };
             this.dialling.set(this.dialling.get() - 1);
             match made {
