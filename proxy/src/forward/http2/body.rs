@@ -193,7 +193,7 @@ impl Body {
         }
     }
 
-    /// What is held has been sent by somebody else.
+    /// What is held will not be sent from here.
     pub(super) fn finish(&mut self) {
         while !self.held.is_empty() {
             let len = self.held.pop(usize::MAX).len();
@@ -202,6 +202,20 @@ impl Body {
             self.window.let_go(len - before);
             // Fails only for more bytes than were received.
             let _ = self.source.flow_control().release_capacity(len - before);
+        }
+    }
+
+    /// Reads and drops what still comes, until there is more of it than `most` bytes.
+    pub(super) async fn read_off(&mut self, most: usize) {
+        self.finish();
+        let mut left = most;
+        while let Some(Ok(chunk)) = self.source.data().await {
+            // Fails only for more bytes than were received.
+            let _ = self.source.flow_control().release_capacity(chunk.len());
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
         }
     }
 

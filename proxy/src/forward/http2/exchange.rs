@@ -69,6 +69,7 @@ pub(super) fn run(
             copies.send(&account.peers);
         }
         account.close(failure);
+        upload.read_off().await;
         drop(running);
     }
 }

@@ -114,6 +114,7 @@ impl Relay {
         // An upstream that has answered may say that it wants no more of the request. What the
         // client then gets is h2's own reset, after the answer, with NO_ERROR.
         if is_answered && self.upstream.sink.poll_reset(cx).is_ready() {
+            upload.stop();
             return Poll::Ready(Relayed::Complete);
         }
         Poll::Pending

@@ -4,10 +4,12 @@ use std::{
     cell::RefCell,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
+use tokio::time::timeout;
 
 use super::{
     account::Account,
@@ -15,6 +17,11 @@ use super::{
     hedge::Whole,
     mirror::Recorded,
 };
+
+/// How much, and for how long, is still read of a request that was answered without it: what small
+/// bodies and slow clients need, and no more than one stream's share of memory or patience.
+const READ_OFF: usize = 64 * 1024;
+const READ_OFF_WITHIN: Duration = Duration::from_secs(5);
 
 /// The request's body.
 pub(super) struct Upload {
@@ -138,6 +145,22 @@ impl Upload {
         match &mut self.body {
             Some(body) if self.progress == Progress::UnderWay => body.forget(),
             _ => self.body = None,
+        }
+    }
+
+    /// The upstream wants no more of it.
+    pub(super) fn stop(&mut self) {
+        self.progress = Progress::Stopped;
+        self.body = None;
+    }
+
+    /// Reads off what the client still sends of a request that was answered without it, within
+    /// limits: what it gets otherwise is h2's reset, and clients in the midst of a body take even one
+    /// with NO_ERROR for a failure, as curl 7.88 does.
+    pub(super) async fn read_off(&mut self) {
+        if let Some(mut body) = self.body.take() {
+            // Either way the client has had its chance.
+            let _ = timeout(READ_OFF_WITHIN, body.read_off(READ_OFF)).await;
         }
     }
 
