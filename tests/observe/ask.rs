@@ -11,6 +11,7 @@ use std::{
 use crate::support::{SVC4, World};
 
 const LIMIT: Duration = Duration::from_secs(60);
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok";
 
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -101,9 +102,7 @@ pub(crate) fn answers(stream: TcpStream) -> io::Result<()> {
             }
             head.push(byte[0]);
         }
-        stream
-            .get_mut()
-            .write_all(b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok")?;
+        stream.get_mut().write_all(ANSWER)?;
     }
 }
 
@@ -116,12 +115,9 @@ pub(crate) fn traffic(world: &World, port: u16, count: usize) {
         let request =
             b"GET /orders?token=s3cret HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: test\r\n\r\n";
         stream.write_all(request).expect("it is taken");
-        let mut answer = [0; 57];
+        let mut answer = [0; ANSWER.len()];
         stream.read_exact(&mut answer).expect("an answer");
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"ok"),
-            "{answer:?}"
-        );
+        assert_eq!(answer, *ANSWER, "{}", answer.escape_ascii());
     }
 }
 
