@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{SVC4, World};
+use crate::support::{SOON, SVC4, World, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok";
@@ -29,10 +29,12 @@ impl Answer {
     }
 }
 
+/// Waits for it: it is bound after the listeners whose presence tells that the proxy has started.
 pub(crate) fn admin(world: &World) -> TcpStream {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000));
-    let connected = world.app.within(|| TcpStream::connect(address));
-    connected.expect("the admin listener is there")
+    wait_for(SOON, "the admin listener", || {
+        world.app.within(|| TcpStream::connect(address)).ok()
+    })
 }
 
 /// `method` and `path`, with further header lines.
@@ -43,8 +45,9 @@ pub(crate) fn ask(world: &World, method: &str, path: &str, lines: &str) -> Answe
 }
 
 pub(crate) fn ask_unix(world: &World, socket: &Path, method: &str, path: &str) -> Answer {
-    let stream = world.app.within(|| UnixStream::connect(socket));
-    let stream = stream.expect("the admin socket is there");
+    let stream = wait_for(SOON, "the admin socket", || {
+        world.app.within(|| UnixStream::connect(socket)).ok()
+    });
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     exchange(stream, method, path, "Host: localhost\r\n")
 }
