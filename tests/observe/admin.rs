@@ -156,7 +156,8 @@ fn orders_do_what_they_say() {
     let reloaded = ask(&world, "POST", "/reload", "");
     assert_eq!(reloaded.status, 200, "{}", reloaded.text());
     assert_eq!(ask(&world, "POST", "/drain", "").status, 202);
-    proxy.until("ends", || world.app.listeners_on(15001) == 0);
+    let status = proxy.wait(SOON);
+    assert!(status.success(), "{status}: {}", proxy.log());
 }
 
 #[test]

@@ -76,10 +76,12 @@ fn scrapers_that_stall_or_die_within_an_answer_hold_nobody_up() {
     world.capture(&proxy);
     let before = metric(&world, "process_resident_memory_bytes", "");
     let request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
-    let stalled: Vec<_> = (0..40)
+    // More answers than the sockets' buffers hold: the next one cannot be written.
+    let requests = request.repeat(300);
+    let stalled: Vec<_> = (0..4)
         .map(|_| {
             let mut scraper = admin(&world);
-            scraper.write_all(request).expect("it is taken");
+            scraper.write_all(&requests).expect("it is taken");
             scraper
         })
         .collect();
