@@ -9,6 +9,8 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 # A fault may stop one test for as long as its own deadlines; this stops a run that has none left.
 TEST_LIMIT ?= 20m
 SOAK_LIMIT ?= 8h
+# Most tests wait for something far longer than they compute.
+TEST_THREADS ?= 4
 
 .PHONY: help
 help: ## List the targets
@@ -17,7 +19,7 @@ help: ## List the targets
 .PHONY: test
 test: setup lint ## Set up, check format and lints, run every test (short forms)
 	cargo test --workspace --locked --no-run
-	timeout --kill-after=10 $(TEST_LIMIT) .ci/in-namespaces cargo test --workspace --locked --offline
+	RUST_TEST_THREADS=$(TEST_THREADS) timeout --kill-after=10 $(TEST_LIMIT) .ci/in-namespaces cargo test --workspace --locked --offline
 
 .PHONY: lint
 lint: ## Check format and lints

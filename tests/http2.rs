@@ -341,11 +341,18 @@ fn a_refused_upstream_is_a_502_that_says_so() {
     let _proxy = world.captured();
     in_runtime(async {
         let mut client = connect(&world, (SVC4, 81)).await;
-        let (answer, _) = client.send_request(call("/"), true).unwrap();
+        let plain = Request::get("http://svc.test/").body(()).unwrap();
+        let (answer, _) = client.send_request(plain, true).unwrap();
         let answer = answer.await.unwrap();
         assert_eq!(answer.status(), 502);
         let status = answer.headers()["proxy-status"].to_str().unwrap();
         assert!(status.contains("error=connection_refused"), "{status}");
+        // A gRPC client looks for its own status, and is told UNAVAILABLE there.
+        client = client.ready().await.unwrap();
+        let (answer, _) = client.send_request(call("/"), true).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["grpc-status"], "14");
     });
 }
 

@@ -44,7 +44,7 @@ impl Findings {
     ) {
         self.problems.push(Problem {
             path,
-            within: Some((value.to_owned(), within)),
+            within: Some(Box::new((value.to_owned(), within))),
             ..Problem::error(message)
         });
     }

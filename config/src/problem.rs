@@ -44,7 +44,7 @@ pub struct Problem {
     pub line: Option<Box<str>>,
     /// Of what is wrong within a value: the value, and the characters before it there.
     #[serde(skip)]
-    pub within: Option<(String, usize)>,
+    pub within: Option<Box<(String, usize)>>,
 }
 
 impl Problem {
@@ -72,11 +72,10 @@ impl Problem {
     /// Moves the place from the beginning of a value to what is wrong within it, unless the value is
     /// written over several lines or with escapes, so that its characters are not where they stand.
     pub(crate) fn narrow(&mut self) {
-        let (Some((value, within)), Some(at), Some(line)) =
-            (&self.within, &mut self.at, &self.line)
-        else {
+        let (Some(within), Some(at), Some(line)) = (&self.within, &mut self.at, &self.line) else {
             return;
         };
+        let (value, within) = &**within;
         let rest: String = line.chars().skip(at.column as usize - 1).collect();
         let quote = usize::from(rest.starts_with(['"', '\'']));
         if rest

@@ -107,9 +107,9 @@ http {{
     server {{
         listen {SVC4}:{port} backlog=4096;
         listen {SVC4}:{http2} http2 backlog=4096;
-        # POST is not for files; the error's page is one.
+        # There is no such file; the error's page is one.
         location = /grpc.health.v1.Health/Check {{
-            error_page 405 =200 /serving;
+            error_page 404 =200 /serving;
             root {here};
         }}
         location = /serving {{

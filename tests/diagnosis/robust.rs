@@ -51,6 +51,7 @@ fn processes_that_are_hidden_leave_the_rule_named() {
             .contains("SIDECAR_OUTBOUND")
     );
     // The rules need no /proc: where it ends is as certain as ever.
+    pair.app.enter(|| run("ip route add default via 10.77.0.2"));
     let told = half_blind(&pair.app, "explain 123.56.223.52:80");
     let first = told.stdout.lines().next().unwrap_or_default();
     assert!(first.contains("never leaves this host"), "{told:?}");

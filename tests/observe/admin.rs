@@ -21,6 +21,9 @@ fn what_it_answers_is_what_the_schema_says() {
     let _web = world.peer(8081, answers);
     let proxy = world.serve(CONFIG);
     world.capture(&proxy);
+    wait_until(SOON, "both workers accept", || {
+        ask(&world, "GET", "/ready", "").status == 200
+    });
     traffic(&world, 8081, 3);
     let held = world
         .app
@@ -122,7 +125,8 @@ fn orders_do_what_they_say() {
     let world = World::new();
     let mut proxy = world.serve("workers: 1");
     let ready = || ask(&world, "GET", "/ready", "").status;
-    assert_eq!(ready(), 200);
+    // The listeners are bound before the worker accepts from them.
+    wait_until(SOON, "the worker accepts", || ready() == 200);
     assert_eq!(ask(&world, "POST", "/healthcheck/fail", "").status, 200);
     assert_eq!(ready(), 503);
     assert_eq!(ask(&world, "POST", "/healthcheck/ok", "").status, 200);
@@ -149,9 +153,11 @@ fn orders_do_what_they_say() {
         wrong.text()
     );
 
-    assert_eq!(ask(&world, "POST", "/reload", "").status, 409);
+    let reloaded = ask(&world, "POST", "/reload", "");
+    assert_eq!(reloaded.status, 200, "{}", reloaded.text());
     assert_eq!(ask(&world, "POST", "/drain", "").status, 202);
-    proxy.until("ends", || world.app.listeners_on(15001) == 0);
+    let status = proxy.wait(SOON);
+    assert!(status.success(), "{status}: {}", proxy.log());
 }
 
 #[test]

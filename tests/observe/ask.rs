@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{SVC4, World};
+use crate::support::{SOON, SVC4, World, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok";
 
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -28,10 +29,12 @@ impl Answer {
     }
 }
 
+/// Waits for it: it is bound after the listeners whose presence tells that the proxy has started.
 pub(crate) fn admin(world: &World) -> TcpStream {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000));
-    let connected = world.app.within(|| TcpStream::connect(address));
-    connected.expect("the admin listener is there")
+    wait_for(SOON, "the admin listener", || {
+        world.app.within(|| TcpStream::connect(address)).ok()
+    })
 }
 
 /// `method` and `path`, with further header lines.
@@ -42,8 +45,9 @@ pub(crate) fn ask(world: &World, method: &str, path: &str, lines: &str) -> Answe
 }
 
 pub(crate) fn ask_unix(world: &World, socket: &Path, method: &str, path: &str) -> Answer {
-    let stream = world.app.within(|| UnixStream::connect(socket));
-    let stream = stream.expect("the admin socket is there");
+    let stream = wait_for(SOON, "the admin socket", || {
+        world.app.within(|| UnixStream::connect(socket)).ok()
+    });
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     exchange(stream, method, path, "Host: localhost\r\n")
 }
@@ -101,9 +105,7 @@ pub(crate) fn answers(stream: TcpStream) -> io::Result<()> {
             }
             head.push(byte[0]);
         }
-        stream
-            .get_mut()
-            .write_all(b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok")?;
+        stream.get_mut().write_all(ANSWER)?;
     }
 }
 
@@ -116,12 +118,9 @@ pub(crate) fn traffic(world: &World, port: u16, count: usize) {
         let request =
             b"GET /orders?token=s3cret HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: test\r\n\r\n";
         stream.write_all(request).expect("it is taken");
-        let mut answer = [0; 57];
+        let mut answer = [0; ANSWER.len()];
         stream.read_exact(&mut answer).expect("an answer");
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"ok"),
-            "{answer:?}"
-        );
+        assert_eq!(answer, *ANSWER, "{}", answer.escape_ascii());
     }
 }
 

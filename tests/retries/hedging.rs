@@ -53,7 +53,11 @@ fn the_first_try_wins_if_it_answers_first_and_the_last_one_if_the_others_fail() 
     let world = World::new();
     let endpoints = Endpoints::start(&world);
     let routes = [("hedge.test", HEDGED)];
-    let proxy = world.serve(&routed(&routes, "circuit_breaker: { max_retries: 100 }"));
+    // A try over an idle connection that turns out dead is repeated over a fresh one, whatever the policy.
+    let proxy = world.serve(&format!(
+        "pool: {{ max_idle_per_destination: 0 }}\n{}",
+        routed(&routes, "circuit_breaker: { max_retries: 100 }")
+    ));
     world.capture(&proxy);
     // A quick answer: nobody else is asked.
     endpoints.will([OK]);

@@ -216,14 +216,12 @@ fn a_call_that_takes_too_long_ends_with_deadline_exceeded() {
 fn the_endpoint_is_told_what_is_left_of_the_deadline() {
     let world = World::new();
     let endpoints = Http2Endpoints::start(&world);
-    let retry = format!(
-        "retry: {{ on: [unavailable], non_idempotent: true, attempt_count: true, back_off: {{ base_interval: 100ms }} }}"
-    );
+    let retry = "retry: { on: [unavailable], non_idempotent: true, attempt_count: true, back_off: { base_interval: 100ms } }";
     let routes = [
         ("shorter.test", "timeout: 10s".to_owned()),
         ("capped.test", "grpc_timeout: { max: 2s }".to_owned()),
         ("offset.test", "grpc_timeout: { offset: 1s }".to_owned()),
-        ("retried.test", retry),
+        ("retried.test", retry.to_owned()),
     ];
     let routes: Vec<_> = routes.iter().map(|(h, p)| (*h, p.as_str())).collect();
     let proxy = world.serve(&routed(&routes, ""));

@@ -197,8 +197,9 @@ impl World {
             let mut admin = self
                 .app
                 .try_connect(SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN)))?;
+            // In HTTP/1.0 no answer has chunks to be taken out.
             admin.say(format!(
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n"
+                "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n"
             ))?;
             Ok(String::from_utf8_lossy(&admin.hear_to_end()?).into_owned())
         };

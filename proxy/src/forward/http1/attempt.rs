@@ -53,7 +53,7 @@ pub(super) enum AttemptEnd {
     Answered(Answer),
     Tunnel,
     /// The request is to be sent again; the client has seen nothing of this answer.
-    Discarded(Discarded),
+    Discarded(Box<Discarded>),
     /// The upstream closed or failed before the final answer.
     NoAnswer(io::ErrorKind),
     /// The upstream broke off within the answer.
@@ -139,7 +139,7 @@ async fn answer(
     match end.await? {
         DownloadEnd::Complete(answer) => Ok(answer),
         DownloadEnd::Tunnel => Err(AttemptEnd::Tunnel),
-        DownloadEnd::Discarded(answer) => Err(AttemptEnd::Discarded(answer)),
+        DownloadEnd::Discarded(answer) => Err(AttemptEnd::Discarded(Box::new(answer))),
         DownloadEnd::NoAnswer(kind) => Err(AttemptEnd::NoAnswer(kind)),
         DownloadEnd::Incomplete => Err(AttemptEnd::Incomplete),
         DownloadEnd::ClientLost => Err(AttemptEnd::ClientLost),

@@ -158,7 +158,11 @@ pub(super) fn each_line<'a>(head: &'a [u8], mut visit: impl FnMut(Parsed<'a>)) {
         let whole = start..start + len + 1;
         let line = &head[whole.clone()];
         if let Some(colon) = memchr::memchr(b':', line) {
-            let value = line[colon + 1..].trim_ascii();
+            // What is nothing but blanks is empty where it begins: its end is the next line's beginning.
+            let value = match line[colon + 1..].trim_ascii() {
+                [] => &line[colon + 1..colon + 1],
+                value => value,
+            };
             let value_start = offset(head, value);
             visit(Parsed {
                 name: &line[..colon],

@@ -61,6 +61,7 @@ pub(super) enum Lost {
     },
 }
 
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
 enum Event {
     Ended(Result<Leader, Lost>),
     Due,

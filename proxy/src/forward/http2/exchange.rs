@@ -343,11 +343,11 @@ impl Asking<'_> {
                 if let Poll::Ready(ended) = racing.as_mut().poll(cx) {
                     return Poll::Ready(Ok(ended));
                 }
-                if let Poll::Ready(reason) = poll_client_reset(cx, client) {
-                    return Poll::Ready(Err(Answer::ClientReset(reason)));
+                if poll_client_reset(cx, client).is_ready() {
+                    return Poll::Ready(Err(Cut::ClientReset));
                 }
                 let passed = account.poll_deadlines(cx, upload, false);
-                passed.map(|passed| Err(Answer::TooLong(passed)))
+                passed.map(|passed| Err(Cut::TooLong(passed)))
             })
             .await
         };
@@ -383,7 +383,7 @@ impl Asking<'_> {
                 })?;
                 Err(TryEnd::Refused(failure_of(&error)))
             }
-            Err(Answer::TooLong(passed)) => {
+            Err(Cut::TooLong(passed)) => {
                 let failure = self.account.passed(passed);
                 self.account.attempt_failed(failure);
                 if passed.is_of_try() {
@@ -391,7 +391,7 @@ impl Asking<'_> {
                 }
                 Err(TryEnd::Refused(failure))
             }
-            Err(_) => Err(TryEnd::Over(Failure::ClientClosed)),
+            Err(Cut::ClientReset) => Err(TryEnd::Over(Failure::ClientClosed)),
         }
     }
 
@@ -689,6 +689,12 @@ fn way<'a>(account: &'a Account, key: &'a Key) -> Way<'a> {
         target: &account.routed.target,
         key,
     }
+}
+
+/// What ends a race that nobody has won.
+enum Cut {
+    ClientReset,
+    TooLong(Passed),
 }
 
 enum Answer {

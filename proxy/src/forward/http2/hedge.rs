@@ -55,6 +55,7 @@ pub(super) enum Lost {
     NoAnswer(h2::Error),
 }
 
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
 enum Event {
     Ended(Result<Leader, Lost>),
     Due,

@@ -219,13 +219,28 @@ fn the_accept_header_chooses_the_format() {
     }
 }
 
+const LIMITED: &str = "
+rate_limit_services: [{ name: quotas, cluster: web, domain: shop }]
+routes:
+  - match: {}
+    cluster: web
+    rate_limits: [{ name: few, token_bucket: { max_tokens: 1, tokens_per_fill: 1, fill_interval: 1s } }]
+clusters: [{ name: web, endpoints: [{ address: '192.0.2.1:80' }] }]
+";
+
 /// A metric by its name, with its type and its labels (`le` left out).
 type Described = BTreeMap<String, (String, BTreeSet<String>)>;
 
 #[test]
 fn the_documentation_lists_exactly_what_is_told() {
     let page = include_str!("../../../../docs/metrics.md");
-    let told = described(&text(&shared(), Format::Prometheus));
+    let shared = shared();
+    let settings = outrigger_config::parse(LIMITED).expect("good settings");
+    let (limits, services) = (&shared.rate_limits, &settings.rate_limit_services);
+    limits.follow(&shared, services, &shared.clusters);
+    // There are series for as long as something has the limit.
+    let _limits = limits.compile(&settings.routes[0].rate_limits, false);
+    let told = described(&text(&shared, Format::Prometheus));
     let mut documented = Described::new();
     for row in page.lines().filter(|row| row.starts_with("| `")) {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
