@@ -158,6 +158,10 @@ impl InForce {
         in_force
     }
 
+    pub(crate) fn has_own_routes(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
     pub(crate) fn has_routes(&self) -> bool {
         !self.routes.is_empty() || self.defaults.is_some()
     }

@@ -92,6 +92,11 @@ impl Worker {
         self.view.borrow_mut().in_force().has_routes()
     }
 
+    /// The same, without `defaults`, which lead nowhere else.
+    pub(crate) fn has_own_routes(&self) -> bool {
+        self.view.borrow_mut().in_force().has_own_routes()
+    }
+
     /// Whether some route asks for what stands in a ClientHello.
     pub(crate) fn asks_tls(&self) -> bool {
         self.view.borrow_mut().in_force().asks_tls()

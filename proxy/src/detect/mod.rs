@@ -169,10 +169,15 @@ pub async fn first_bytes(connection: &Connection, client: &TcpStream) -> Result<
                 match dialled {
                     Ok(dialled) => upstream = Some(dialled),
                     Err(failure) => {
-                        // A client about to speak HTTP can be told in its own language.
+                        // A client about to speak HTTP can be told in its own language, and where there
+                        // are routes what it says may lead to somebody who answers.
                         refusal = Some(failure);
                         if half_said.is_none() {
-                            silence.as_mut().reset(after(begun, quiet.0));
+                            let limit = match worker.has_own_routes() {
+                                true => settings.timeouts.request_head.0,
+                                false => quiet.0,
+                            };
+                            silence.as_mut().reset(after(begun, limit));
                         }
                     }
                 }

@@ -1,8 +1,8 @@
 //! Detection of scripted clients, with scripted or missing destinations.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use outrigger_config::{Settings, Span};
+use outrigger_config::{Settings, Snapshot, Span};
 use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -263,6 +263,36 @@ fn a_request_to_a_destination_that_has_just_refused_is_left_to_the_http_relay_to
         let (mut app, task) = detecting(&worker, destination).await;
         // The refusal comes within this time on loopback; the verdict is the same if it does not.
         tokio::time::sleep(Duration::from_millis(5)).await;
+        app.write_all(REQUEST).await.unwrap();
+        let first = task.await.unwrap().unwrap();
+        assert_eq!(first.detected, Detected::Http1);
+        assert!(first.dialled.is_none());
+    });
+}
+
+/// Regression: a client that was slow to speak, to an address that stands for a cluster and where
+/// nobody listens, was reset.
+#[test]
+fn where_there_are_routes_a_refusal_waits_for_what_the_client_says() {
+    run(async {
+        let mut settings = Settings::default();
+        settings.timeouts.quiet = Span::from_millis(1);
+        settings.routes = outrigger_config::parse(
+            "routes: [{ match: { host: a }, cluster: original_destination }]",
+        )
+        .expect("good settings")
+        .routes;
+        let worker = worker(Settings::default());
+        let shared = &worker.shared;
+        let before = shared.configuration.snapshot();
+        let snapshot = Snapshot::compile(settings, Some(&before));
+        shared
+            .configuration
+            .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
+        let (mut app, task) = detecting(&worker, closed_port().await).await;
+        // Many times the quiet time, after which it is dialled and refused.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!task.is_finished());
         app.write_all(REQUEST).await.unwrap();
         let first = task.await.unwrap().unwrap();
         assert_eq!(first.detected, Detected::Http1);
