@@ -35,7 +35,8 @@ server service $service:80 'return 200 "the service\n"'
 server stranger 127.0.0.1:80 'return 404 "404: not here\n"'
 ip netns exec service nginx -e stderr -p "$dir/service" -c "$dir/service/nginx.conf" & first=$!
 nginx -e stderr -p "$dir/stranger" -c "$dir/stranger/nginx.conf" & second=$!
-trap 'kill $first $second; rm -r "$dir"' EXIT
+# Each removes its own pid file as it ends.
+trap 'kill $first $second; wait $first $second || true; rm -r "$dir"' EXIT
 for address in $service 127.0.0.1; do
     curl -s --retry 50 --retry-delay 1 --retry-connrefused -o "$dir/answer" http://$address/
 done
