@@ -90,11 +90,7 @@ pub(crate) fn live_connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>
 /// When the kernel cannot be asked.
 pub(crate) fn is_live(from: SocketAddr, to: SocketAddr) -> io::Result<bool> {
     let family = if from.is_ipv4() { AF_INET } else { AF_INET6 };
-    let mut id = if from.is_ipv4() {
-        SocketId::new_v4()
-    } else {
-        SocketId::new_v6()
-    };
+    let mut id = any_socket(family);
     (id.source_address, id.source_port) = (from.ip(), from.port());
     (id.destination_address, id.destination_port) = (to.ip(), to.port());
     id.cookie = ANY_COOKIE;
@@ -164,12 +160,20 @@ fn listening(family: u8, port: u16) -> io::Result<Vec<Listener>> {
 }
 
 fn dump(family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
-    let any = if family == AF_INET {
+    ask(
+        family,
+        states,
+        any_socket(family),
+        NLM_F_REQUEST | NLM_F_DUMP,
+    )
+}
+
+fn any_socket(family: u8) -> SocketId {
+    if family == AF_INET {
         SocketId::new_v4()
     } else {
         SocketId::new_v6()
-    };
-    ask(family, states, any, NLM_F_REQUEST | NLM_F_DUMP)
+    }
 }
 
 fn ask(family: u8, states: StateFlags, id: SocketId, flags: u16) -> io::Result<Vec<InetResponse>> {
