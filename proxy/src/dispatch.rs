@@ -497,11 +497,11 @@ fn cookie_of<'a>(header: &'a [u8], name: &str) -> Option<&'a [u8]> {
 
 /// A host as routes know it: without its port and, of IPv6, brackets.
 pub fn without_port(host: &[u8]) -> Option<&str> {
-    let host = std::str::from_utf8(host).ok()?;
-    if let Some(rest) = host.strip_prefix('[') {
-        return rest.split_once(']').map(|(address, _)| address);
-    }
-    Some(host.split_once(':').map_or(host, |(name, _)| name))
+    let name = match host.strip_prefix(b"[") {
+        Some(rest) => &rest[..memchr::memchr(b']', rest)?],
+        None => &host[..memchr::memchr(b':', host).unwrap_or(host.len())],
+    };
+    std::str::from_utf8(name).ok()
 }
 
 #[cfg(test)]

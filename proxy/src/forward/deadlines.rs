@@ -1,6 +1,7 @@
 //! The time limits of one request, watched by one timer that is set anew only when it fires or a
 //! sooner limit begins to run: what moves costs a look at the clock at most, and that only if the
-//! policy limits idleness.
+//! policy limits idleness. A connection whose requests come one after the other hands its timer from
+//! each to the next, whose limits lie later, so that it is hardly ever set.
 
 use std::{
     cell::{Cell, RefCell},
@@ -75,12 +76,21 @@ pub(super) struct Deadlines {
     is_answered: Cell<bool>,
     moved: Cell<u64>,
     moved_at: Cell<Instant>,
-    timer: RefCell<Pin<Box<Sleep>>>,
+    timer: RefCell<Timer>,
 }
 
+/// Fires when the sooner of its limits may have passed, or earlier.
+pub(super) type Timer = Pin<Box<Sleep>>;
+
 impl Deadlines {
-    /// Of a request whose head came at `begun`, with the deadline that its client gave it.
-    pub(super) fn new(policy: &RequestPolicy, grpc: Option<Duration>, begun: Instant) -> Self {
+    /// Of a request whose head came at `begun`, with the deadline that its client gave it and the timer
+    /// of the request before it, if there is one.
+    pub(super) fn new(
+        policy: &RequestPolicy,
+        grpc: Option<Duration>,
+        begun: Instant,
+        timer: Option<Timer>,
+    ) -> Self {
         let retry = policy.retry.as_ref();
         let is_hedged_on_timeout = retry
             .and_then(|r| r.hedge.as_ref())
@@ -99,7 +109,9 @@ impl Deadlines {
             is_answered: Cell::new(false),
             moved: Cell::new(0),
             moved_at: Cell::new(begun),
-            timer: RefCell::new(Box::pin(sleep_until(after(begun, Duration::MAX)))),
+            timer: RefCell::new(
+                timer.unwrap_or_else(|| Box::pin(sleep_until(after(begun, Duration::MAX)))),
+            ),
         };
         this.hasten();
         this
@@ -117,6 +129,11 @@ impl Deadlines {
     /// A try is over; the request as a whole goes on.
     pub(super) fn end_try(&self) {
         self.tried_at.set(None);
+    }
+
+    /// For the next request.
+    pub(super) fn into_timer(self) -> Timer {
+        self.timer.into_inner()
     }
 
     /// What is left until the request as a whole is over; none if it has no end.
@@ -263,7 +280,7 @@ mod tests {
     #[test]
     fn a_request_is_timed_from_when_it_has_been_received() {
         run_paused(async {
-            let deadlines = Deadlines::new(&policy(), None, Instant::now());
+            let deadlines = Deadlines::new(&policy(), None, Instant::now(), None);
             let uploading = deadlines.within(sleep(seconds(60)), Progress::default);
             uploading.await.expect("an upload is the client's affair");
             assert_eq!(
@@ -274,10 +291,32 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_of_an_earlier_request_ends_no_later_one_too_soon_or_too_late() {
+        run_paused(async {
+            for pause in [1, 9, 10, 100] {
+                let deadlines = Deadlines::new(&policy(), None, Instant::now(), None);
+                let answered = deadlines.within(sleep(seconds(1)), || RECEIVED).await;
+                answered.expect("within its time");
+                let timer = deadlines.into_timer();
+                sleep(seconds(pause)).await;
+                let deadlines = Deadlines::new(&policy(), None, Instant::now(), Some(timer));
+                let passed = passes(&deadlines, RECEIVED).await;
+                assert_eq!(passed, (Passed::Request, seconds(10)), "after {pause} s");
+                // And one that is sooner.
+                let now = Instant::now();
+                let timer = Some(deadlines.into_timer());
+                let deadlines = Deadlines::new(&policy(), Some(seconds(3)), now, timer);
+                let passed = passes(&deadlines, RECEIVED).await;
+                assert_eq!(passed, (Passed::Grpc, seconds(3)), "after {pause} s");
+            }
+        });
+    }
+
+    #[test]
     fn a_clients_own_deadline_and_a_streams_duration_count_from_the_head() {
         run_paused(async {
             let begun = Instant::now();
-            let deadlines = Deadlines::new(&policy(), Some(seconds(3)), begun);
+            let deadlines = Deadlines::new(&policy(), Some(seconds(3)), begun, None);
             assert_eq!(
                 passes(&deadlines, Progress::default()).await,
                 (Passed::Grpc, seconds(3))
@@ -286,7 +325,7 @@ mod tests {
                 max_stream_duration: Some(seconds(4)),
                 ..policy()
             };
-            let deadlines = Deadlines::new(&policy, None, Instant::now());
+            let deadlines = Deadlines::new(&policy, None, Instant::now(), None);
             assert_eq!(
                 passes(&deadlines, RECEIVED).await,
                 (Passed::Stream, seconds(4))
@@ -301,7 +340,7 @@ mod tests {
                 idle_timeout: Some(seconds(5)),
                 ..RequestPolicy::default()
             };
-            let deadlines = Deadlines::new(&policy, None, Instant::now());
+            let deadlines = Deadlines::new(&policy, None, Instant::now(), None);
             let moved = Cell::new(0);
             let progress = || Progress {
                 moved: moved.get(),
@@ -331,7 +370,7 @@ mod tests {
                 }),
                 ..policy()
             };
-            let deadlines = Deadlines::new(&policy, None, Instant::now());
+            let deadlines = Deadlines::new(&policy, None, Instant::now(), None);
             deadlines.begin_try();
             assert_eq!(
                 passes(&deadlines, RECEIVED).await,
@@ -371,7 +410,7 @@ mod tests {
                 }),
                 ..policy()
             };
-            let deadlines = Deadlines::new(&policy, None, Instant::now());
+            let deadlines = Deadlines::new(&policy, None, Instant::now(), None);
             assert_eq!(
                 passes(&deadlines, RECEIVED).await,
                 (Passed::Request, seconds(10))
@@ -382,7 +421,7 @@ mod tests {
     #[test]
     fn what_has_no_limit_never_passes() {
         run_paused(async {
-            let deadlines = Deadlines::new(&RequestPolicy::default(), None, Instant::now());
+            let deadlines = Deadlines::new(&RequestPolicy::default(), None, Instant::now(), None);
             let watched = deadlines.within(pending::<()>(), || RECEIVED);
             timeout(seconds(86_400), watched)
                 .await

@@ -9,7 +9,7 @@ use std::{
 use outrigger_config::{Headers, RequestPolicy, Retry};
 use tokio::time::{Instant, sleep};
 
-use super::deadlines::{Deadlines, Passed, Progress};
+use super::deadlines::{Deadlines, Passed, Progress, Timer};
 use crate::{
     cluster::{Cluster, Rng},
     dispatch::Target,
@@ -32,20 +32,24 @@ pub(super) struct Policed {
 }
 
 impl Policed {
-    /// Of a request that begins now; none if its route sets no limits.
+    /// Of a request that begins now; none if its route sets no limits. `timer` is that of the request
+    /// before it, and is taken.
     pub(super) fn begin(
         routed: &Routed,
         is_idempotent: bool,
         headers: &dyn Headers,
+        timer: &mut Option<Timer>,
     ) -> Option<Self> {
         let policy = routed.limits.clone()?;
         let cluster = match &routed.target {
             Target::Original => None,
             Target::Cluster(onward) => Some(onward.cluster.clone()),
         };
+        let is_grpc = is_grpc(headers);
+        let deadline = is_grpc.then(|| grpc_deadline(&policy, headers)).flatten();
         Some(Self {
-            is_grpc: is_grpc(headers),
-            deadlines: Deadlines::new(&policy, grpc_deadline(&policy, headers), Instant::now()),
+            is_grpc,
+            deadlines: Deadlines::new(&policy, deadline, Instant::now(), timer.take()),
             retries: Retries::new(cluster.clone()),
             cluster,
             is_idempotent,
@@ -63,7 +67,7 @@ impl Policed {
             is_idempotent: self.is_idempotent,
             is_kept,
         };
-        let moment = Moment {
+        let moment = || Moment {
             rng,
             now: SystemTime::now(),
             left: self.deadlines.left(),
@@ -188,9 +192,6 @@ impl Policed {
 
 /// The deadline that a gRPC client gives its request, as the policy takes it.
 fn grpc_deadline(policy: &RequestPolicy, headers: &dyn Headers) -> Option<Duration> {
-    if !is_grpc(headers) {
-        return None;
-    }
     let mut said = None;
     headers.each(grpc::TIMEOUT, &mut |value| {
         said = said.or(grpc::parse_timeout(value));

@@ -39,12 +39,17 @@ impl AnswerHead<'_> {
 impl Fate<'_> {
     /// Whether one of the policy's conditions holds.
     pub fn is_reason(&self, policy: &Retry) -> bool {
-        if let Self::Answered(head) = self
-            && head.has("x-envoy-ratelimited")
-        {
-            return policy.on.contains(&RetryOn::EnvoyRatelimited);
+        let is_met = policy.on.iter().any(|on| self.meets(*on, policy));
+        let Self::Answered(head) = self else {
+            return is_met;
+        };
+        let on_ratelimited = policy.on.contains(&RetryOn::EnvoyRatelimited);
+        // Whose header decides alone where it stands; most answers need not be looked through for it.
+        if is_met != on_ratelimited && head.has("x-envoy-ratelimited") {
+            on_ratelimited
+        } else {
+            is_met
         }
-        policy.on.iter().any(|on| self.meets(*on, policy))
     }
 
     /// Whether the endpoint cannot have acted upon the request.

@@ -70,13 +70,13 @@ impl Retries {
     }
 
     /// Decides after a try that came to `fate`. If it is to be repeated, it counts as such from here
-    /// on, and the pause before it is told.
-    pub fn again(
+    /// on, and the pause before it is told. `moment` is asked for only then.
+    pub fn again<'m>(
         &self,
         policy: &Retry,
         fate: Fate<'_>,
         request: Repeatable,
-        moment: Moment<'_>,
+        moment: impl FnOnce() -> Moment<'m>,
     ) -> Option<Duration> {
         let may_repeat =
             request.is_kept && (request.is_idempotent || policy.non_idempotent || fate.is_unseen());
@@ -89,6 +89,7 @@ impl Retries {
             self.count(|c| &c.retries_exhausted);
             return None;
         }
+        let moment = moment();
         let wait = self.wait(policy, fate, moment)?;
         if moment.left.is_some_and(|left| wait >= left) {
             return None;

@@ -43,7 +43,9 @@ fn cluster(breaker: &str) -> Arc<Cluster> {
 
 fn fails(retries: &Retries, policy: &Retry, fate: Fate<'_>, request: Repeatable) -> bool {
     let rng = Rng::new(1);
-    retries.again(policy, fate, request, moment(&rng)).is_none()
+    retries
+        .again(policy, fate, request, || moment(&rng))
+        .is_none()
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn an_answer_that_says_when_is_not_repeated_earlier_nor_when_that_is_too_late() 
     let again = |value| {
         let head = Head(503, vec![("retry-after", value)]);
         let retries = Retries::new(None);
-        retries.again(&policy(1), head.fate(), IDEMPOTENT, moment(&rng))
+        retries.again(&policy(1), head.fate(), IDEMPOTENT, || moment(&rng))
     };
     assert!(again("3").is_some_and(|wait| wait >= Duration::from_secs(3)));
     assert_eq!(again("60"), None);
@@ -117,7 +119,7 @@ fn nothing_is_waited_for_that_the_deadline_would_cut_off() {
         left,
         ..moment(&rng)
     };
-    let again = retries.again(&policy(1), head.fate(), IDEMPOTENT, moment);
+    let again = retries.again(&policy(1), head.fate(), IDEMPOTENT, || moment);
     assert_eq!((again, retries.made()), (None, 0));
 }
 
@@ -197,7 +199,7 @@ proptest! {
             let left = Duration::from_millis(left);
             let moment = Moment { left: Some(left), ..moment(&rng) };
             let request = Repeatable { is_idempotent, is_kept };
-            if let Some(wait) = retries.again(&policy, fate, request, moment) {
+            if let Some(wait) = retries.again(&policy, fate, request, || moment) {
                 prop_assert!(is_kept && wait < left);
                 prop_assert!(kind < 4 || status >= 500);
                 prop_assert!(is_idempotent || non_idempotent || kind < 2);

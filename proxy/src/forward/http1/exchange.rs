@@ -132,7 +132,7 @@ impl Session {
         let copies = self.prepare(&mut head, &arrived, &outcome.routed);
         let lines = head.lines(self.input.filled());
         let mut exchange = Exchange {
-            policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines).map(Box::new),
+            policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines, &mut self.timer).map(Box::new),
             head,
             outcome,
             key,

@@ -182,11 +182,17 @@ pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
 impl Headers for HeaderLines<'_> {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
         let Self(head) = self;
-        each_line(head, |line| {
-            if line.name.eq_ignore_ascii_case(name.as_bytes()) {
-                visit(line.value);
+        let mut rest = *head;
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let (line, next) = rest.split_at(end + 1);
+            rest = next;
+            // The start line has no colon behind a token.
+            if line.get(name.len()) == Some(&b':')
+                && line[..name.len()].eq_ignore_ascii_case(name.as_bytes())
+            {
+                visit(line[name.len() + 1..].trim_ascii());
             }
-        });
+        }
     }
 }
 

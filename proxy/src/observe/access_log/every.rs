@@ -3,12 +3,14 @@
 use super::{
     format::{Here, Shape},
     line::Line,
-    shown_target, without_userinfo,
+    shown_target,
+    value::Shown,
+    without_userinfo,
 };
 use crate::observe::{Record, decision::Decision};
 
 pub(super) fn write(mut line: Line<'_>, here: &Here, now: jiff::Timestamp, record: &Record<'_>) {
-    line.word("time", format_args!("{now:.6}"));
+    line.word("time", Shown(format_args!("{now:.6}")));
     line.word("protocol", record.protocol.label());
     line.bare("connection", record.connection);
     line.word("client", record.client);
@@ -40,8 +42,8 @@ pub(super) fn write(mut line: Line<'_>, here: &Here, now: jiff::Timestamp, recor
         line.bare("status", status);
     }
     if let Some(trace) = record.trace {
-        line.word("trace_id", trace.trace);
-        line.word("span_id", trace.span);
+        line.word("trace_id", Shown(trace.trace));
+        line.word("span_id", Shown(trace.span));
     }
     if let Some(failure) = record.failure {
         line.word("flags", failure.flag().label());
@@ -51,13 +53,13 @@ pub(super) fn write(mut line: Line<'_>, here: &Here, now: jiff::Timestamp, recor
     }
     if let Some(decision) = Decision::of(record) {
         match line.shape() {
-            Shape::Json => line.bare("decision", decision.json()),
+            Shape::Json => line.bare("decision", &*decision.json()),
             Shape::Text => line.text("decision", &[decision.json().as_bytes()]),
         }
     }
     line.bare("bytes_received", record.bytes_received);
     line.bare("bytes_sent", record.bytes_sent);
     line.bare("duration_us", record.duration.as_micros());
-    line.word("instance", &here.instance);
+    line.word("instance", &*here.instance);
     line.end();
 }

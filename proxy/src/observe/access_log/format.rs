@@ -3,7 +3,7 @@
 //! What an operator gives is a number, a word of our own, or bytes from outside, which are escaped
 //! as in every other line. What there is not is `-` in text and `null` in JSON.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
 use outrigger_config::{
     AccessLogFormat, FieldFormat, Fields, HeaderNames, HeaderOf, Operator, Piece, TimeFormat,
@@ -12,7 +12,8 @@ use outrigger_config::{
 
 use super::{
     captured::Wanted,
-    line::{Line, MAX_VALUE, escape, push},
+    line::{Line, MAX_VALUE, escape},
+    value::Append,
     without_userinfo,
 };
 use crate::observe::{Protocol, Record, decision::Decision};
@@ -151,7 +152,8 @@ enum Told<'a> {
     Number(u64),
     Truth(bool),
     /// Of our own making, in which nothing needs escaping.
-    Word(String),
+    Word(Cow<'a, str>),
+    Address(std::net::SocketAddr),
     /// From outside.
     Bytes(&'a [u8]),
     /// From outside, in pieces.
@@ -209,10 +211,10 @@ impl<'a> Telling<'a> {
         {
             match self.told(operator) {
                 Told::Nothing => return out.extend_from_slice(b"null"),
-                Told::Number(number) => return push(out, number),
-                Told::Truth(truth) => return push(out, truth),
+                Told::Number(number) => return number.append(out),
+                Told::Truth(truth) => return truth.append(out),
                 Told::Json(json) => return out.extend_from_slice(json.as_bytes()),
-                Told::Word(_) | Told::Bytes(_) | Told::Pieces(_) => {}
+                Told::Word(_) | Told::Address(_) | Told::Bytes(_) | Told::Pieces(_) => {}
             }
         }
         out.push(b'"');
@@ -232,6 +234,9 @@ impl<'a> Telling<'a> {
     fn shown(&self, out: &mut Vec<u8>, operator: &Operator, max_length: Option<usize>) {
         let max = max_length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
         let bytes = |out: &mut Vec<u8>, bytes: &[u8], max: usize| {
+            if bytes.is_ascii() {
+                return escape(out, &bytes[..bytes.len().min(max)]);
+            }
             let text = String::from_utf8_lossy(bytes);
             let end = text
                 .char_indices()
@@ -239,10 +244,16 @@ impl<'a> Telling<'a> {
                 .map_or(text.len(), |(at, _)| at);
             escape(out, text[..end].as_bytes());
         };
+        let own = |out: &mut Vec<u8>, value: &dyn Append, max: usize| {
+            let start = out.len();
+            value.append(out);
+            out.truncate(start.saturating_add(max));
+        };
         match self.told(operator) {
             Told::Nothing => out.push(b'-'),
-            Told::Number(number) => bytes(out, number.to_string().as_bytes(), max),
-            Told::Truth(truth) => bytes(out, truth.to_string().as_bytes(), max),
+            Told::Number(number) => own(out, &number, max),
+            Told::Truth(truth) => own(out, &truth, max),
+            Told::Address(address) => own(out, &address, max),
             Told::Word(word) => bytes(out, word.as_bytes(), max),
             Told::Bytes(value) => bytes(out, value, max),
             Told::Pieces(pieces) => bytes(out, &pieces.concat(), max),
@@ -253,11 +264,11 @@ impl<'a> Telling<'a> {
 
     fn told(&self, operator: &Operator) -> Told<'a> {
         let record = self.record;
-        let address = |address: std::net::SocketAddr| Told::Word(address.to_string());
+        let address = Told::Address;
         let port = |address: std::net::SocketAddr| Told::Number(address.port().into());
-        let ip = |address: std::net::SocketAddr| Told::Word(address.ip().to_string());
+        let ip = |address: std::net::SocketAddr| Told::Word(address.ip().to_string().into());
         match operator {
-            Operator::StartTime(format) => Told::Word(self.start_time(format)),
+            Operator::StartTime(format) => Told::Word(self.start_time(format).into()),
             Operator::Protocol => match record.protocol {
                 Protocol::Http1 if record.is_http10 => Told::Word("HTTP/1.0".into()),
                 Protocol::Http1 => Told::Word("HTTP/1.1".into()),
@@ -314,19 +325,20 @@ impl<'a> Telling<'a> {
                 None => Told::Nothing,
             },
             Operator::TraceId => match record.trace {
-                Some(trace) => Told::Word(trace.trace.to_string()),
+                Some(trace) => Told::Word(trace.trace.to_string().into()),
                 None => Told::Nothing,
             },
             Operator::ConnectionId => Told::Number(record.connection),
             Operator::GrpcStatus => match self.grpc_status() {
                 Some(number) => Told::Word(
-                    (GRPC_CODES.get(number as usize)).map_or(number.to_string(), |&c| c.into()),
+                    (GRPC_CODES.get(number as usize))
+                        .map_or(number.to_string().into(), |&c| c.into()),
                 ),
                 None => Told::Nothing,
             },
             Operator::GrpcStatusNumber => self.grpc_status().map_or(Told::Nothing, Told::Number),
             Operator::Hostname => Told::Bytes(self.here.hostname.as_bytes()),
-            Operator::Instance => Told::Word(self.here.instance.to_string()),
+            Operator::Instance => Told::Word((*self.here.instance).into()),
             Operator::Decision => match Decision::of(record) {
                 Some(decision) => Told::Json(decision.json()),
                 None => Told::Nothing,
@@ -366,16 +378,8 @@ impl<'a> Telling<'a> {
         }
         match self.record.headers {
             Some(headers) if of == HeaderOf::Request => {
-                let mut joined: Option<Vec<u8>> = None;
-                headers.each(name, &mut |value| match &mut joined {
-                    None => joined = Some(value.to_vec()),
-                    Some(joined) => {
-                        joined.push(b',');
-                        joined.extend_from_slice(value);
-                    }
-                });
-                joined.map_or(Told::Nothing, |value| {
-                    Told::Word(String::from_utf8_lossy(&value).into_owned())
+                headers.joined(name).map_or(Told::Nothing, |value| {
+                    Told::Word(String::from_utf8_lossy(&value).into_owned().into())
                 })
             }
             _ => Told::Nothing,

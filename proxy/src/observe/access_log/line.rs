@@ -1,9 +1,12 @@
 //! One access log line as it is written: the same fields as JSON or as `key=value` words. Whatever
 //! a client sent is quoted and escaped, so that no value can end its line or pose as another field.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
-use super::format::Shape;
+use super::{
+    format::Shape,
+    value::{Append, Bytes},
+};
 
 /// Bytes of one value that are shown; what follows is cut and marked. A 60 KiB request target would
 /// otherwise fill a disk at no cost to the client.
@@ -40,21 +43,21 @@ impl<'a> Line<'a> {
     }
 
     /// A number or a truth value.
-    pub(super) fn bare(&mut self, key: &str, value: impl fmt::Display) {
+    pub(super) fn bare(&mut self, key: &str, value: impl Append) {
         self.key(key);
-        self.write(value);
+        value.append(self.out);
     }
 
     /// A value of our own making, in which nothing needs escaping: labels, addresses, times.
-    pub(super) fn word(&mut self, key: &str, value: impl fmt::Display) {
+    pub(super) fn word(&mut self, key: &str, value: impl Append) {
         self.key(key);
         match self.format {
             Shape::Json => {
                 self.out.push(b'"');
-                self.write(value);
+                value.append(self.out);
                 self.out.push(b'"');
             }
-            Shape::Text => self.write(value),
+            Shape::Text => value.append(self.out),
         }
     }
 
@@ -95,31 +98,30 @@ impl<'a> Line<'a> {
             }
         }
     }
-
-    fn write(&mut self, value: impl fmt::Display) {
-        push(self.out, value);
-    }
-}
-
-/// Appends `value` as it shows itself.
-pub(super) fn push(out: &mut Vec<u8>, value: impl fmt::Display) {
-    // Writing to a `Vec` cannot fail.
-    let _ = write!(Bytes(out), "{value}");
-}
-
-struct Bytes<'a>(&'a mut Vec<u8>);
-
-impl Write for Bytes<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
-    }
 }
 
 /// Appends `bytes` as the inside of a JSON string. Control characters are escaped beyond what JSON
 /// asks, those above ASCII and the line separators included: some terminals and log readers act on
 /// them. What is no UTF-8 becomes U+FFFD.
-pub(super) fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn escape(out: &mut Vec<u8>, mut bytes: &[u8]) {
+    while let Some(plain) = bytes.iter().position(|b| !is_plain(*b)) {
+        out.extend_from_slice(&bytes[..plain]);
+        let rest = &bytes[plain..];
+        // No character beyond ASCII has a plain byte in it.
+        let odd = rest.iter().position(|b| is_plain(*b));
+        let (odd, rest) = rest.split_at(odd.unwrap_or(rest.len()));
+        escape_odd(out, odd);
+        bytes = rest;
+    }
+    out.extend_from_slice(bytes);
+}
+
+/// A byte that stands for itself, whatever is around it: most are.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')
+}
+
+fn escape_odd(out: &mut Vec<u8>, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
@@ -151,7 +153,7 @@ mod tests {
         let mut out = Vec::new();
         let mut line = Line::begin(&mut out, format);
         line.text("target", &[value]);
-        line.bare("status", 200);
+        line.bare("status", 200_u16);
         line.end();
         String::from_utf8(out).unwrap()
     }

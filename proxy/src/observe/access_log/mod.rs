@@ -6,6 +6,7 @@ mod every;
 mod format;
 mod line;
 mod sinks;
+mod value;
 
 use std::sync::Arc;
 
