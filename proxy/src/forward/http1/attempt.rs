@@ -5,6 +5,7 @@ use std::{
     io, mem,
     pin::{Pin, pin},
     task::{Context, Poll},
+    time::Instant,
 };
 
 use outrigger_config::Limits;
@@ -20,9 +21,11 @@ use super::{
 };
 use crate::{
     buffer::Buffer,
+    cluster,
+    dispatch::Hop,
     forward::{deadlines::Passed, policed::Policed},
     route::HeaderEdits,
-    upstream::poll_disturbed,
+    upstream::{Lease, poll_disturbed},
     worker::Worker,
 };
 
@@ -63,6 +66,34 @@ pub(super) enum AttemptEnd {
     ClientLost,
     /// The request's body turned out malformed.
     Malformed(&'static str),
+}
+
+impl Hop {
+    /// Tells the endpoint's cluster how an attempt went. A connection that died idle tells nothing:
+    /// whatever is wrong shows when another one is dialled.
+    pub(super) fn report_end(&mut self, end: &AttemptEnd, lease: &Lease, progress: &Progress) {
+        let outcome = match (end, progress.status.get()) {
+            (AttemptEnd::Incomplete, _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::TooLong(passed), None) => {
+                if !passed.tells_of_endpoint(progress.is_request_received.get()) {
+                    return;
+                }
+                cluster::Outcome::LocalOriginFailure
+            }
+            (AttemptEnd::Discarded(answer), _) => cluster::Outcome::of_status(answer.head.status),
+            (AttemptEnd::NoAnswer(_), _)
+                if lease.is_reused && !progress.has_answer_begun.get()
+                    || progress.has_client_closed.get() =>
+            {
+                return;
+            }
+            (AttemptEnd::NoAnswer(_), _) => cluster::Outcome::LocalOriginFailure,
+            (AttemptEnd::Answered(_) | AttemptEnd::Tunnel, None) => cluster::Outcome::Success,
+            (AttemptEnd::ClientLost | AttemptEnd::Malformed(_), None) => return,
+            (_, Some(status)) => cluster::Outcome::of_status(status),
+        };
+        self.report(outcome, Instant::now());
+    }
 }
 
 impl Attempt<'_> {

@@ -10,42 +10,168 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::Limits;
+use outrigger_config::{Headers, Limits};
 use tokio::{io::Interest, net::TcpStream, time::sleep};
 
 use super::{
+    Session,
+    body::Framing,
+    exchange::{Arrived, Exchange, TryEnd},
     io::{read, write_some},
-    request::RequestHead,
+    reach::Through,
+    request::{Method, RequestHead},
     response::{self, Response, ResponseHead},
 };
 use crate::{
     buffer::Buffer,
-    cluster::Outcome,
+    cluster::{Outcome, Rng},
     dispatch::{Hop, Tried, Way},
     failure::Failure,
-    forward::policed::Policed,
+    forward::{deadlines, policed::Policed},
     retry::{AnswerHead, Fate},
     upstream::Lease,
     worker::Worker,
 };
 
-pub(super) struct Race<'a> {
-    pub(super) worker: &'a Rc<Worker>,
-    pub(super) way: Way<'a>,
-    pub(super) limits: Limits,
-    pub(super) client: &'a TcpStream,
-    pub(super) policed: &'a Policed,
-    pub(super) head: &'a RequestHead,
+impl Session {
+    /// Tries at several endpoints beside each other; the answer that wins is in the output.
+    pub(super) async fn race(
+        &mut self,
+        exchange: &mut Exchange,
+        through: Through,
+        delay: Duration,
+    ) -> Result<(Lease, Hop), Lost> {
+        self.number_try(exchange);
+        let Exchange {
+            head,
+            outcome,
+            key,
+            policed,
+            tried,
+            buffers,
+            ..
+        } = exchange;
+        let Some(policed) = policed.as_deref() else {
+            return Err(Lost::Unreached(Failure::Internal));
+        };
+        let arrived = self.arrived(head);
+        let count = arrived.map_or(0, |arrived| arrived.count);
+        let way = self.way(&outcome.routed.target, key);
+        let first = match through {
+            Through::Any | Through::Another => way.choose_another(tried, policed.prefers_others()),
+            Through::Fresh(hop) => Ok(hop),
+        };
+        let race = Race {
+            worker: &self.connection.worker,
+            way,
+            limits: self.settings.limits,
+            client: &self.client,
+            policed,
+            head,
+            request: &self.input.filled()[..head.len + count],
+        };
+        let racing = race.run(first.map_err(Lost::Unreached)?, delay, tried);
+        policed.deadlines.begin_try();
+        let received = || deadlines::Progress {
+            is_received: true,
+            ..Default::default()
+        };
+        let won = match policed.deadlines.within(racing, received).await {
+            Ok(won) => won?,
+            Err(passed) => {
+                let failure = policed.passed(passed);
+                return Err(match passed.is_of_try() {
+                    true => Lost::TimedOut,
+                    false => Lost::Unreached(failure),
+                });
+            }
+        };
+        let pool = &self.connection.worker.http1_pool;
+        self.peers.turn_to(pool, won.hop.peer);
+        buffers.output = won.output;
+        Ok((won.lease, won.hop))
+    }
+
+    /// Reads the rest of a body that fits what is kept of it: only a whole request can be hedged.
+    pub(super) async fn collect(
+        &mut self,
+        head: &RequestHead,
+        policed: &Policed,
+    ) -> Result<(), Failure> {
+        let keeps = head.len
+            + policed.keeps(match head.framing {
+                Framing::Length(length) => Some(length),
+                Framing::Chunked | Framing::UntilClose => None,
+            });
+        loop {
+            let arrived = self.arrived(head).map_err(Failure::BadRequest)?;
+            if arrived.body.is_done() || self.input.len() >= keeps {
+                return Ok(());
+            }
+            if self.input.space().is_empty() {
+                let doubled = self.input.capacity() * 2;
+                self.input.grow(doubled.min(keeps + 1));
+            }
+            match read(&self.client, &mut self.input).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Err(Failure::ClientClosed),
+            }
+        }
+    }
+}
+
+impl Exchange {
+    /// After how long another try begins beside this one. What is not whole, or differs by endpoint, is
+    /// not hedged.
+    pub(super) fn hedge_delay(&self, arrived: &Arrived) -> Option<Duration> {
+        let delay = self.policed.as_ref()?.hedge_delay()?;
+        let rewrite = self
+            .outcome
+            .routed
+            .policy()
+            .and_then(|p| p.rewrite.as_ref());
+        let may_be_hedged = arrived.body.is_done()
+            && !self.head.authenticates_connection
+            && self.head.method != Method::Connect
+            && !rewrite.is_some_and(|r| r.auto_host);
+        may_be_hedged.then_some(delay)
+    }
+
+    /// No try of a race was answered in time.
+    pub(super) fn raced_too_long(&self, rng: &Rng) -> TryEnd {
+        let policed = self.policed.as_ref();
+        match policed.and_then(|p| p.again(Fate::TimedOut, true, rng)) {
+            Some(pause) => TryEnd::Again(Through::Another, pause),
+            None => TryEnd::Refused(Failure::TryTimeout),
+        }
+    }
+
+    pub(super) fn expects_continue(&self, head: &[u8]) -> bool {
+        let mut expects = false;
+        self.head
+            .lines(head)
+            .each("expect", &mut |_| expects = true);
+        expects
+    }
+}
+
+struct Race<'a> {
+    worker: &'a Rc<Worker>,
+    way: Way<'a>,
+    limits: Limits,
+    client: &'a TcpStream,
+    policed: &'a Policed,
+    head: &'a RequestHead,
     /// All of the request, the first try's.
-    pub(super) request: &'a [u8],
+    request: &'a [u8],
 }
 
 /// A try whose answer has begun.
-pub(super) struct Leader {
-    pub(super) lease: Lease,
-    pub(super) hop: Hop,
+struct Leader {
+    lease: Lease,
+    hop: Hop,
     /// What there is of the answer: its final head at least, or bytes that are no HTTP.
-    pub(super) output: Buffer,
+    output: Buffer,
     /// None if it is no HTTP.
     head: Option<(ResponseHead, usize)>,
 }
@@ -72,12 +198,7 @@ type Lap<'r> = Pin<Box<dyn Future<Output = Result<Leader, Lost>> + 'r>>;
 
 impl Race<'_> {
     /// Tries at `first`, and each `delay` at another endpoint, until there is an answer or nobody is left.
-    pub(super) async fn run(
-        &self,
-        first: Hop,
-        delay: Duration,
-        tried: &mut Tried,
-    ) -> Result<Leader, Lost> {
+    async fn run(&self, first: Hop, delay: Duration, tried: &mut Tried) -> Result<Leader, Lost> {
         tried.begin_again(Some(first.peer));
         let mut laps: Vec<Lap<'_>> = vec![Box::pin(self.lap(first, self.request.to_vec()))];
         let mut due = Box::pin(sleep(delay));

@@ -11,6 +11,7 @@
 //! any time, are told to the other side by a reset.
 
 mod admission;
+mod again;
 mod attempt;
 mod body;
 pub mod chunked;
@@ -21,13 +22,17 @@ mod exchange;
 pub mod head;
 mod hedge;
 mod io;
+mod keep_alive;
 mod mirror;
 mod peers;
 mod progress;
+mod reach;
 mod record;
 pub mod request;
 pub mod response;
+mod routing;
 mod trace;
+mod tunnel;
 mod upload;
 
 use std::{

@@ -18,7 +18,7 @@ use http::{
 use outrigger_config::{HeaderOf, Headers};
 
 use super::{
-    edit::Asked, exchange::Lines, mirror::Copies, peers::Peers, sessions::Place, upload::Upload,
+    edit::Asked, mirror::Copies, peers::Peers, request::Lines, sessions::Place, upload::Upload,
 };
 use crate::{
     cluster::Outcome,

@@ -12,7 +12,8 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     account::Account,
-    exchange::{Lines, as_request, poll_client_reset},
+    exchange::poll_client_reset,
+    request::{Lines, as_request},
 };
 use crate::{failure::Failure, forward::policed, rate_limit::Verdict, route::Answer};
 

@@ -14,12 +14,22 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::time::sleep;
 
-use super::{account::outcome_of, peers::Peers, relay::UpstreamStream, session::Unsent};
+use super::{
+    account::outcome_of,
+    asking::{Asking, TryEnd, is_unprocessed},
+    exchange::poll_client_reset,
+    peers::Peers,
+    relay::{Relay, UpstreamStream, failure_of},
+    request::{Lines, outgoing},
+    routing::way,
+    session::Unsent,
+    settings::STREAM_WINDOW,
+};
 use crate::{
     cluster::Outcome,
     dispatch::{Hop, Tried, Way},
     failure::Failure,
-    forward::policed::Policed,
+    forward::{deadlines::Passed, policed::Policed},
     retry::{AnswerHead, Fate},
 };
 
@@ -30,25 +40,138 @@ pub(super) struct Whole {
     pub(super) trailers: Option<HeaderMap>,
 }
 
-pub(super) struct Race<'a> {
-    pub(super) peers: &'a Rc<Peers>,
-    pub(super) way: Way<'a>,
-    pub(super) policed: &'a Policed,
+impl Asking<'_> {
+    /// Holds the whole body, if it is not too long: only a whole request can be hedged.
+    pub(super) async fn collect(&mut self) -> Result<bool, Failure> {
+        let Self {
+            client,
+            upload,
+            account,
+            ..
+        } = self;
+        let keeps = account.policed.as_ref().map_or(0, |p| p.keeps(None));
+        // Beyond half of its window a client might wait for us.
+        let most = keeps.min(STREAM_WINDOW as usize / 2);
+        poll_fn(|cx| {
+            if let Poll::Ready(collected) = upload.poll_collect(cx, most, account) {
+                return Poll::Ready(collected.map_err(|_| Failure::ClientClosed));
+            }
+            if poll_client_reset(cx, client).is_ready() {
+                return Poll::Ready(Err(Failure::ClientClosed));
+            }
+            let passed = account.poll_deadlines(cx, upload, false);
+            passed.map(|passed| Err(account.passed(passed)))
+        })
+        .await
+    }
+
+    /// Tries at several endpoints beside each other.
+    pub(super) async fn race(&mut self, delay: Duration) -> Result<Option<Relay>, TryEnd> {
+        let Some((policed, hop)) = self.account.policed.clone().zip(self.account.hop.take()) else {
+            return Err(TryEnd::Refused(Failure::Internal));
+        };
+        let body = self.upload.whole();
+        policed.deadlines.begin_try();
+        let ended = {
+            let Self {
+                client,
+                upload,
+                account,
+                key,
+                tried,
+                ..
+            } = self;
+            let account = &**account;
+            let race = Race {
+                peers: &account.peers,
+                way: way(account, key),
+                policed: &policed,
+                request: &|| outgoing(account),
+                body,
+            };
+            let mut racing = pin!(race.run(hop, delay, tried));
+            poll_fn(|cx| {
+                if let Poll::Ready(ended) = racing.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(ended));
+                }
+                if poll_client_reset(cx, client).is_ready() {
+                    return Poll::Ready(Err(Cut::ClientReset));
+                }
+                let passed = account.poll_deadlines(cx, upload, false);
+                passed.map(|passed| Err(Cut::TooLong(passed)))
+            })
+            .await
+        };
+        match ended {
+            Ok(Ok(Leader {
+                hop,
+                stream,
+                response,
+            })) => {
+                self.account.sent_at(&stream.place);
+                self.account.hop = Some(hop);
+                self.answered(stream, response)
+            }
+            Ok(Err(Lost::Unreached(failure))) => {
+                self.account.attempt_failed(failure);
+                let rng = &self.account.peers.client.connection.worker.rng;
+                Err(match policed.again_after(failure, true, rng) {
+                    Some(pause) => TryEnd::Again(pause),
+                    None => TryEnd::Refused(failure),
+                })
+            }
+            Ok(Err(Lost::Invalid(error))) => {
+                tracing::debug!(%error, "request cannot be sent on");
+                let failure = Failure::BadRequest("request has no valid HTTP/2 form");
+                Err(TryEnd::Refused(failure))
+            }
+            Ok(Err(Lost::NoAnswer(error))) => {
+                self.account.attempt_failed(failure_of(&error));
+                self.again(if is_unprocessed(&error) {
+                    Fate::Refused
+                } else {
+                    Fate::Reset { has_left: true }
+                })?;
+                Err(TryEnd::Refused(failure_of(&error)))
+            }
+            Err(Cut::TooLong(passed)) => {
+                let failure = self.account.passed(passed);
+                self.account.attempt_failed(failure);
+                if passed.is_of_try() {
+                    self.again(Fate::TimedOut)?;
+                }
+                Err(TryEnd::Refused(failure))
+            }
+            Err(Cut::ClientReset) => Err(TryEnd::Over(Failure::ClientClosed)),
+        }
+    }
+}
+
+/// What ends a race that nobody has won.
+enum Cut {
+    ClientReset,
+    TooLong(Passed),
+}
+
+struct Race<'a> {
+    peers: &'a Rc<Peers>,
+    way: Way<'a>,
+    policed: &'a Policed,
     /// The request as it goes to the next endpoint.
-    pub(super) request: &'a dyn Fn() -> Request<()>,
+    request: &'a dyn Fn() -> Request<()>,
     /// None if it has none.
-    pub(super) body: Option<Whole>,
+    body: Option<Whole>,
 }
 
 /// A try whose answer has begun.
-pub(super) struct Leader {
-    pub(super) hop: Hop,
-    pub(super) stream: UpstreamStream,
-    pub(super) response: Response<RecvStream>,
+struct Leader {
+    hop: Hop,
+    stream: UpstreamStream,
+    response: Response<RecvStream>,
 }
 
 /// Why nobody won.
-pub(super) enum Lost {
+enum Lost {
     Unreached(Failure),
     Invalid(h2::Error),
     /// The last try ended without an answer.
@@ -65,12 +188,7 @@ type Lap = Pin<Box<dyn Future<Output = Result<Leader, Lost>>>>;
 
 impl Race<'_> {
     /// Tries at `first`, and each `delay` at another endpoint, until there is an answer or nobody is left.
-    pub(super) async fn run(
-        &self,
-        first: Hop,
-        delay: Duration,
-        tried: &mut Tried,
-    ) -> Result<Leader, Lost> {
+    async fn run(&self, first: Hop, delay: Duration, tried: &mut Tried) -> Result<Leader, Lost> {
         tried.begin_again(Some(first.peer));
         let mut laps = vec![self.lap(first)];
         let mut due = Box::pin(sleep(delay));
@@ -135,7 +253,7 @@ impl Race<'_> {
 
     /// Whether the answer would have the request sent again, were it the only one.
     fn is_reason(&self, leader: &Leader) -> bool {
-        let headers = super::exchange::Lines(leader.response.headers());
+        let headers = Lines(leader.response.headers());
         let fate = Fate::Answered(AnswerHead {
             status: leader.response.status().as_u16(),
             headers: &headers,

@@ -14,6 +14,8 @@
 
 mod account;
 mod admission;
+mod answer;
+mod asking;
 mod body;
 mod edit;
 mod exchange;
@@ -23,6 +25,8 @@ mod mirror;
 mod peers;
 mod pool;
 mod relay;
+mod request;
+mod routing;
 mod session;
 mod sessions;
 mod settings;

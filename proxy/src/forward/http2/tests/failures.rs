@@ -13,7 +13,7 @@ use tokio::{
 
 use super::peers::*;
 use crate::{
-    forward::http2::exchange::MAX_REPLAYS,
+    forward::http2::asking::MAX_REPLAYS,
     testing::{self, run},
 };
 
