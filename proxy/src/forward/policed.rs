@@ -57,6 +57,11 @@ impl Policed {
         })
     }
 
+    /// For the next request.
+    pub(super) fn into_timer(self) -> Timer {
+        self.deadlines.into_timer()
+    }
+
     pub(super) fn retry(&self) -> Option<&Retry> {
         self.policy.retry.as_ref()
     }

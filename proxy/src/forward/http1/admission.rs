@@ -37,7 +37,8 @@ impl Session {
             Some(Verdict::Admitted(told)) => Ok(told),
             Some(Verdict::Refused(refusal)) => Err(refusal),
             Some(Verdict::Undecided(undecided)) => tokio::select! {
-                decided = undecided.decide() => decided,
+                // Large while under way, and rare.
+                decided = Box::pin(undecided.decide()) => decided,
                 _ = self.client.ready(Interest::ERROR) => {
                     return Err(Denied::Failed(Failure::ClientClosed));
                 }

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -97,7 +98,7 @@ impl Session {
         // What its route answers itself or does not admit ends here.
         let mut added = Added::new();
         if outcome.routed.has_rate_limits() {
-            match Box::pin(self.admit(&mut head, &outcome.routed)).await {
+            match self.admit(&mut head, &outcome.routed).await {
                 Ok(lines) => added = lines,
                 Err(Denied::Answered(answer)) => {
                     return self.answer(head, &arrived, *answer, outcome).await;
@@ -118,7 +119,13 @@ impl Session {
         let copies = self.prepare(&mut head, &arrived, &outcome.routed);
         let lines = head.lines(self.input.filled());
         let mut exchange = Exchange {
-            policed: Policed::begin(&outcome.routed, head.is_idempotent(), &lines, &mut self.timer).map(Box::new),
+            policed: Policed::begin(
+                &outcome.routed,
+                head.is_idempotent(),
+                &lines,
+                &mut self.timer,
+            )
+            .map(Box::new),
             head,
             outcome,
             key,
@@ -154,6 +161,7 @@ impl Session {
                 } => {
                     exchange.outcome.failure = failure;
                     self.record(Some(&exchange.head), &exchange.outcome);
+                    self.timer = exchange.policed.map(|policed| policed.into_timer());
                     self.advance(in_input, exchange.buffers);
                     return next;
                 }
@@ -359,15 +367,16 @@ impl Session {
             is_answered,
             progress,
         };
+        // Large, so that there is one place for it, whether it has limits or not.
+        let mut running = pin!(attempt.run());
         let Some(policed) = policed else {
-            return attempt.run().await;
+            return running.await;
         };
         policed.deadlines.begin_try();
         let within = policed
             .deadlines
-            .within(attempt.run(), || progress.for_deadlines());
-        // Large, and only where limits are asked for.
-        let end = match Box::pin(within).await {
+            .within(running.as_mut(), || progress.for_deadlines());
+        let end = match within.await {
             Ok(end) => end,
             Err(passed) => {
                 policed.passed(passed);

@@ -53,6 +53,7 @@ use crate::{
     detect::First,
     dispatch::{Dialled, Target},
     failure::Failure,
+    forward::deadlines::Timer,
     observe::trace::Trace,
     upstream::{Lease, poll_disturbed},
 };
@@ -75,6 +76,8 @@ struct Session {
     is_under_way: bool,
     /// Of the request under way, if requests are traced.
     trace: Option<Trace>,
+    /// Of the last request that had time limits.
+    timer: Option<Timer>,
 }
 
 /// It stays with the client for as long as its requests have the same target, whatever a balancer
@@ -110,6 +113,7 @@ pub async fn serve(connection: Connection, client: TcpStream, first: First) {
         pinned: None,
         is_under_way: false,
         trace: None,
+        timer: None,
     };
     let mut drain = pin!(worker.drain.started());
     let next = loop {

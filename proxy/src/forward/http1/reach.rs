@@ -1,6 +1,6 @@
 //! The upstream connection that carries a try: one at hand, an idle one, or a fresh one.
 
-use std::time::Instant;
+use std::{pin::pin, time::Instant};
 
 use super::{Session, exchange::Exchange};
 use crate::{
@@ -39,7 +39,7 @@ impl Session {
         } = exchange;
         let policed = policed.as_deref();
         let target = &outcome.routed.target;
-        let reaching = async {
+        let mut reaching = pin!(async {
             let hop = match through {
                 Through::Any => {
                     if let Some(reached) = self.at_hand(target, outcome.started) {
@@ -64,7 +64,7 @@ impl Session {
                 Some(lease) => Ok((lease, hop)),
                 None => self.dial(target, key, hop, tried).await,
             }
-        };
+        });
         let Some(policed) = policed else {
             return reaching.await;
         };
@@ -72,8 +72,7 @@ impl Session {
             is_received: is_whole,
             ..Default::default()
         };
-        // Large while under way, and only where limits are asked for.
-        match Box::pin(policed.deadlines.within(reaching, progress)).await {
+        match policed.deadlines.within(reaching.as_mut(), progress).await {
             Ok(reached) => reached,
             Err(passed) => Err(policed.passed(passed)),
         }
