@@ -77,6 +77,10 @@ fn a_body_is_copied_up_to_the_limit_and_not_beyond() {
                 .iter()
                 .all(|line| line.len() > 60_000)
         );
+        wait_until(SOON, "the answers are counted", || {
+            copies(&site.world, "answered") == 2.0
+        });
+        assert_eq!(copies(&site.world, "dropped"), 2.0);
     });
 }
 
@@ -97,6 +101,11 @@ fn a_copy_goes_out_though_its_client_is_gone() {
     });
 }
 
+fn copies(world: &World, result: &str) -> f64 {
+    let result = format!("result=\"{result}\"");
+    world.metric_sum("outrigger_cluster_mirrored_requests_total", &result)
+}
+
 #[track_caller]
 fn all_answer(site: &Site, count: usize) {
     let asked: Vec<_> = (0..count).map(|n| ("svc", format!("/{n}"))).collect();
@@ -111,10 +120,15 @@ fn a_mirror_that_hangs_or_is_gone_costs_no_request() {
         let proxy = site.proxy("- { match: {}, cluster: a, mirror: [{ cluster: b }] }");
         site.servers[1].process.signal(Signal::STOP);
         all_answer(site, 600);
+        let dropped = copies(&site.world, "dropped");
+        assert!((1.0..=344.0).contains(&dropped), "{dropped} of 600");
         drop(proxy);
         site.servers[1].process.kill();
         let _proxy = site.proxy("- { match: {}, cluster: a, mirror: [{ cluster: b }] }");
         all_answer(site, 50);
+        wait_until(SOON, "the failures are counted", || {
+            copies(&site.world, "failed") == 50.0
+        });
     });
 }
 

@@ -100,6 +100,12 @@ pub struct ClusterCounts {
     /// Requests, and single tries, that took longer than their policy allows.
     pub request_timeouts: AtomicU64,
     pub try_timeouts: AtomicU64,
+    /// Copies of requests that were sent here, by what came of them. Those dropped were never sent: the
+    /// body was too long, or too many were under way.
+    pub copies_answered: AtomicU64,
+    pub copies_failed: AtomicU64,
+    pub copies_timed_out: AtomicU64,
+    pub copies_dropped: AtomicU64,
     pub host_sets: AtomicU64,
     pub traffic: Traffic,
 }

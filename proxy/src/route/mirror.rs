@@ -1,11 +1,19 @@
-//! Which copies of a request are to be sent, and how many may be under way.
+//! Which copies of a request are to be sent, how many may be under way, and what becomes of them.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{task, time::timeout};
 
 use super::Routed;
 use crate::{
     cluster::Rng,
     dispatch::{Onward, Target},
+    failure::Failure,
     worker::Worker,
 };
 
@@ -14,7 +22,7 @@ use crate::{
 const MAX_UNDER_WAY: usize = 256;
 
 /// The longest that a copy may take, its answer included: Envoy's timeout of a route.
-pub(crate) const TAKES: Duration = Duration::from_secs(15);
+const TAKES: Duration = Duration::from_secs(15);
 
 /// A copy that is to be made of one request.
 #[derive(Debug)]
@@ -26,7 +34,10 @@ pub struct Copy {
 
 /// A copy's place among those under way, until dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Rc<Worker>);
+pub(crate) struct Place {
+    worker: Rc<Worker>,
+    onward: Arc<Onward>,
+}
 
 impl Routed {
     /// The copies that `rng` draws for a request.
@@ -51,22 +62,47 @@ impl Copy {
     pub(crate) fn target(&self, original: std::net::SocketAddr) -> Target {
         Target::Cluster(self.onward.at(original))
     }
+
+    /// A place for the copy of a request whose body has `body` bytes; none if that is too long, or too
+    /// many are under way.
+    pub(crate) fn place(&self, worker: &Rc<Worker>, body: usize) -> Option<Place> {
+        let under_way: &Cell<usize> = &worker.copies;
+        if body > self.max_body_bytes || under_way.get() >= MAX_UNDER_WAY {
+            self.dropped();
+            return None;
+        }
+        under_way.set(under_way.get() + 1);
+        Some(Place {
+            worker: worker.clone(),
+            onward: self.onward.clone(),
+        })
+    }
+
+    /// Counts that it is not sent.
+    pub(crate) fn dropped(&self) {
+        let counts = &self.onward.cluster.counts;
+        counts.copies_dropped.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Place {
-    /// None while too many are under way.
-    pub(crate) fn take(worker: &Rc<Worker>) -> Option<Self> {
-        let under_way: &Cell<usize> = &worker.copies;
-        (under_way.get() < MAX_UNDER_WAY).then(|| {
-            under_way.set(under_way.get() + 1);
-            Self(worker.clone())
-        })
+    /// Has the copy sent and its answer read by a task of its own.
+    pub(crate) fn spawn(self, sending: impl Future<Output = Result<(), Failure>> + 'static) {
+        task::spawn_local(async move {
+            let counts = &self.onward.cluster.counts;
+            let count = match timeout(TAKES, sending).await {
+                Ok(Ok(())) => &counts.copies_answered,
+                Ok(Err(_)) => &counts.copies_failed,
+                Err(_) => &counts.copies_timed_out,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        });
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.copies.set(self.0.copies.get() - 1);
+        self.worker.copies.set(self.worker.copies.get() - 1);
     }
 }
 

@@ -25,7 +25,7 @@ pub use edits::HeaderEdits;
 pub use fault::Injected;
 pub(crate) use fault::wait;
 pub use mirror::Copy;
-pub(crate) use mirror::{Place as MirrorPlace, TAKES as MIRROR_TAKES, shadow};
+pub(crate) use mirror::shadow;
 
 /// A route of the configuration in force, with what it leads to resolved: a request looks for no
 /// name. State that belongs to a route across reloads is kept by its name, not here.

@@ -235,8 +235,12 @@ impl Session {
         let end = self
             .attempt(exchange, arrived.body, &lease, is_hedged, &progress)
             .await;
-        if progress.is_request_complete.get() && !progress.has_streamed.get() {
-            self.mirror(exchange, progress.in_input.get());
+        if progress.is_request_complete.get() {
+            match progress.has_streamed.get() {
+                false => self.mirror(exchange, progress.in_input.get()),
+                // Longer than what is kept of it.
+                true => exchange.copies.drain(..).for_each(|copy| copy.dropped()),
+            }
         }
         exchange.outcome.add(&lease, &progress);
         self.note_attempt(&end, &lease, &progress);

@@ -1,11 +1,11 @@
 //! Copies of an HTTP/1 request on their way: sent by tasks of their own, for nobody waits for them.
 //!
-//! Failure edges: a copy that cannot be sent, or whose answer takes too long, is lost.
+//! Failure edges: a copy that cannot be sent, or whose answer takes too long, is lost and counted.
 
 use std::{io, rc::Rc, time::Instant};
 
 use outrigger_config::Limits;
-use tokio::{net::TcpStream, task, time::timeout};
+use tokio::net::TcpStream;
 
 use super::{
     body::Body,
@@ -20,7 +20,7 @@ use crate::{
     connection::Connection,
     dispatch::{Tried, Way},
     failure::Failure,
-    route::{Copy, MIRROR_TAKES, MirrorPlace, shadow},
+    route::{Copy, shadow},
     upstream::Lease,
     worker::Worker,
 };
@@ -34,8 +34,7 @@ pub(super) fn send(
     input: &[u8],
 ) {
     let body = input.len() - head.len;
-    let Some(place) = MirrorPlace::take(&connection.worker).filter(|_| body <= copy.max_body_bytes)
-    else {
+    let Some(place) = copy.place(&connection.worker, body) else {
         return;
     };
     let mut head = head.clone();
@@ -48,28 +47,20 @@ pub(super) fn send(
     let target = copy.target(connection.original.0);
     let key = target.key_of_source(connection.client.0.ip());
     let (worker, original) = (connection.worker.clone(), connection.original);
-    task::spawn_local(async move {
-        let sent = timeout(MIRROR_TAKES, async {
-            let way = Way {
-                worker: &worker,
-                original,
-                target: &target,
-                key: &key,
-            };
-            let sending = Sending {
-                worker: &worker,
-                limits,
-                head: &head,
-                request: request.filled(),
-            };
-            sending.run(way).await
-        });
-        match sent.await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => tracing::debug!(?failure, "a mirrored request is lost"),
-            Err(_) => tracing::debug!("a mirrored request took too long"),
-        }
-        drop(place);
+    place.spawn(async move {
+        let way = Way {
+            worker: &worker,
+            original,
+            target: &target,
+            key: &key,
+        };
+        let sending = Sending {
+            worker: &worker,
+            limits,
+            head: &head,
+            request: request.filled(),
+        };
+        sending.run(way).await
     });
 }
 

@@ -77,7 +77,13 @@ impl Session {
         }
         let mut copies = routed.copies(&self.connection.worker.rng);
         if let Framing::Length(length) = head.framing {
-            copies.retain(|copy| length <= copy.max_body_bytes as u64);
+            copies.retain(|copy| {
+                let fits = length <= copy.max_body_bytes as u64;
+                if !fits {
+                    copy.dropped();
+                }
+                fits
+            });
         }
         let largest = copies.iter().map(|copy| copy.max_body_bytes).max();
         if let Some(largest) = largest.filter(|_| !arrived.body.is_done()) {

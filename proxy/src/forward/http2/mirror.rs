@@ -1,19 +1,18 @@
 //! Copies of an HTTP/2 request on their way: sent by tasks of their own, for nobody waits for them.
 //!
-//! Failure edges: a copy that cannot be sent, or whose answer takes too long, is lost.
+//! Failure edges: a copy that cannot be sent, or whose answer takes too long, is lost and counted.
 
 use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, header::HOST};
-use tokio::{task, time::timeout};
 
 use super::{edit, peers::Peers};
 use crate::{
     cluster::Outcome,
     dispatch::Way,
     failure::Failure,
-    route::{Copy, MIRROR_TAKES, MirrorPlace, shadow},
+    route::{Copy, shadow},
 };
 
 /// Copies that are made of a request once it is whole.
@@ -69,6 +68,9 @@ impl Copies {
             None => (Bytes::new(), None),
             Some(body) => {
                 let mut body = body.borrow_mut();
+                if body.is_too_long {
+                    self.copies.iter().for_each(Copy::dropped);
+                }
                 if !body.is_whole {
                     return;
                 }
@@ -77,22 +79,12 @@ impl Copies {
         };
         for copy in self.copies {
             let worker = &peers.client.connection.worker;
-            if body.len() > copy.max_body_bytes {
+            let Some(place) = copy.place(worker, body.len()) else {
                 continue;
-            }
-            let Some(place) = MirrorPlace::take(worker) else {
-                return;
             };
             let request = as_copy(self.request.clone(), &copy);
-            let sending = send(peers.clone(), copy, request, body.clone(), trailers.clone());
-            task::spawn_local(async move {
-                match timeout(MIRROR_TAKES, sending).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(failure)) => tracing::debug!(?failure, "a mirrored request is lost"),
-                    Err(_) => tracing::debug!("a mirrored request took too long"),
-                }
-                drop(place);
-            });
+            let (body, trailers) = (body.clone(), trailers.clone());
+            place.spawn(send(peers.clone(), copy, request, body, trailers));
         }
     }
 }

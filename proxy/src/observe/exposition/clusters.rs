@@ -31,6 +31,7 @@ pub(super) struct Row {
     /// What became of retries: those not made included.
     retried: [(&'static str, u64); 3],
     timeouts: [(&'static str, u64); 2],
+    copies: [(&'static str, u64); 4],
     host_sets: u64,
     endpoints: usize,
     usable: usize,
@@ -86,6 +87,12 @@ pub(super) fn rows(clusters: &[Arc<Cluster>]) -> Arc<[Row]> {
             timeouts: [
                 ("request", count(&counts.request_timeouts)),
                 ("try", count(&counts.try_timeouts)),
+            ],
+            copies: [
+                ("answered", count(&counts.copies_answered)),
+                ("failed", count(&counts.copies_failed)),
+                ("timed_out", count(&counts.copies_timed_out)),
+                ("dropped", count(&counts.copies_dropped)),
             ],
             host_sets: count(&counts.host_sets),
             endpoints: endpoints.len(),
@@ -274,6 +281,16 @@ pub(super) const FAMILIES: &[Family<Row>] = &[
         encode: |series, row| {
             row.timeouts.iter().try_for_each(|(of, count)| {
                 series.counter(&[("cluster", &*row.cluster), ("of", *of)], *count)
+            })
+        },
+    },
+    Family {
+        name: "outrigger_cluster_mirrored_requests",
+        help: "Copies of requests that routes mirror here; those dropped were not sent",
+        kind: MetricType::Counter,
+        encode: |series, row| {
+            row.copies.iter().try_for_each(|(result, count)| {
+                series.counter(&[("cluster", &*row.cluster), ("result", *result)], *count)
             })
         },
     },
