@@ -76,7 +76,9 @@ impl Session {
             is_received: true,
             ..Default::default()
         };
-        let won = match policed.deadlines.within(racing, received).await {
+        let raced = policed.deadlines.within(racing, received).await;
+        policed.deadlines.end_try();
+        let won = match raced {
             Ok(won) => won?,
             Err(passed) => {
                 let failure = policed.passed(passed);
@@ -273,7 +275,7 @@ impl Race<'_> {
 
     async fn lap(&self, mut hop: Hop, request: Vec<u8>) -> Result<Leader, Lost> {
         let pool = &self.worker.http1_pool;
-        let mut idle = pool.destination(hop.peer).check_out(Instant::now());
+        let mut idle = pool.check_out(hop.peer, Instant::now());
         loop {
             let lease = match idle.take() {
                 Some(lease) => lease,
@@ -330,6 +332,11 @@ impl Race<'_> {
             match response::parse(&output.filled()[at..], self.head, &self.limits) {
                 Response::Head(head) if head.is_interim() => {
                     at += head.len;
+                    // They may come without end.
+                    if at > self.limits.max_header_bytes {
+                        output.consume(at);
+                        at = 0;
+                    }
                     continue;
                 }
                 Response::Head(head) => return Ok((output, Some((head, at)))),
