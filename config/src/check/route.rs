@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Method};
 use super::{Findings, above_zero, name, retry};
 use crate::{
     Cluster, Condition, Fault, HeaderEdits, Labels, Match, Mirror, ORIGINAL_DESTINATION, PathMatch,
-    Redirect, RegexRewrite, Respond, Rewrite, Route,
+    RESERVED_HEADERS, Redirect, RegexRewrite, Respond, Rewrite, Route,
     pattern::highest_group,
     problem::meant,
     snapshot::routes::{covers::never_reached, normal, path},
@@ -18,21 +18,6 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// Bytes of a body of which a mirror may hold a copy.
 const MAX_COPY: usize = 1024 * 1024;
-
-/// Header lines that belong to a connection, to the framing of a message, or to a key of their own.
-/// A route that touched them could break what it does not understand, or let requests be smuggled.
-const NOT_FOR_ROUTES: [&str; 10] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// Clusters that can be read by name, and the places of all of them.
 struct Known<'a> {
@@ -564,7 +549,7 @@ fn line_name(name: &str, path: &str, to: &mut Findings) {
             path.to_owned(),
             format!("`{name}` is no name of a header; write one such as `x-version`"),
         );
-    } else if NOT_FOR_ROUTES.iter().any(|n| name.eq_ignore_ascii_case(n)) {
+    } else if RESERVED_HEADERS.iter().any(|n| name.eq_ignore_ascii_case(n)) {
         let fix = match name.eq_ignore_ascii_case("host") {
             true => "write `rewrite: { host: … }`",
             false => "leave it to the two sides",
