@@ -1,11 +1,13 @@
 //! For tests: scripted peers, and bounded waiting.
 
-use std::{future::Future, net::SocketAddr, process::Command, time::Duration};
+use std::{future::Future, net::SocketAddr, process::Command, rc::Rc, sync::Arc, time::Duration};
 
+use outrigger_config::{Settings, Snapshot};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 pub(crate) use crate::uncaptured::{connection, shared, worker};
+use crate::worker::Worker;
 
 /// Longer than anything on loopback takes, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -51,6 +53,19 @@ pub(crate) async fn black_hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
         assert!(held.len() < 10, "the backlog does not fill up");
     }
     (address, (socket, held))
+}
+
+/// The only worker of a process whose configuration is `text`, clusters and routes included.
+pub(crate) fn configured(text: &str) -> Rc<Worker> {
+    let shared = shared(Settings::default());
+    shared.clusters.fill(text);
+    let settings = outrigger_config::parse(text).expect("good settings");
+    let before = shared.configuration.snapshot();
+    let snapshot = Snapshot::compile(settings, Some(&before));
+    shared
+        .configuration
+        .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
+    Rc::new(Worker::new(0, shared))
 }
 
 /// Set in a test that runs [`again`].

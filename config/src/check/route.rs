@@ -1,38 +1,25 @@
 //! What is wrong with routes.
 
+mod action;
+mod headers;
+mod matching;
+
 use std::collections::HashMap;
 
-use http::{HeaderName, HeaderValue, Method};
-
+use self::{
+    action::{redirect, respond, status},
+    headers::header_edits,
+    matching::{conditions, matching},
+};
 use super::{Findings, above_zero, name, retry};
 use crate::{
-    Cluster, Condition, Fault, HeaderEdits, Labels, Match, Mirror, ORIGINAL_DESTINATION, PathMatch,
-    Redirect, RegexRewrite, Respond, Rewrite, Route,
-    pattern::highest_group,
+    Cluster, Fault, Labels, Mirror, ORIGINAL_DESTINATION, Route,
     problem::meant,
-    snapshot::routes::{covers::never_reached, normal, path},
+    snapshot::routes::{covers::never_reached, normal},
 };
-
-/// Bytes of a body that the configuration holds: more belongs on a server.
-const MAX_BODY: usize = 64 * 1024;
 
 /// Bytes of a body of which a mirror may hold a copy.
 const MAX_COPY: usize = 1024 * 1024;
-
-/// Header lines that belong to a connection, to the framing of a message, or to a key of their own.
-/// A route that touched them could break what it does not understand, or let requests be smuggled.
-const NOT_FOR_ROUTES: [&str; 10] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// Clusters that can be read by name, and the places of all of them.
 struct Known<'a> {
@@ -103,7 +90,7 @@ fn one(route: &Route, path: &str, known: &Known<'_>, to: &mut Findings) {
         subset(&share.subset, &share.cluster, &path, known, to);
     }
     if let Some(rewrite) = &route.rewrite {
-        self::rewrite(rewrite, &route.matches, &format!("{path}.rewrite"), to);
+        action::rewrite(rewrite, &route.matches, &format!("{path}.rewrite"), to);
     }
     header_edits(
         &route.request_headers,
@@ -235,269 +222,6 @@ fn subset(subset: &Labels, cluster: &str, path: &str, known: &Known<'_>, to: &mu
     }
 }
 
-fn matching(matches: &Match, path: &str, to: &mut Findings) {
-    for (key, pattern) in [("host", &matches.host), ("sni", &matches.sni)] {
-        if let Some(pattern) = pattern {
-            host(pattern, &format!("{path}.{key}"), to);
-        }
-    }
-    if matches.asks_http() && matches.asks_tls() {
-        to.error(
-            path.to_owned(),
-            "no traffic has both: within TLS nothing of HTTP can be seen; keep `sni` and `alpn`, or the keys of HTTP".into(),
-        );
-    }
-    if let Some(wanted) = &matches.path {
-        self::path(wanted, &format!("{path}.path"), to);
-    }
-    for (index, method) in matches.method.0.iter().enumerate() {
-        let path = format!("{path}.method");
-        if Method::from_bytes(method.as_bytes()).is_err() {
-            to.error(
-                path,
-                format!("`{method}` is no method; write one such as `GET`"),
-            );
-        } else if method.bytes().any(|b| b.is_ascii_lowercase()) {
-            to.warning(
-                path,
-                format!(
-                    "methods are told apart by case, and few are written so; write `{}`",
-                    method.to_ascii_uppercase()
-                ),
-            );
-        } else if matches.method.0[..index].contains(method) {
-            to.warning(path, format!("`{method}` is there twice; remove one"));
-        }
-    }
-    conditions(&matches.headers, &format!("{path}.headers"), true, to);
-    conditions(&matches.query, &format!("{path}.query"), false, to);
-    for (index, protocol) in matches.alpn.iter().enumerate() {
-        to.error_if(
-            protocol.is_empty() || protocol.len() > 255,
-            &format!("{path}.alpn[{index}]"),
-            "a protocol's name has 1 to 255 bytes; write one such as `h2`",
-        );
-    }
-}
-
-fn host(pattern: &str, path: &str, to: &mut Findings) {
-    let name = pattern
-        .strip_prefix('*')
-        .or_else(|| pattern.strip_suffix('*'));
-    let name = name.unwrap_or(pattern);
-    let message = if pattern.is_empty() {
-        "it is empty; write a name such as `api.internal`, or leave the key out for any"
-    } else if name.contains('*') {
-        "one `*` can stand at the start or at the end, nowhere else; write `*.internal`"
-    } else if name.contains(':') && name.parse::<std::net::IpAddr>().is_err() {
-        "it has a port; write the name alone, and the port as `port`"
-    } else if name.contains(['/', ' ', '@']) {
-        "this is no host name; write a name such as `api.internal`"
-    } else {
-        return;
-    };
-    to.error(path.to_owned(), message.into());
-}
-
-fn path(wanted: &PathMatch, path: &str, to: &mut Findings) {
-    let (key, text) = match wanted {
-        PathMatch::Exact(text) => ("exact", text),
-        PathMatch::Prefix(text) => ("prefix", text),
-        PathMatch::SeparatedPrefix(text) => ("separated_prefix", text),
-        PathMatch::Regex(_) => return,
-    };
-    let is_star = key == "exact" && text == "*";
-    let message = if !text.starts_with('/') && !is_star {
-        "a path begins with a slash; write one such as `/v1`"
-    } else if text.contains(['?', '#']) {
-        "a path has no query; write it under `query`"
-    } else if text.bytes().any(|b| b <= b' ' || b == 0x7f) {
-        "a path has no blanks; write `%20`"
-    } else if path::normal(text.as_bytes()).len() < text.len() && has_dots(text) {
-        "dot segments are resolved before paths are compared, so that this holds for none; write the path without them"
-    } else {
-        return;
-    };
-    to.error(format!("{path}.{key}"), message.into());
-}
-
-fn has_dots(path: &str) -> bool {
-    // What begins or ends within a segment may be all of it or not.
-    let mut segments = path.split('/');
-    segments.next_back();
-    segments.any(|segment| segment == "." || segment == "..")
-}
-
-fn conditions(conditions: &[Condition], path: &str, are_headers: bool, to: &mut Findings) {
-    for (index, condition) in conditions.iter().enumerate() {
-        let path = format!("{path}[{index}]");
-        let name = &condition.name;
-        if are_headers && name.starts_with(':') {
-            to.error(
-                format!("{path}.name"),
-                "this is no header line; write `host`, `path` or `method` under `match`".into(),
-            );
-        } else if name.is_empty() || are_headers && HeaderName::from_bytes(name.as_bytes()).is_err()
-        {
-            to.error(
-                format!("{path}.name"),
-                format!("`{name}` is no name of one; write one such as `x-version`"),
-            );
-        }
-        let tests: Vec<_> = condition.tests().collect();
-        if let [first, second, ..] = tests[..] {
-            to.error(
-                format!("{path}.{second}"),
-                format!("there is `{first}` too; keep one of them, and write a second item for the other"),
-            );
-        }
-        to.error_if(
-            condition.contains.as_ref().is_some_and(String::is_empty),
-            &format!("{path}.contains"),
-            "every value contains nothing; write what it must contain, or `present: true`",
-        );
-    }
-}
-
-fn redirect(redirect: &Redirect, matches: &Match, path: &str, to: &mut Findings) {
-    let paths = [
-        ("path", redirect.path.is_some()),
-        ("prefix", redirect.prefix.is_some()),
-        ("regex", redirect.regex.is_some()),
-    ];
-    only_one(&paths, path, to);
-    if let Some(host) = &redirect.host {
-        plain_host(host, &format!("{path}.host"), to);
-        to.error_if(
-            has_port(host) && redirect.port.is_some(),
-            &format!("{path}.port"),
-            "`host` has a port already; write it in one place",
-        );
-    }
-    if let Some(whole) = &redirect.path {
-        plain_path(whole, &format!("{path}.path"), to);
-    }
-    replaced(
-        redirect.prefix.as_deref(),
-        redirect.regex.as_ref(),
-        matches,
-        path,
-        to,
-    );
-    let says_nothing = redirect.scheme.is_none()
-        && redirect.host.is_none()
-        && redirect.port.is_none()
-        && !paths.iter().any(|(_, is_written)| *is_written)
-        && !redirect.strip_query;
-    to.error_if(
-        says_nothing,
-        path,
-        "it sends the client where it already asks; write at least one of `scheme`, `host`, `port`, `path`, `prefix` and `regex`",
-    );
-}
-
-fn respond(respond: &Respond, path: &str, to: &mut Findings) {
-    status(respond.status, &format!("{path}.status"), to);
-    let body = format!("{path}.body");
-    to.error_if(
-        respond.body.len() > MAX_BODY,
-        &body,
-        "it has more than 64 KiB; let a server answer",
-    );
-    to.error_if(
-        !respond.body.is_empty() && matches!(respond.status, 204 | 304),
-        &body,
-        "an answer with this status has no body; remove it, or write another status",
-    );
-    for (name, value) in &respond.headers {
-        line(name, value, &format!("{path}.headers.{name}"), to);
-    }
-}
-
-fn status(status: u16, path: &str, to: &mut Findings) {
-    to.error_if(
-        !(200..600).contains(&status),
-        path,
-        "this is no status of a final answer; write one from 200 to 599",
-    );
-}
-
-fn rewrite(rewrite: &Rewrite, matches: &Match, path: &str, to: &mut Findings) {
-    only_one(
-        &[
-            ("prefix", rewrite.prefix.is_some()),
-            ("regex", rewrite.regex.is_some()),
-        ],
-        path,
-        to,
-    );
-    only_one(
-        &[
-            ("host", rewrite.host.is_some()),
-            ("auto_host", rewrite.auto_host),
-        ],
-        path,
-        to,
-    );
-    replaced(
-        rewrite.prefix.as_deref(),
-        rewrite.regex.as_ref(),
-        matches,
-        path,
-        to,
-    );
-    if let Some(host) = &rewrite.host {
-        plain_host(host, &format!("{path}.host"), to);
-    }
-}
-
-/// What takes the place of a part of the path.
-fn replaced(
-    prefix: Option<&str>,
-    regex: Option<&RegexRewrite>,
-    matches: &Match,
-    path: &str,
-    to: &mut Findings,
-) {
-    if let Some(prefix) = prefix {
-        let path = format!("{path}.prefix");
-        if matches!(matches.path, None | Some(PathMatch::Regex(_))) {
-            to.error(path, "it takes the place of what `match.path` found; write `exact`, `prefix` or `separated_prefix` there, or use `regex` here".into());
-        } else {
-            plain_path(prefix, &path, to);
-        }
-    }
-    if let Some(regex) = regex {
-        let path = format!("{path}.regex.substitution");
-        let template = &regex.substitution;
-        if template.bytes().any(|b| b <= b' ' || b >= 0x7f) {
-            to.error(
-                path,
-                "a path is plain ASCII without blanks; write `%20` and the like".into(),
-            );
-            return;
-        }
-        match highest_group(template) {
-            Err(how) => to.error(path, format!("{how}; write `\\1`, or `\\\\` for a backslash")),
-            Ok(highest) if highest > regex.pattern.groups() => to.error(
-                path,
-                format!("there is no group {highest} in the pattern, which has {}; put parentheses around what is meant", regex.pattern.groups()),
-            ),
-            Ok(_) => {}
-        }
-    }
-}
-
-fn only_one(keys: &[(&str, bool)], path: &str, to: &mut Findings) {
-    let mut written = keys.iter().filter(|(_, is_written)| *is_written);
-    if let (Some((first, _)), Some((second, _))) = (written.next(), written.next()) {
-        to.error(
-            format!("{path}.{second}"),
-            format!("there is `{first}` too; keep one of them"),
-        );
-    }
-}
-
 fn plain_path(text: &str, path: &str, to: &mut Findings) {
     let message = if !text.starts_with('/') {
         "a path begins with a slash; write one such as `/v1`"
@@ -529,51 +253,6 @@ fn has_port(host: &str) -> bool {
     host.rsplit(']')
         .next()
         .is_some_and(|rest| rest.contains(':'))
-}
-
-fn header_edits(edits: &HeaderEdits, path: &str, to: &mut Findings) {
-    for (key, lines) in [
-        ("add", &edits.add),
-        ("set", &edits.set),
-        ("add_if_absent", &edits.add_if_absent),
-    ] {
-        for (name, value) in lines {
-            line(name, value, &format!("{path}.{key}.{name}"), to);
-        }
-    }
-    for (index, name) in edits.remove.iter().enumerate() {
-        line_name(name, &format!("{path}.remove[{index}]"), to);
-    }
-}
-
-fn line(name: &str, value: &str, path: &str, to: &mut Findings) {
-    line_name(name, path, to);
-    let message = if HeaderValue::from_str(value).is_err() {
-        "a header's value is one line of printable characters; remove line breaks and control characters"
-    } else if value.trim_matches([' ', '\t']) != value {
-        "blanks around a header's value get lost; remove them"
-    } else {
-        return;
-    };
-    to.error(path.to_owned(), message.into());
-}
-
-fn line_name(name: &str, path: &str, to: &mut Findings) {
-    if HeaderName::from_bytes(name.as_bytes()).is_err() {
-        to.error(
-            path.to_owned(),
-            format!("`{name}` is no name of a header; write one such as `x-version`"),
-        );
-    } else if NOT_FOR_ROUTES.iter().any(|n| name.eq_ignore_ascii_case(n)) {
-        let fix = match name.eq_ignore_ascii_case("host") {
-            true => "write `rewrite: { host: … }`",
-            false => "leave it to the two sides",
-        };
-        to.error(
-            path.to_owned(),
-            format!("`{name}` belongs to the connection or to the message's framing, or has a key of its own; {fix}"),
-        );
-    }
 }
 
 fn mirror(mirror: &Mirror, path: &str, known: &Known<'_>, to: &mut Findings) {

@@ -43,9 +43,9 @@ pub use rate_limit::{
 };
 pub use route::{
     Abort, BackOff, Condition, Delay, Fault, GrpcTimeout, HeaderEdits, Hedge, Match, Methods,
-    Mirror, ORIGINAL_DESTINATION, PathMatch, RateLimited, Redirect, RedirectCode, RegexRewrite,
-    ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite, Route, Scheme,
-    Share,
+    Mirror, ORIGINAL_DESTINATION, PathMatch, RESERVED_HEADERS, RateLimited, Redirect, RedirectCode,
+    RegexRewrite, ResetFormat, ResetHeader, Respond, RetriableHeader, Retry, RetryOn, Rewrite,
+    Route, Scheme, Share,
 };
 pub use supervisor::Supervisor;
 pub use tracing::{OtlpProtocol, RouteTracing, TraceFormat, Tracing};

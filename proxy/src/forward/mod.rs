@@ -5,5 +5,6 @@ pub mod http1;
 pub mod http2;
 pub mod opaque;
 mod policed;
+mod race;
 pub mod respond;
 pub mod splice;

@@ -56,15 +56,15 @@ async fn through_pipe(
     count: u64,
     moved: &Cell<u64>,
 ) -> End {
-    let end = moved.get() + count;
-    while moved.get() < end {
-        let wanted = usize::try_from(end - moved.get()).unwrap_or(usize::MAX);
+    let mut left = count;
+    while left > 0 {
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX);
         match from
             .async_io(Interest::READABLE, || pipe.fill(from, wanted))
             .await
         {
             Ok(0) => return End::SourceClosed,
-            Ok(_) => {}
+            Ok(taken) => left -= taken as u64,
             Err(error) => return End::SourceFailed(error),
         }
         while !pipe.is_empty() {
@@ -84,14 +84,14 @@ async fn through_buffer(
     count: u64,
     moved: &Cell<u64>,
 ) -> End {
-    let target = moved.get() + count;
+    let mut left = count;
     let mut buffer = worker.buffers.take();
     let end = loop {
-        if moved.get() == target {
+        if left == 0 {
             break End::Complete;
         }
         let space = buffer.space();
-        let wanted = usize::try_from(target - moved.get()).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX);
         let wanted = wanted.min(space.len());
         let read = from
             .async_io(Interest::READABLE, || {
@@ -100,7 +100,10 @@ async fn through_buffer(
             .await;
         match read {
             Ok(0) => break End::SourceClosed,
-            Ok(read) => buffer.fill(read),
+            Ok(read) => {
+                buffer.fill(read);
+                left -= read as u64;
+            }
             Err(error) => break End::SourceFailed(error),
         }
         while !buffer.is_empty() {
@@ -324,6 +327,20 @@ mod tests {
             let mut received = [0; 4];
             sink.read_exact(&mut received).await.unwrap();
             assert_eq!(&received, b"half");
+        });
+    }
+
+    #[test]
+    fn the_largest_count_is_no_small_one() {
+        with_and_without_pipes(async |worker| {
+            let (from, mut source) = pair().await;
+            let (to, _sink) = pair().await;
+            source.write_all(b"half").await.unwrap();
+            drop(source);
+            let moved = Cell::new(100);
+            let end = splice_exact(worker, &from, &to, u64::MAX, &moved).await;
+            assert!(matches!(end, End::SourceClosed), "{end:?}");
+            assert_eq!(moved.get(), 104);
         });
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header::RETRY_AFTER};
-use outrigger_config::RateLimit;
+use outrigger_config::{RESERVED_HEADERS, RateLimit};
 
 use super::bucket::{Left, Rate};
 use crate::failure::Failure;
@@ -144,18 +144,7 @@ pub(super) fn add_foreign(to: &mut Headers, name: &str, value: &[u8]) {
     if value.to_str().is_err() {
         return;
     }
-    let belongs_to_the_message = [
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    if to.len() < MAX_ADDED && !belongs_to_the_message.contains(&name.as_str()) {
+    if to.len() < MAX_ADDED && !RESERVED_HEADERS.contains(&name.as_str()) {
         to.push((name, value));
     }
 }

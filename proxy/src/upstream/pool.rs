@@ -92,6 +92,12 @@ impl Pool {
         destination.clone()
     }
 
+    /// An idle connection to `peer`, for whoever comes only once.
+    pub fn check_out(&self, peer: SocketAddr, now: Instant) -> Option<Lease> {
+        let idle = self.destinations.borrow().get(&peer).cloned();
+        idle?.check_out(now)
+    }
+
     /// Forgets a destination that has no idle connections and no other user than `idle`.
     pub fn forget(&self, peer: SocketAddr, idle: &Rc<IdleConnections>) {
         if idle.connections.borrow().is_empty() && Rc::strong_count(idle) == 2 {

@@ -7,6 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::SearchRegex;
 
+/// Header lines that belong to a connection, to the framing of a message, or to a key of their own.
+/// Whoever touched them could break what it does not understand, or let requests be smuggled.
+pub const RESERVED_HEADERS: [&str; 10] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Of a request's path at most one of `prefix` and `regex`, of its host one of `host` and
 /// `auto_host`. The query stays.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

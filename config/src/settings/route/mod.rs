@@ -17,7 +17,7 @@ use super::{RateLimit, RouteTracing, cluster::Labels};
 use crate::Span;
 
 pub use action::{Redirect, RedirectCode, Respond, Scheme, Share};
-pub use edits::{HeaderEdits, RegexRewrite, Rewrite};
+pub use edits::{HeaderEdits, RESERVED_HEADERS, RegexRewrite, Rewrite};
 pub use fault::{Abort, Delay, Fault};
 pub use matching::{Condition, Match, Methods, PathMatch};
 pub use mirror::Mirror;

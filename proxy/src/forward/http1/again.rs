@@ -31,11 +31,10 @@ impl Exchange {
     pub(super) fn pause_after(
         &self,
         fate: Fate<'_>,
-        lease: &Lease,
         progress: &Progress,
         rng: &Rng,
     ) -> Option<Duration> {
-        let is_kept = progress.is_kept(&self.head) && !lease.is_pinned;
+        let is_kept = progress.is_kept(&self.head);
         self.policed.as_ref()?.again(fate, is_kept, rng)
     }
 

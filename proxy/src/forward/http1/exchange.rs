@@ -189,7 +189,10 @@ impl Session {
             Ok(arrived) => arrived,
             Err(how) => return TryEnd::Refused(Failure::BadRequest(how)),
         };
-        let hedge_delay = exchange.hedge_delay(&arrived);
+        // What a client has authenticated cannot be had a second time.
+        let hedge_delay = exchange
+            .hedge_delay(&arrived)
+            .filter(|_| self.pinned.is_none());
         let is_hedged = hedge_delay.is_some();
         let reached = match hedge_delay {
             // Large while under way, and rare.
@@ -231,7 +234,7 @@ impl Session {
             self.number_try(exchange);
         }
         let captured = self.connection.worker.captured();
-        let progress = Progress::new(exchange.head.len + arrived.count, captured);
+        let progress = Progress::new(exchange.head.len + arrived.count, lease.is_pinned, captured);
         let end = self
             .attempt(exchange, arrived.body, &lease, is_hedged, &progress)
             .await;
@@ -273,7 +276,7 @@ impl Session {
                 let fate = Fate::Reset {
                     has_left: progress.written.get() > 0 && !is_unconsumed(),
                 };
-                if let Some(pause) = exchange.pause_after(fate, &lease, &progress, self.rng()) {
+                if let Some(pause) = exchange.pause_after(fate, &progress, self.rng()) {
                     let peer = lease.upstream.peer;
                     self.connection.failed.broke(peer, Failure::UpstreamClosed);
                     return exchange.again(&hop, pause);
@@ -287,8 +290,7 @@ impl Session {
                 reset_when_dropped(&lease.upstream.stream);
                 if passed.is_of_try()
                     && progress.status.get().is_none()
-                    && let Some(pause) =
-                        exchange.pause_after(Fate::TimedOut, &lease, &progress, self.rng())
+                    && let Some(pause) = exchange.pause_after(Fate::TimedOut, &progress, self.rng())
                 {
                     return exchange.again(&hop, pause);
                 }

@@ -1,17 +1,14 @@
-//! Tries of one request beside each other: the first good answer wins, and the other tries end with
-//! their connections. What is raced for is the head of an answer; its relay is an ordinary attempt's.
+//! Tries of one request beside each other, each over a connection of its own, with which it ends unless
+//! it wins. What is raced for is the head of an answer; its relay is an ordinary attempt's.
 
 use std::{
-    future::{Future, poll_fn},
     io,
-    pin::{Pin, pin},
     rc::Rc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
-use outrigger_config::{Headers, Limits};
-use tokio::{io::Interest, net::TcpStream, time::sleep};
+use outrigger_config::{Headers, Limits, Retry};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     Session,
@@ -25,9 +22,13 @@ use super::{
 use crate::{
     buffer::Buffer,
     cluster::{Outcome, Rng},
-    dispatch::{Hop, Tried, Way},
+    dispatch::Hop,
     failure::Failure,
-    forward::{deadlines, policed::Policed},
+    forward::{
+        deadlines,
+        policed::Policed,
+        race::{Answered, Lap, Race},
+    },
     retry::{AnswerHead, Fate},
     upstream::Lease,
     worker::Worker,
@@ -61,22 +62,38 @@ impl Session {
             Through::Any | Through::Another => way.choose_another(tried, policed.prefers_others()),
             Through::Fresh(hop) => Ok(hop),
         };
-        let race = Race {
+        let first = first.map_err(Lost::Unreached)?;
+        let asking = Asking {
             worker: &self.connection.worker,
-            way,
             limits: self.settings.limits,
             client: &self.client,
             policed,
             head,
             request: &self.input.filled()[..head.len + count],
         };
-        let racing = race.run(first.map_err(Lost::Unreached)?, delay, tried);
+        let race = Race {
+            way,
+            policed,
+            delay,
+        };
+        let lap = |hop| -> Lap<'_, Leader, Lost> { Box::pin(asking.lap(hop)) };
+        let racing = async {
+            tokio::select! {
+                biased;
+                won = race.run(first, tried, lap) => won,
+                _ = self.client.ready(Interest::ERROR) => {
+                    Err(Lost::Unreached(Failure::ClientClosed))
+                }
+            }
+        };
         policed.deadlines.begin_try();
         let received = || deadlines::Progress {
             is_received: true,
             ..Default::default()
         };
-        let won = match policed.deadlines.within(racing, received).await {
+        let raced = policed.deadlines.within(racing, received).await;
+        policed.deadlines.end_try();
+        let won = match raced {
             Ok(won) => won?,
             Err(passed) => {
                 let failure = policed.passed(passed);
@@ -155,9 +172,9 @@ impl Exchange {
     }
 }
 
-struct Race<'a> {
+/// What the tries of a race ask.
+struct Asking<'a> {
     worker: &'a Rc<Worker>,
-    way: Way<'a>,
     limits: Limits,
     client: &'a TcpStream,
     policed: &'a Policed,
@@ -187,77 +204,28 @@ pub(super) enum Lost {
     },
 }
 
-#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
-enum Event {
-    Ended(Result<Leader, Lost>),
-    Due,
-    ClientGone,
+impl Answered for Leader {
+    fn is_reason(&self, retry: &Retry) -> bool {
+        let Some((head, at)) = &self.head else {
+            return false;
+        };
+        let lines = head.lines(&self.output.filled()[*at..]);
+        let fate = Fate::Answered(AnswerHead {
+            status: head.status,
+            headers: &lines,
+        });
+        fate.is_reason(retry)
+    }
+
+    fn pass_over(mut self) {
+        if let Some((head, _)) = &self.head {
+            self.hop
+                .report(Outcome::of_status(head.status), Instant::now());
+        }
+    }
 }
 
-type Lap<'r> = Pin<Box<dyn Future<Output = Result<Leader, Lost>> + 'r>>;
-
-impl Race<'_> {
-    /// Tries at `first`, and each `delay` at another endpoint, until there is an answer or nobody is left.
-    async fn run(&self, first: Hop, delay: Duration, tried: &mut Tried) -> Result<Leader, Lost> {
-        tried.begin_again(Some(first.peer));
-        let mut laps: Vec<Lap<'_>> = vec![Box::pin(self.lap(first, self.request.to_vec()))];
-        let mut due = Box::pin(sleep(delay));
-        let mut may_hedge = true;
-        let mut gone = pin!(self.client.ready(Interest::ERROR));
-        loop {
-            let event = poll_fn(|cx| {
-                for place in 0..laps.len() {
-                    if let Poll::Ready(ended) = laps[place].as_mut().poll(cx) {
-                        drop(laps.swap_remove(place));
-                        return Poll::Ready(Event::Ended(ended));
-                    }
-                }
-                if gone.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Event::ClientGone);
-                }
-                if may_hedge && due.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Event::Due);
-                }
-                Poll::Pending
-            });
-            match event.await {
-                Event::ClientGone => return Err(Lost::Unreached(Failure::ClientClosed)),
-                Event::Due => {
-                    may_hedge = match self.begin_another(tried) {
-                        Some(lap) => {
-                            laps.push(lap);
-                            due = Box::pin(sleep(delay));
-                            true
-                        }
-                        None => false,
-                    };
-                }
-                Event::Ended(Ok(leader)) if laps.is_empty() || !self.is_reason(&leader) => {
-                    return Ok(leader);
-                }
-                // The others may do better.
-                Event::Ended(Ok(mut leader)) => {
-                    if let Some((head, _)) = &leader.head {
-                        let outcome = Outcome::of_status(head.status);
-                        leader.hop.report(outcome, Instant::now());
-                    }
-                }
-                Event::Ended(Err(lost)) if laps.is_empty() => return Err(lost),
-                Event::Ended(Err(_)) => {}
-            }
-        }
-    }
-
-    fn begin_another(&self, tried: &mut Tried) -> Option<Lap<'_>> {
-        if !self.policed.hedge() {
-            return None;
-        }
-        let prefers_others = self.policed.prefers_others();
-        let hop = self.way.choose_another(tried, prefers_others).ok()?;
-        tried.begin_again(Some(hop.peer));
-        Some(Box::pin(self.lap(hop, self.numbered())))
-    }
-
+impl Asking<'_> {
     /// The request with the number of the try that begins now, if tries carry theirs: the line ends the
     /// head.
     fn numbered(&self) -> Vec<u8> {
@@ -271,9 +239,10 @@ impl Race<'_> {
         request
     }
 
-    async fn lap(&self, mut hop: Hop, request: Vec<u8>) -> Result<Leader, Lost> {
+    async fn lap(&self, mut hop: Hop) -> Result<Leader, Lost> {
+        let request = self.numbered();
         let pool = &self.worker.http1_pool;
-        let mut idle = pool.destination(hop.peer).check_out(Instant::now());
+        let mut idle = pool.check_out(hop.peer, Instant::now());
         loop {
             let lease = match idle.take() {
                 Some(lease) => lease,
@@ -330,6 +299,11 @@ impl Race<'_> {
             match response::parse(&output.filled()[at..], self.head, &self.limits) {
                 Response::Head(head) if head.is_interim() => {
                     at += head.len;
+                    // They may come without end.
+                    if at > self.limits.max_header_bytes {
+                        output.consume(at);
+                        at = 0;
+                    }
                     continue;
                 }
                 Response::Head(head) => return Ok((output, Some((head, at)))),
@@ -345,18 +319,5 @@ impl Race<'_> {
                 Err(error) => return Err(error.kind()),
             }
         }
-    }
-
-    /// Whether the answer would have the request sent again, were it the only one.
-    fn is_reason(&self, leader: &Leader) -> bool {
-        let (Some((head, at)), Some(retry)) = (&leader.head, self.policed.retry()) else {
-            return false;
-        };
-        let lines = head.lines(&leader.output.filled()[*at..]);
-        let fate = Fate::Answered(AnswerHead {
-            status: head.status,
-            headers: &lines,
-        });
-        fate.is_reason(retry)
     }
 }

@@ -79,8 +79,8 @@ struct Sending<'a> {
 impl Sending<'_> {
     async fn run(&self, way: Way<'_>) -> Result<(), Failure> {
         let mut hop = way.choose()?;
-        let idle = self.worker.http1_pool.destination(hop.peer);
-        if let Some(lease) = idle.check_out(Instant::now())
+        let pool = &self.worker.http1_pool;
+        if let Some(lease) = pool.check_out(hop.peer, Instant::now())
             && let Ok(outcome) = self.exchange(lease).await
         {
             hop.report(outcome, Instant::now());
@@ -156,8 +156,9 @@ impl Sending<'_> {
             }
         }
         let status = head.status;
-        let stays =
-            body.is_done() && head.keeps_alive && !head.authenticates_connection && status != 101;
+        // One that is authenticated now, as the client, serves nobody else.
+        let authenticates = self.head.authenticates_connection || head.authenticates_connection;
+        let stays = body.is_done() && head.keeps_alive && !authenticates && status != 101;
         Ok((status, stays.then_some(head)))
     }
 }

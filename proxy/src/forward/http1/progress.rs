@@ -32,6 +32,8 @@ pub(super) struct Progress {
     pub(super) has_client_closed: Cell<bool>,
     /// Any byte has come from the upstream.
     pub(super) has_answer_begun: Cell<bool>,
+    /// The upstream connection is authenticated, and this client's alone.
+    is_pinned: bool,
     /// The status of the final answer, once it goes to the client.
     pub(super) status: Cell<Option<u16>>,
     /// When the final answer's head was there; known only if an access log asks.
@@ -41,8 +43,9 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(in_input: usize, captured: Option<Captured>) -> Self {
+    pub(super) fn new(in_input: usize, is_pinned: bool, captured: Option<Captured>) -> Self {
         Self {
+            is_pinned,
             in_input: Cell::new(in_input),
             captured: RefCell::new(captured),
             ..Self::default()
@@ -53,6 +56,7 @@ impl Progress {
     pub(super) fn is_kept(&self, request: &RequestHead) -> bool {
         !self.has_streamed.get()
             && !self.has_client_closed.get()
+            && !self.is_pinned
             && !request.authenticates_connection
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod failures;
+mod policies;
 mod pooling;
 mod requests;
 mod script;

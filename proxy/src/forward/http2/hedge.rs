@@ -1,10 +1,9 @@
-//! Tries of one request beside each other: the first good answer wins, and the other streams are
-//! cancelled. What is raced for is the head of an answer; its relay is as ever.
+//! Tries of one request beside each other, each on a stream of its own, which is cancelled unless it
+//! wins. What is raced for is the head of an answer; its relay is as ever.
 
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    rc::Rc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
-use tokio::time::sleep;
+use outrigger_config::Retry;
 
 use super::{
     account::outcome_of,
@@ -27,9 +26,12 @@ use super::{
 };
 use crate::{
     cluster::Outcome,
-    dispatch::{Hop, Tried, Way},
+    dispatch::Hop,
     failure::Failure,
-    forward::{deadlines::Passed, policed::Policed},
+    forward::{
+        deadlines::Passed,
+        race::{Answered, Lap, Race},
+    },
     retry::{AnswerHead, Fate},
 };
 
@@ -83,13 +85,14 @@ impl Asking<'_> {
             } = self;
             let account = &**account;
             let race = Race {
-                peers: &account.peers,
                 way: way(account, key),
                 policed: &policed,
-                request: &|| outgoing(account),
-                body,
+                delay,
             };
-            let mut racing = pin!(race.run(hop, delay, tried));
+            let lap = |hop| -> Lap<'_, Leader, Lost> {
+                Box::pin(lap(&account.peers, hop, outgoing(account), body.clone()))
+            };
+            let mut racing = pin!(race.run(hop, tried, lap));
             poll_fn(|cx| {
                 if let Poll::Ready(ended) = racing.as_mut().poll(cx) {
                     return Poll::Ready(Ok(ended));
@@ -153,16 +156,6 @@ enum Cut {
     TooLong(Passed),
 }
 
-struct Race<'a> {
-    peers: &'a Rc<Peers>,
-    way: Way<'a>,
-    policed: &'a Policed,
-    /// The request as it goes to the next endpoint.
-    request: &'a dyn Fn() -> Request<()>,
-    /// None if it has none.
-    body: Option<Whole>,
-}
-
 /// A try whose answer has begun.
 struct Leader {
     hop: Hop,
@@ -178,92 +171,25 @@ enum Lost {
     NoAnswer(h2::Error),
 }
 
-#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
-enum Event {
-    Ended(Result<Leader, Lost>),
-    Due,
-}
-
-type Lap = Pin<Box<dyn Future<Output = Result<Leader, Lost>>>>;
-
-impl Race<'_> {
-    /// Tries at `first`, and each `delay` at another endpoint, until there is an answer or nobody is left.
-    async fn run(&self, first: Hop, delay: Duration, tried: &mut Tried) -> Result<Leader, Lost> {
-        tried.begin_again(Some(first.peer));
-        let mut laps = vec![self.lap(first)];
-        let mut due = Box::pin(sleep(delay));
-        let mut may_hedge = true;
-        loop {
-            let event = poll_fn(|cx| {
-                for place in 0..laps.len() {
-                    if let Poll::Ready(ended) = laps[place].as_mut().poll(cx) {
-                        drop(laps.swap_remove(place));
-                        return Poll::Ready(Event::Ended(ended));
-                    }
-                }
-                if may_hedge && due.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Event::Due);
-                }
-                Poll::Pending
-            });
-            match event.await {
-                Event::Due => {
-                    may_hedge = match self.begin_another(tried) {
-                        Some(lap) => {
-                            laps.push(lap);
-                            due = Box::pin(sleep(delay));
-                            true
-                        }
-                        None => false,
-                    };
-                }
-                Event::Ended(Ok(leader)) if laps.is_empty() || !self.is_reason(&leader) => {
-                    return Ok(leader);
-                }
-                // The others may do better.
-                Event::Ended(Ok(mut leader)) => {
-                    if let Some(outcome) = outcome_of(&leader.response) {
-                        leader.hop.report(outcome, Instant::now());
-                    }
-                }
-                Event::Ended(Err(lost)) if laps.is_empty() => return Err(lost),
-                Event::Ended(Err(_)) => {}
-            }
-        }
-    }
-
-    fn begin_another(&self, tried: &mut Tried) -> Option<Lap> {
-        if !self.policed.hedge() {
-            return None;
-        }
-        let prefers_others = self.policed.prefers_others();
-        let hop = self.way.choose_another(tried, prefers_others).ok()?;
-        tried.begin_again(Some(hop.peer));
-        Some(self.lap(hop))
-    }
-
-    fn lap(&self, hop: Hop) -> Lap {
-        Box::pin(lap(
-            self.peers.clone(),
-            hop,
-            (self.request)(),
-            self.body.clone(),
-        ))
-    }
-
-    /// Whether the answer would have the request sent again, were it the only one.
-    fn is_reason(&self, leader: &Leader) -> bool {
-        let headers = Lines(leader.response.headers());
+impl Answered for Leader {
+    fn is_reason(&self, retry: &Retry) -> bool {
+        let headers = Lines(self.response.headers());
         let fate = Fate::Answered(AnswerHead {
-            status: leader.response.status().as_u16(),
+            status: self.response.status().as_u16(),
             headers: &headers,
         });
-        self.policed.retry().is_some_and(|r| fate.is_reason(r))
+        fate.is_reason(retry)
+    }
+
+    fn pass_over(mut self) {
+        if let Some(outcome) = outcome_of(&self.response) {
+            self.hop.report(outcome, Instant::now());
+        }
     }
 }
 
 async fn lap(
-    peers: Rc<Peers>,
+    peers: &Peers,
     mut hop: Hop,
     request: Request<()>,
     body: Option<Whole>,

@@ -133,6 +133,10 @@ impl Session {
         self.streams() < self.max_streams()
     }
 
+    pub(super) fn has_served(&self) -> bool {
+        self.has_served.get()
+    }
+
     /// Counts a stream that is about to be opened; true if the session has served before.
     pub(super) fn begin_stream(&self) -> bool {
         self.streams.set(self.streams.get() + 1);

@@ -68,7 +68,13 @@ impl Sessions {
     /// A place on a session that has room now, other than `avoid`.
     pub(super) fn place(self: &Rc<Self>, avoid: Option<&Rc<Session>>) -> Option<Place> {
         let mut sessions = self.sessions.borrow_mut();
-        sessions.retain(|s| !s.is_over());
+        sessions.retain(|s| {
+            if s.is_over() && !s.has_served() {
+                // It was taken only to be closed: as good as refused.
+                self.note_failure(Failure::UpstreamClosed);
+            }
+            !s.is_over()
+        });
         let is_avoided = |s: &Rc<Session>| avoid.is_some_and(|a| Rc::ptr_eq(a, s));
         let session = match sessions.iter().find(|s| s.has_room() && !is_avoided(s)) {
             Some(session) => session.clone(),
@@ -121,26 +127,30 @@ impl Sessions {
         task::spawn_local(async move {
             let mut making = pin!(this.make(upstream));
             let made = tokio::select! {
-                made = &mut making => made,
+                made = &mut making => Some(made),
                 // Then only copies of its requests are left to use it, if there are any.
                 () = this.client.gone() => match this.waiting.get() {
-                    0 => return,
-                    _ => making.await,
+                    0 => None,
+                    _ => Some(making.await),
                 },
             };
             this.dialling.set(this.dialling.get() - 1);
             match made {
-                Ok(session) if this.waiting.get() == 0 => {
+                None => {}
+                Some(Ok(session)) if this.waiting.get() == 0 => {
                     this.idle.put(&this.client.connection.worker, session);
                 }
-                Ok(session) => this.sessions.borrow_mut().push(session),
-                Err(failure) => {
-                    this.failures.set(this.failures.get() + 1);
-                    this.last_failure.set(failure);
-                }
+                Some(Ok(session)) => this.sessions.borrow_mut().push(session),
+                Some(Err(failure)) => this.note_failure(failure),
             }
             this.changed.notify_waiters();
         });
+    }
+
+    /// Tells those who wait for a session why there is none.
+    fn note_failure(&self, failure: Failure) {
+        self.failures.set(self.failures.get() + 1);
+        self.last_failure.set(failure);
     }
 
     /// Stops using a session for new streams.

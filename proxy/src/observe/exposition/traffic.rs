@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use prometheus_client::metrics::MetricType;
 
-use super::{pages::Family, series::Series};
+use super::pages::Family;
 use crate::{cluster::Cluster, observe::metrics::Totals, shared::Shared};
+
+const DESTINATION: &str = "destination";
 
 /// The destination under which forgotten ones are told.
 const OTHER: &str = "other";
@@ -13,6 +15,8 @@ const OTHER: &str = "other";
 /// What was counted for one thing.
 #[derive(Debug)]
 pub(super) struct Row {
+    /// The label under which it is told: what kind of thing it is.
+    of: &'static str,
     name: Box<str>,
     totals: Totals,
 }
@@ -24,6 +28,7 @@ pub(super) fn destinations(shared: &Shared) -> Arc<[Row]> {
     let mut rows: Vec<_> = known
         .iter()
         .map(|destination| Row {
+            of: DESTINATION,
             name: destination.address.to_string().into(),
             totals: destination.metrics.totals(),
         })
@@ -31,6 +36,7 @@ pub(super) fn destinations(shared: &Shared) -> Arc<[Row]> {
     let forgotten = shared.registry.forgotten();
     if forgotten != Totals::default() {
         rows.push(Row {
+            of: DESTINATION,
             name: OTHER.into(),
             totals: forgotten,
         });
@@ -40,6 +46,7 @@ pub(super) fn destinations(shared: &Shared) -> Arc<[Row]> {
 
 pub(super) fn clusters(clusters: &[Arc<Cluster>]) -> Arc<[Row]> {
     let row = |cluster: &Arc<Cluster>| Row {
+        of: "cluster",
         name: (*cluster.name).into(),
         totals: cluster.counts.traffic.totals(),
     };
@@ -49,52 +56,25 @@ pub(super) fn clusters(clusters: &[Arc<Cluster>]) -> Arc<[Row]> {
 pub(super) fn routes(shared: &Shared) -> Arc<[Row]> {
     let routes = shared.configuration.traffic().totals();
     let row = |(name, totals): (Arc<str>, Totals)| Row {
+        of: "route",
         name: (*name).into(),
         totals,
     };
     routes.into_iter().map(row).collect()
 }
 
-const REQUESTS: &str = "HTTP requests, and connections of other protocols, that have ended";
-const DURATION: &str = "Time from the first byte of an HTTP request to the last byte of its answer";
-const RECEIVED: &str = "Bytes read from applications, counted when a request or connection ends";
-const SENT: &str = "Bytes written to applications, counted when a request or connection ends";
-
 pub(super) const DESTINATION_FAMILIES: &[Family<Row>] = &[
-    Family {
-        name: "outrigger_requests",
-        help: REQUESTS,
-        kind: MetricType::Counter,
-        encode: |series, row| row.requests(series, "destination"),
-    },
-    Family {
-        name: "outrigger_request_duration_seconds",
-        help: DURATION,
-        kind: MetricType::Histogram,
-        encode: |series, row| row.durations(series, "destination"),
-    },
-    Family {
-        name: "outrigger_received_bytes",
-        help: RECEIVED,
-        kind: MetricType::Counter,
-        encode: |series, row| {
-            series.counter(&[("destination", &row.name)], row.totals.bytes_received)
-        },
-    },
-    Family {
-        name: "outrigger_sent_bytes",
-        help: SENT,
-        kind: MetricType::Counter,
-        encode: |series, row| series.counter(&[("destination", &row.name)], row.totals.bytes_sent),
-    },
+    requests("outrigger_requests"),
+    durations("outrigger_request_duration_seconds"),
+    received("outrigger_received_bytes"),
+    sent("outrigger_sent_bytes"),
     Family {
         name: "outrigger_upstream_requests",
         help: "HTTP requests sent upstream, by whether their connection was new or reused",
         kind: MetricType::Counter,
         encode: |series, row| {
             for (connection, count) in [("new", row.totals.fresh), ("reused", row.totals.reused)] {
-                let labels = [("destination", &*row.name), ("connection", connection)];
-                series.counter(&labels, count)?;
+                series.counter(&[row.label(), ("connection", connection)], count)?;
             }
             Ok(())
         },
@@ -102,77 +82,72 @@ pub(super) const DESTINATION_FAMILIES: &[Family<Row>] = &[
 ];
 
 pub(super) const CLUSTER_FAMILIES: &[Family<Row>] = &[
-    Family {
-        name: "outrigger_cluster_requests",
-        help: REQUESTS,
-        kind: MetricType::Counter,
-        encode: |series, row| row.requests(series, "cluster"),
-    },
-    Family {
-        name: "outrigger_cluster_request_duration_seconds",
-        help: DURATION,
-        kind: MetricType::Histogram,
-        encode: |series, row| row.durations(series, "cluster"),
-    },
-    Family {
-        name: "outrigger_cluster_received_bytes",
-        help: RECEIVED,
-        kind: MetricType::Counter,
-        encode: |series, row| series.counter(&[("cluster", &row.name)], row.totals.bytes_received),
-    },
-    Family {
-        name: "outrigger_cluster_sent_bytes",
-        help: SENT,
-        kind: MetricType::Counter,
-        encode: |series, row| series.counter(&[("cluster", &row.name)], row.totals.bytes_sent),
-    },
+    requests("outrigger_cluster_requests"),
+    durations("outrigger_cluster_request_duration_seconds"),
+    received("outrigger_cluster_received_bytes"),
+    sent("outrigger_cluster_sent_bytes"),
 ];
 
 pub(super) const ROUTE_FAMILIES: &[Family<Row>] = &[
-    Family {
-        name: "outrigger_route_requests",
-        help: REQUESTS,
-        kind: MetricType::Counter,
-        encode: |series, row| row.requests(series, "route"),
-    },
-    Family {
-        name: "outrigger_route_request_duration_seconds",
-        help: DURATION,
-        kind: MetricType::Histogram,
-        encode: |series, row| row.durations(series, "route"),
-    },
-    Family {
-        name: "outrigger_route_received_bytes",
-        help: RECEIVED,
-        kind: MetricType::Counter,
-        encode: |series, row| series.counter(&[("route", &row.name)], row.totals.bytes_received),
-    },
-    Family {
-        name: "outrigger_route_sent_bytes",
-        help: SENT,
-        kind: MetricType::Counter,
-        encode: |series, row| series.counter(&[("route", &row.name)], row.totals.bytes_sent),
-    },
+    requests("outrigger_route_requests"),
+    durations("outrigger_route_request_duration_seconds"),
+    received("outrigger_route_received_bytes"),
+    sent("outrigger_route_sent_bytes"),
 ];
 
-impl Row {
-    fn requests(&self, series: &mut Series<'_, '_>, label: &str) -> std::fmt::Result {
-        for (outcome, count) in &self.totals.outcomes {
-            let code = outcome.code();
-            let labels = [
-                (label, &*self.name),
-                ("protocol", outcome.protocol()),
-                ("code", &code),
-                ("reason", outcome.reason()),
-            ];
-            series.counter(&labels, *count)?;
-        }
-        Ok(())
+const fn requests(name: &'static str) -> Family<Row> {
+    Family {
+        name,
+        help: "HTTP requests, and connections of other protocols, that have ended",
+        kind: MetricType::Counter,
+        encode: |series, row| {
+            for (outcome, count) in &row.totals.outcomes {
+                let code = outcome.code();
+                let labels = [
+                    row.label(),
+                    ("protocol", outcome.protocol()),
+                    ("code", &code),
+                    ("reason", outcome.reason()),
+                ];
+                series.counter(&labels, *count)?;
+            }
+            Ok(())
+        },
     }
+}
 
-    fn durations(&self, series: &mut Series<'_, '_>, label: &str) -> std::fmt::Result {
-        let labels = [(label, &*self.name)];
-        let totals = &self.totals;
-        series.histogram(&labels, &totals.latency, totals.native.as_deref())
+const fn durations(name: &'static str) -> Family<Row> {
+    Family {
+        name,
+        help: "Time from the first byte of an HTTP request to the last byte of its answer",
+        kind: MetricType::Histogram,
+        encode: |series, row| {
+            let totals = &row.totals;
+            series.histogram(&[row.label()], &totals.latency, totals.native.as_deref())
+        },
+    }
+}
+
+const fn received(name: &'static str) -> Family<Row> {
+    Family {
+        name,
+        help: "Bytes read from applications, counted when a request or connection ends",
+        kind: MetricType::Counter,
+        encode: |series, row| series.counter(&[row.label()], row.totals.bytes_received),
+    }
+}
+
+const fn sent(name: &'static str) -> Family<Row> {
+    Family {
+        name,
+        help: "Bytes written to applications, counted when a request or connection ends",
+        kind: MetricType::Counter,
+        encode: |series, row| series.counter(&[row.label()], row.totals.bytes_sent),
+    }
+}
+
+impl Row {
+    fn label(&self) -> (&'static str, &str) {
+        (self.of, &self.name)
     }
 }

@@ -50,6 +50,20 @@ impl World {
         }
     }
 
+    /// One whose only route leads to the destination and has `policy`; other clusters may stand behind.
+    pub(super) async fn routed(policy: &str, clusters: &str) -> Self {
+        let (listener, address) = testing::listener().await;
+        let text = format!(
+            "routes: [{{ match: {{}}, cluster: service, {policy} }}]\n\
+             clusters: [{{ name: service, endpoints: [{{ address: '{address}' }}] }}, {clusters}]\n"
+        );
+        Self {
+            worker: testing::configured(&text),
+            listener,
+            address,
+        }
+    }
+
     /// A client whose connection was captured.
     pub(super) async fn client(&self) -> Peer {
         self.client_with(None).await
@@ -85,11 +99,7 @@ impl World {
 
     /// The next connection that the relay dials.
     pub(super) async fn upstream(&self) -> Peer {
-        let (stream, _) = self.listener.accept().await.expect("a dialled connection");
-        Peer {
-            stream,
-            served: None,
-        }
+        Peer::accepted(&self.listener).await
     }
 
     pub(super) async fn no_upstream(&self) {
@@ -129,6 +139,14 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    pub(super) async fn accepted(listener: &TcpListener) -> Self {
+        let (stream, _) = listener.accept().await.expect("a dialled connection");
+        Self {
+            stream,
+            served: None,
+        }
+    }
+
     pub(super) async fn says(&mut self, bytes: impl AsRef<[u8]>) {
         let said = self.stream.write_all(bytes.as_ref()).await;
         said.expect("the relay takes what is said");

@@ -5,7 +5,7 @@ use std::{cell::Cell, future::Future, net::SocketAddr, rc::Rc, sync::Arc};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client, client::SendRequest, server, server::SendResponse};
 use http::{HeaderMap, Request, Response, StatusCode};
-use outrigger_config::{Settings, Snapshot};
+use outrigger_config::Settings;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -290,14 +290,7 @@ pub(super) fn clustered(endpoint: SocketAddr, more: &str) -> (Rc<Worker>, Arc<Cl
         "clusters: [{{ name: service, endpoints: [{{ address: '{endpoint}' }}], {more} }}]\n\
          routes: [{{ match: {{}}, cluster: service }}]\n"
     );
-    let shared = testing::shared(Settings::default());
-    shared.clusters.fill(&text);
-    let settings = outrigger_config::parse(&text).expect("good settings");
-    let before = shared.configuration.snapshot();
-    let snapshot = Snapshot::compile(settings, Some(&before));
-    shared
-        .configuration
-        .publish(Arc::new(snapshot), &shared.clusters, &shared.rate_limits);
-    let cluster = shared.clusters.find("service").expect("it is configured");
-    (Rc::new(Worker::new(0, shared)), cluster)
+    let worker = testing::configured(&text);
+    let cluster = worker.shared.clusters.find("service");
+    (worker, cluster.expect("it is configured"))
 }

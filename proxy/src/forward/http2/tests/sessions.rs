@@ -1,6 +1,15 @@
 //! Which connections there are to a destination.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, server, server::SendResponse};
@@ -9,7 +18,11 @@ use outrigger_config::{Settings, Span};
 use tokio::{sync::Semaphore, task};
 
 use super::peers::*;
-use crate::testing::{self, run};
+use crate::{
+    dispatch::Hop,
+    forward::http2::peers::Peers,
+    testing::{self, run},
+};
 
 /// Answers a request when it is let go.
 async fn holding(max_streams: u32) -> (Destination, Rc<Cell<usize>>, Rc<Semaphore>) {
@@ -179,7 +192,7 @@ fn an_upstream_dialled_by_detection_is_used() {
             upstream_bytes: crate::buffer::Buffer::default(),
             dialled: Some(crate::dispatch::Dialled {
                 upstream,
-                hop: crate::dispatch::Hop::to(to.address),
+                hop: Hop::to(to.address),
             }),
             routed: None,
         };
@@ -207,5 +220,51 @@ fn a_request_is_recorded_once_with_what_came_of_it() {
         let metrics = testing::connection(&worker, to.address).destination;
         let requests = || metrics.metrics.totals().outcomes.values().sum::<u64>();
         until(|| requests() == 1).await;
+    });
+}
+
+#[test]
+fn a_dial_that_was_given_up_is_not_waited_for() {
+    run(async {
+        let (address, _held) = testing::black_hole().await;
+        let worker = worker();
+        let peers = Peers::new(testing::connection(&worker, address));
+        let sessions = peers.sessions(&Hop::to(address));
+        sessions.connect(None);
+        until(|| !worker.shared.own.is_empty()).await;
+        peers.client.end().await;
+        until(|| worker.shared.own.is_empty()).await;
+        // A copy of one of its requests comes late.
+        let waiting = task::spawn_local(async move {
+            sessions.wait_for_place(None).await.err();
+        });
+        until(|| !worker.shared.own.is_empty()).await;
+        waiting.abort();
+    });
+}
+
+#[test]
+fn a_server_that_takes_connections_only_to_close_them_is_not_dialled_over_and_over() {
+    run(async {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        thread::spawn(move || {
+            while counted.fetch_add(1, Ordering::Relaxed) < 1000 {
+                drop(listener.accept());
+            }
+        });
+        // A worker so busy that it finds each connection closed when it comes to it.
+        task::spawn_local(async {
+            loop {
+                thread::sleep(Duration::from_millis(5));
+                task::yield_now().await;
+            }
+        });
+        let client = client(&worker(), address).await;
+        assert_eq!(ask(&client, get("/")).await.unwrap().status(), 502);
+        let connections = connections.load(Ordering::Relaxed);
+        assert!(connections <= 3, "{connections} connections");
     });
 }
