@@ -1,5 +1,10 @@
 //! Copies of requests.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use rustix::process::Signal;
 
 use crate::{
@@ -161,4 +166,49 @@ fn what_a_mirror_answers_reaches_nobody() {
         );
     }
     wait_until(SOON, "every copy arrives", || mirror.accepted() == 10);
+}
+
+#[test]
+fn a_copy_that_may_have_been_seen_is_not_sent_again() {
+    let world = World::new();
+    let _main = world.peer(9001, |mut stream| {
+        loop {
+            let head = stream.hear_until("\r\n\r\n")?;
+            assert!(!head.contains("Content-Length"), "{head}");
+            stream.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+        }
+    });
+    let posts = Arc::new(AtomicUsize::new(0));
+    let seen = posts.clone();
+    let mirror = world.peer(9002, move |mut stream| {
+        loop {
+            let head = stream.hear_until("\r\n\r\n")?;
+            if head.starts_with("POST ") {
+                seen.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
+            }
+            stream.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+        }
+    });
+    let proxy = world.serve(
+        "routes: [{ match: {}, cluster: main, mirror: [{ cluster: mirror }] }]\nclusters:\n\
+         - { name: main, endpoints: [{ address: '198.51.100.2:9001' }] }\n- { name: mirror, endpoints: [{ address: '198.51.100.2:9002' }] }\n",
+    );
+    world.capture(&proxy);
+    let mut client = world.app.connect((SVC4, 80));
+    let mut ask = |method| {
+        let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.say(&request).unwrap();
+        client.hear_response().unwrap();
+    };
+    ask("GET");
+    wait_until(SOON, "a connection to the mirror is idle", || {
+        copies(&world, "answered") == 1.0
+    });
+    ask("POST");
+    wait_until(SOON, "the copy has failed", || {
+        copies(&world, "failed") == 1.0
+    });
+    assert_eq!(posts.load(Ordering::SeqCst), 1);
+    assert_eq!(mirror.accepted(), 2);
 }

@@ -80,7 +80,9 @@ impl Sending<'_> {
     async fn run(&self, way: Way<'_>) -> Result<(), Failure> {
         let mut hop = way.choose()?;
         let pool = &self.worker.http1_pool;
-        if let Some(lease) = pool.check_out(hop.peer, Instant::now())
+        // One that must not be seen twice goes over no connection that might die under it.
+        if self.head.is_idempotent()
+            && let Some(lease) = pool.check_out(hop.peer, Instant::now())
             && let Ok(outcome) = self.exchange(lease).await
         {
             hop.report(outcome, Instant::now());
