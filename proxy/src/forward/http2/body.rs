@@ -53,8 +53,7 @@ enum End {
 
 #[derive(Debug)]
 struct Kept {
-    chunks: Vec<Bytes>,
-    len: usize,
+    bytes: Held,
     /// Bytes; with more, nothing is kept.
     most: usize,
 }
@@ -62,8 +61,7 @@ struct Kept {
 impl Kept {
     fn new(most: usize) -> Self {
         Self {
-            chunks: Vec::new(),
-            len: 0,
+            bytes: Held::default(),
             most,
         }
     }
@@ -143,12 +141,12 @@ impl Body {
 
     /// Starts again from the first byte, for another sink. False when that is no longer possible.
     pub(super) fn rewind(&mut self) -> bool {
-        let Some(kept) = self.kept.take() else {
+        let Some(mut kept) = self.kept.take() else {
             return false;
         };
         self.kept = Some(Kept::new(kept.most));
-        self.acknowledged += kept.len;
-        self.held.push_front(kept.chunks);
+        self.acknowledged += kept.bytes.len();
+        self.held.push_front(kept.bytes.chunks());
         self.has_sent = false;
         true
     }
@@ -332,9 +330,8 @@ impl Body {
     ) -> Result<(), SinkClosed> {
         let len = chunk.len();
         if let Some(kept) = &mut self.kept {
-            kept.len += len;
-            if kept.len <= kept.most {
-                kept.chunks.push(chunk.clone());
+            if kept.bytes.len() + len <= kept.most {
+                kept.bytes.push(chunk.clone());
             } else {
                 self.kept = None;
             }
