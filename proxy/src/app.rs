@@ -84,7 +84,9 @@ pub struct Bound {
 pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartError> {
     let workers = settings.workers.map_or_else(default_workers, usize::from);
     check_descriptor_limit(workers)?;
-    sys::limit_malloc_arenas(workers + 1);
+    // One for each worker, and for the threads of control, clusters and reloads: a worker does not
+    // wait for these at a lock of the allocator's.
+    sys::limit_malloc_arenas(workers + 3);
     if let Some(supervisor) = &inherited.supervisor {
         supervisor.await_turn().map_err(StartError::Supervisor)?;
     }
@@ -187,7 +189,9 @@ impl Bound {
             let seed = RandomState::new().hash_one(0);
             let clusters = Keeper::start(self.shared.clusters.clone(), seed)?;
             let snapshot = self.shared.configuration.snapshot();
-            reload::take_over(&self.shared, &clusters, snapshot).await;
+            // What reading the file has taken is not held beside what comes of it.
+            sys::return_free_memory();
+            reload::take_over(&self.shared, &clusters, snapshot).await?;
             let (phase, _) = watch::channel(Phase::Serving);
             let exporting = tokio::task::spawn_local(trace::export(self.shared.clone()));
             let workers = start_workers(&self.shared, self.listeners, &phase)?;

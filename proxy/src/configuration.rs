@@ -10,6 +10,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use outrigger_config::{Settings, Snapshot, Subject};
+use tokio::sync::Notify;
 
 use crate::{
     cluster::{Clusters, Rng},
@@ -23,6 +24,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Configuration {
     current: Arc<ArcSwap<InForce>>,
+    /// What was in force before and may still be seen by a worker: the last one to let go of ten
+    /// thousand routes would stop for as long as it takes to free them.
+    retired: Mutex<Vec<Arc<InForce>>>,
+    retires: Notify,
     /// Of the next snapshot to be published.
     logs: Mutex<Option<Arc<AccessLogs>>>,
     traffic: RouteTraffic,
@@ -37,6 +42,8 @@ impl Configuration {
             current: Arc::new(ArcSwap::from_pointee(InForce::unrouted(Arc::new(
                 Snapshot::compile(settings, None),
             )))),
+            retired: Mutex::default(),
+            retires: Notify::new(),
             logs: Mutex::default(),
             traffic: RouteTraffic::default(),
             applied: AtomicU64::new(0),
@@ -68,7 +75,31 @@ impl Configuration {
     ) {
         let mut in_force = InForce::routed(snapshot, clusters, limits, &self.traffic);
         in_force.logs = self.next_logs().clone();
-        self.current.store(Arc::new(in_force));
+        let before = self.current.swap(Arc::new(in_force));
+        self.retired().push(before);
+        self.retires.notify_one();
+    }
+
+    /// Returns when something has ceased to be in force; for one who waits.
+    pub(crate) async fn retires(&self) {
+        self.retires.notified().await;
+    }
+
+    /// Whether anything is left of what was in force before.
+    pub(crate) fn is_retiring(&self) -> bool {
+        !self.retired().is_empty()
+    }
+
+    /// Whether there is anything for [`Self::let_go`].
+    pub(crate) fn can_let_go(&self) -> bool {
+        self.retired().iter().any(is_unseen)
+    }
+
+    /// Frees what is no longer in force and seen by no worker any more, which takes its time.
+    pub(crate) fn let_go(&self) {
+        let (gone, seen): (Vec<_>, Vec<_>) = self.retired().drain(..).partition(is_unseen);
+        self.retired().extend(seen);
+        drop(gone);
     }
 
     /// What is published from here on logs there.
@@ -84,6 +115,10 @@ impl Configuration {
     /// What was counted for each route, gone ones included.
     pub(crate) fn traffic(&self) -> &RouteTraffic {
         &self.traffic
+    }
+
+    fn retired(&self) -> MutexGuard<'_, Vec<Arc<InForce>>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn next_logs(&self) -> MutexGuard<'_, Option<Arc<AccessLogs>>> {
@@ -193,6 +228,11 @@ impl InForce {
     }
 }
 
+/// Of what is no longer published: nobody can begin to see it again.
+fn is_unseen(retired: &Arc<InForce>) -> bool {
+    Arc::strong_count(retired) == 1
+}
+
 /// For `/metrics`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConfigurationFigures {
@@ -256,5 +296,27 @@ mod tests {
         assert_eq!(first.timeouts.drain, Span::from_secs(30));
         assert_eq!(view.settings().timeouts.drain, Span::from_secs(1));
         assert_eq!(configuration.figures().generation, 2);
+    }
+
+    #[test]
+    fn what_is_no_longer_in_force_is_not_freed_by_the_worker_that_saw_it_last() {
+        let configuration = Configuration::new(Settings::default());
+        let mut view = View::of(&configuration);
+        let first = Arc::downgrade(&configuration.in_force());
+        let publish = || {
+            configuration.publish(
+                Arc::new(Snapshot::compile(Settings::default(), None)),
+                &Clusters::default(),
+                &RateLimits::new(std::time::Instant::now()),
+            );
+        };
+        publish();
+        assert!(!configuration.can_let_go(), "the worker sees it");
+        configuration.let_go();
+        view.in_force();
+        assert!(first.upgrade().is_some(), "freed by the worker");
+        assert!(configuration.can_let_go());
+        configuration.let_go();
+        assert!(first.upgrade().is_none());
     }
 }

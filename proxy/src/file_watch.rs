@@ -4,8 +4,9 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::{OsStr, OsString},
+    hash::Hash,
     io,
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
@@ -33,11 +34,19 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub(crate) struct Watch<K> {
     inotify: AsyncFd<OwnedFd>,
-    /// Names in the watched directories, and the files that they lead to.
-    names: RefCell<HashMap<OsString, Vec<K>>>,
+    names: RefCell<Names<K>>,
 }
 
-impl<K: Copy + Eq> Watch<K> {
+/// Names in the watched directories, and the files that they lead to; of ten thousand files one is
+/// found and changed as soon as of ten.
+#[derive(Debug)]
+struct Names<K> {
+    /// By directory, which the number of its watch stands for.
+    files: HashMap<i32, HashMap<OsString, HashSet<K>>>,
+    of_file: HashMap<K, Vec<(i32, OsString)>>,
+}
+
+impl<K: Copy + Eq + Hash> Watch<K> {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         Ok(Self {
@@ -62,16 +71,11 @@ impl<K: Copy + Eq> Watch<K> {
                 true => Path::new("."),
                 false => directory,
             };
-            let mut names = self.names.borrow_mut();
-            let keys = names.entry(name.to_owned()).or_default();
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
             let events = inotify::WatchFlags::CLOSE_WRITE
                 | inotify::WatchFlags::MOVED_TO
                 | inotify::WatchFlags::CREATE;
             outcome = inotify::add_watch(&self.inotify, directory, events)
-                .map(drop)
+                .map(|watch| self.names.borrow_mut().add(watch, name, key))
                 .map_err(|error| {
                     let error = io::Error::from(error);
                     io::Error::new(
@@ -84,10 +88,7 @@ impl<K: Copy + Eq> Watch<K> {
     }
 
     pub(crate) fn forget(&self, key: K) {
-        self.names.borrow_mut().retain(|_, keys| {
-            keys.retain(|k| *k != key);
-            !keys.is_empty()
-        });
+        self.names.borrow_mut().forget(key);
     }
 
     /// The files to which something has happened, once no more does; each at least once.
@@ -125,11 +126,11 @@ impl<K: Copy + Eq> Watch<K> {
         loop {
             match events.next() {
                 Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
-                    names.values().flatten().for_each(&mut add);
+                    names.of_file.keys().for_each(&mut add);
                 }
                 Ok(event) => {
                     let name = event.file_name().map(|n| OsStr::from_bytes(n.to_bytes()));
-                    let keys = name.and_then(|name| names.get(name));
+                    let keys = name.and_then(|name| names.get(event.wd(), name));
                     keys.into_iter().flatten().for_each(&mut add);
                 }
                 Err(rustix::io::Errno::AGAIN) => {
@@ -139,6 +140,46 @@ impl<K: Copy + Eq> Watch<K> {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Names<K> {
+    fn add(&mut self, watch: i32, name: &OsStr, key: K) {
+        let names = self.files.entry(watch).or_default();
+        if names.entry(name.to_owned()).or_default().insert(key) {
+            let places = self.of_file.entry(key).or_default();
+            places.push((watch, name.to_owned()));
+        }
+    }
+
+    fn get(&self, watch: i32, name: &OsStr) -> Option<&HashSet<K>> {
+        self.files.get(&watch)?.get(name)
+    }
+
+    fn forget(&mut self, key: K) {
+        for (watch, name) in self.of_file.remove(&key).unwrap_or_default() {
+            let Some(names) = self.files.get_mut(&watch) else {
+                continue;
+            };
+            if let Some(keys) = names.get_mut(&name) {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    names.remove(&name);
+                }
+            }
+            if names.is_empty() {
+                self.files.remove(&watch);
+            }
+        }
+    }
+}
+
+impl<K> Default for Names<K> {
+    fn default() -> Self {
+        Self {
+            files: HashMap::new(),
+            of_file: HashMap::new(),
         }
     }
 }
@@ -162,4 +203,28 @@ fn steps(path: &Path) -> Vec<PathBuf> {
         steps.push(at.clone());
     }
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_files_with_one_name_in_many_directories_only_the_changed_one_is_told() {
+        let directory =
+            std::env::temp_dir().join(format!("outrigger-watch-{}", std::process::id()));
+        let watch = Watch::new().expect("an inotify instance");
+        let file = |n: u8| directory.join(n.to_string()).join("endpoints.yaml");
+        for n in 1..=3 {
+            std::fs::create_dir_all(file(n).parent().expect("a parent")).expect("a directory");
+            watch.follow(n, &file(n)).expect("watched");
+        }
+        std::fs::write(file(2), "").expect("written");
+        assert_eq!(watch.changed().await.expect("seen"), [2]);
+        watch.forget(2);
+        std::fs::write(file(2), "").expect("written");
+        std::fs::write(file(3), "").expect("written");
+        assert_eq!(watch.changed().await.expect("seen"), [3]);
+        std::fs::remove_dir_all(&directory).expect("removed");
+    }
 }

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod address;
 pub mod admin;
 pub mod app;
+mod aside;
 pub mod buffer;
 pub mod cluster;
 pub mod configuration;

@@ -2,8 +2,10 @@
 //! publishes it with one swap. A file with any problem changes nothing.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use outrigger_config::{Changes, Checked, Problem, Settings, Snapshot};
@@ -11,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    aside,
     cluster::Keeper,
     file_watch::Watch,
     observe::{AccessLogs, Unopened},
@@ -19,6 +22,9 @@ use crate::{
 
 /// Requests that may wait for a reload to end; what one more would ask for is under way anyway.
 const QUEUE: usize = 16;
+
+/// How long to wait for a worker that does not turn to what is in force now.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// Where the settings came from, and what the command line puts over them.
 pub struct Source {
@@ -103,6 +109,14 @@ pub(crate) async fn run(
         }
         return;
     };
+    tokio::select! {
+        () = follow(source, &shared, requests, &clusters) => {}
+        () = let_go(&shared) => {}
+    }
+}
+
+/// Returns when nobody can ask any more.
+async fn follow(source: Source, shared: &Arc<Shared>, mut requests: Requests, clusters: &Keeper) {
     let source = Arc::new(source);
     let mut watch = watch(&source.path);
     let mut seen: Text = Ok(source.text.clone());
@@ -121,14 +135,14 @@ pub(crate) async fn run(
             continue;
         }
         seen = read;
-        let outcome = reload(&source, &shared, &clusters, seen.clone()).await;
+        let outcome = reload(&source, shared, clusters, seen.clone()).await;
         tell(&source, &outcome);
         if let Some(answer) = request {
             // Whoever asked may have gone.
             let _ = answer.send(outcome);
         }
         if let Some(watch) = &watch {
-            follow(watch, &source.path);
+            watch_again(watch, &source.path);
         }
     }
 }
@@ -137,11 +151,11 @@ fn watch(path: &Path) -> Option<Watch<()>> {
     let watch = Watch::new()
         .inspect_err(|error| tracing::warn!(%error, "the configuration file cannot be watched; SIGHUP and POST /reload still reload it"))
         .ok()?;
-    follow(&watch, path);
+    watch_again(&watch, path);
     Some(watch)
 }
 
-fn follow(watch: &Watch<()>, path: &Path) {
+fn watch_again(watch: &Watch<()>, path: &Path) {
     if let Err(error) = watch.follow((), path) {
         tracing::warn!(%error, "changes of the configuration file may go unseen; SIGHUP and POST /reload still reload it");
     }
@@ -173,6 +187,24 @@ async fn read(source: &Arc<Source>) -> Text {
         .unwrap_or_else(|_| Err(Problem::error("reading it failed; try again".into())))
 }
 
+/// Frees what was in force before, once every worker has seen what came after; never returns.
+async fn let_go(shared: &Arc<Shared>) {
+    loop {
+        shared.configuration.retires().await;
+        while shared.configuration.is_retiring() {
+            // Whoever answers has looked. One that hangs is for others to tell.
+            let _ = shared.control.pulse.take(LETTING_GO).await;
+            if shared.configuration.can_let_go() {
+                let shared = shared.clone();
+                // Without a thread now there may be one the next time.
+                let _ = aside::run(move || shared.configuration.let_go()).await;
+            } else {
+                tokio::time::sleep(LETTING_GO).await;
+            }
+        }
+    }
+}
+
 async fn reload(
     source: &Arc<Source>,
     shared: &Arc<Shared>,
@@ -182,7 +214,7 @@ async fn reload(
     let before = shared.configuration.snapshot();
     let source = source.clone();
     // The control thread beats meanwhile: checking a large file takes longer than a lease allows.
-    let compiled = tokio::task::spawn_blocking(move || compile(&source, &before, text)).await;
+    let compiled = aside::run(move || compile(&source, &before, text)).await;
     match compiled {
         Ok(Ok(Compiled {
             snapshot,
@@ -206,7 +238,9 @@ async fn reload(
             shared
                 .connections
                 .limit(snapshot.settings.limits.max_connections);
-            take_over(shared, clusters, Arc::new(snapshot)).await;
+            if let Err(error) = take_over(shared, clusters, Arc::new(snapshot)).await {
+                return reject(shared, vec![not_done("published", &error)]);
+            }
             shared
                 .admin_token
                 .load(shared.configuration.settings().admin.as_ref());
@@ -221,12 +255,7 @@ async fn reload(
             }
         }
         Ok(Err(problems)) => reject(shared, problems),
-        Err(_) => reject(
-            shared,
-            vec![Problem::error(
-                "checking it failed; this is a bug, and the log above has its place".into(),
-            )],
-        ),
+        Err(error) => reject(shared, vec![not_done("checked", &error)]),
     }
 }
 
@@ -239,17 +268,37 @@ pub(crate) fn open_logs(shared: &Shared, snapshot: &Snapshot) -> Result<(), Unop
 }
 
 /// The clusters first, then the services in them, so that no route leads to one that is not there.
-pub(crate) async fn take_over(shared: &Arc<Shared>, clusters: &Keeper, snapshot: Arc<Snapshot>) {
+///
+/// # Errors
+/// When no thread can be had.
+pub(crate) async fn take_over(
+    shared: &Arc<Shared>,
+    clusters: &Keeper,
+    snapshot: Arc<Snapshot>,
+) -> io::Result<()> {
     clusters.apply(&snapshot).await;
     let Shared {
         clusters,
         rate_limits,
-        configuration,
         ..
     } = &**shared;
     shared.tracer.follow(snapshot.settings.tracing.as_ref());
     rate_limits.follow(shared, &snapshot.settings.rate_limit_services, clusters);
-    configuration.publish(snapshot, clusters, rate_limits);
+    let shared = shared.clone();
+    let publish = move || {
+        let Shared {
+            clusters,
+            rate_limits,
+            configuration,
+            ..
+        } = &*shared;
+        configuration.publish(snapshot, clusters, rate_limits);
+    };
+    aside::run(publish).await
+}
+
+fn not_done(what: &str, error: &io::Error) -> Problem {
+    Problem::error(format!("it could not be {what}: {error}"))
 }
 
 fn reject(shared: &Shared, problems: Vec<Problem>) -> Outcome {

@@ -193,7 +193,11 @@ fn answer_pulse(
         .map(task::JoinHandle::abort_handle)
         .collect();
     async move {
-        let is_accepting = || !accepting.iter().any(task::AbortHandle::is_finished);
+        let is_accepting = || {
+            // So that a worker without traffic, too, lets go of what is no longer in force.
+            worker.view.borrow_mut().in_force();
+            !accepting.iter().any(task::AbortHandle::is_finished)
+        };
         let pulse = &worker.shared.control.pulse;
         pulse.answer(worker.id, is_accepting).await;
     }

@@ -11,3 +11,4 @@ mod failing;
 mod health;
 mod http2;
 mod routing;
+mod scale;

@@ -117,7 +117,11 @@ fn a_thousand_reloads_under_load_fail_no_request_and_a_bad_file_changes_nothing(
     let failed = thread::scope(|scope| {
         let load = Load::start(scope, &world, 4, service());
         load.flows(50);
+        let mut settled = 0;
         for round in 0..count {
+            if round == count / 5 {
+                settled = proxy.memory().resident;
+            }
             let text = match round % 5 {
                 0 => clustered(&backends[..2], ""),
                 1 => clustered(&backends, "load_balancer: least_request"),
@@ -130,6 +134,14 @@ fn a_thousand_reloads_under_load_fail_no_request_and_a_bad_file_changes_nothing(
             wait_until(SOON, "a reload", || reloads(&world) > before);
         }
         load.flows(50);
+        let memory = proxy.memory().resident;
+        figure(
+            &format!("{count} reloads under load, KiB more than after a fifth of them"),
+            memory.saturating_sub(settled),
+            "no growth",
+        );
+        // Configurations that stayed would be some 20 KiB each.
+        assert!(memory < settled + 4096, "{settled} KiB, then {memory}");
         load.stop()
     });
     figure(
@@ -272,7 +284,7 @@ fn a_name_is_followed_to_its_new_address_while_requests_go_on() {
 }
 
 /// The first name server of this machine's, whose address is a private one's in the namespace.
-fn name_server() -> String {
+pub(crate) fn name_server() -> String {
     let text = fs::read_to_string("/etc/resolv.conf").expect("/etc/resolv.conf names a server");
     let line = text.lines().find_map(|l| l.strip_prefix("nameserver "));
     line.expect("/etc/resolv.conf names a server").trim().into()

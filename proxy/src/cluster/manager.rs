@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
     Cluster, Rng,
-    discovery::{Discovery, Files},
+    discovery::{Discovery, Sources},
     health::Checker,
 };
 
@@ -87,9 +87,9 @@ impl Clusters {
 pub struct Manager {
     clusters: Arc<Clusters>,
     running: HashMap<Arc<str>, Running>,
-    leaving: Vec<Arc<Cluster>>,
+    leaving: ByName,
     defaults: Option<Running>,
-    files: Rc<Files>,
+    sources: Rc<Sources>,
     rng: Rng,
 }
 
@@ -107,9 +107,9 @@ impl Manager {
         Self {
             clusters,
             running: HashMap::new(),
-            leaving: Vec::new(),
+            leaving: ByName::default(),
             defaults: None,
-            files: Rc::default(),
+            sources: Rc::default(),
             rng: Rng::new(seed),
         }
     }
@@ -133,7 +133,7 @@ impl Manager {
         }
         self.leaving = before
             .into_values()
-            .map(|gone| gone.cluster.clone())
+            .map(|gone| (gone.cluster.name.clone(), gone.cluster.clone()))
             .collect();
         let before = self.defaults.take();
         self.defaults = defaults.map(|settings| self.next(before, &settings, locality, now));
@@ -174,8 +174,8 @@ impl Manager {
             cluster.set_endpoints(&settings.endpoints, settings.health_check.is_some(), now);
         }
         let task = changes_by_itself(settings).then(|| {
-            let (files, seed) = (self.files.clone(), self.rng.next());
-            let keep = keep(cluster.clone(), settings.clone(), files, seed);
+            let (sources, seed) = (self.sources.clone(), self.rng.next());
+            let keep = keep(cluster.clone(), settings.clone(), sources, seed);
             tokio::task::spawn_local(keep).abort_handle()
         });
         Running {
@@ -193,7 +193,7 @@ impl Manager {
         locality: &Locality,
         now: Instant,
     ) -> Arc<Cluster> {
-        let gone = self.leaving.iter().find(|c| *c.name == *settings.name);
+        let gone = self.leaving.get(settings.name.as_str());
         // One for original destinations is built in another way.
         let is_alike = |c: &&Arc<Cluster>| {
             c.settings().original_destination.is_some() == settings.original_destination.is_some()
@@ -208,11 +208,10 @@ impl Manager {
     }
 
     fn publish(&self) {
-        let by_name = |c: &Arc<Cluster>| (c.name.clone(), c.clone());
-        let present = self.running.values().map(|r| by_name(&r.cluster));
+        let present = self.running.values().map(|r| &r.cluster);
         self.clusters.0.store(Arc::new(Published {
-            present: present.collect(),
-            leaving: self.leaving.iter().map(by_name).collect(),
+            present: present.map(|c| (c.name.clone(), c.clone())).collect(),
+            leaving: self.leaving.clone(),
             defaults: self.defaults.as_ref().map(|r| r.cluster.clone()),
         }));
     }
@@ -235,10 +234,10 @@ fn changes_by_itself(settings: &Settings) -> bool {
 }
 
 /// Keeps one cluster up to date for as long as it is there.
-async fn keep(cluster: Arc<Cluster>, settings: Arc<Settings>, files: Rc<Files>, seed: u64) {
+async fn keep(cluster: Arc<Cluster>, settings: Arc<Settings>, sources: Rc<Sources>, seed: u64) {
     // A future of its own within this task: what else happens must not begin a lookup anew.
     let (found, mut lists) = mpsc::channel(1);
-    let mut discovering = pin!(discover(&cluster, &settings, &files, found));
+    let mut discovering = pin!(discover(&cluster, &settings, &sources, found));
     let mut checker = settings.health_check.clone().map(|check| {
         let mut checker = Box::new(Checker::new(cluster.clone(), check, seed));
         checker.follow(Instant::now());
@@ -272,11 +271,11 @@ async fn keep(cluster: Arc<Cluster>, settings: Arc<Settings>, files: Rc<Files>, 
 async fn discover(
     cluster: &Cluster,
     settings: &Settings,
-    files: &Rc<Files>,
+    sources: &Sources,
     found: mpsc::Sender<Vec<Endpoint>>,
 ) {
     let mut discovery = loop {
-        match Discovery::of(settings, files, &cluster.discovery) {
+        match Discovery::of(settings, sources, &cluster.discovery) {
             Ok(Some(discovery)) => break discovery,
             Ok(None) => return std::future::pending().await,
             Err(error) => {

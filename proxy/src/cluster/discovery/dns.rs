@@ -2,15 +2,14 @@
 //! counts for its TTL; where no newer one can be had, the last one stays.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hickory_resolver::{
-    TokioResolver,
     net::{DnsError, NetError},
     proto::{
         op::ResponseCode,
@@ -19,7 +18,7 @@ use hickory_resolver::{
 };
 use outrigger_config::{Dns as Settings, DnsFamily, Endpoint};
 
-use super::DiscoveryStatus;
+use super::{DiscoveryStatus, names::Asker};
 
 /// The longest that an answer is believed, whatever its TTL: what moves is noticed within it.
 const MAX_REFRESH: Duration = Duration::from_secs(3600);
@@ -27,7 +26,7 @@ const MAX_REFRESH: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(in crate::cluster) struct Dns {
     settings: Settings,
-    resolver: TokioResolver,
+    asker: Rc<Asker>,
     /// When to ask; `None`: not asked yet.
     next: Option<Instant>,
     status: Arc<DiscoveryStatus>,
@@ -35,19 +34,10 @@ pub(in crate::cluster) struct Dns {
 }
 
 impl Dns {
-    /// With the servers, search domains and options of `resolv.conf`, and the hosts file.
-    pub(super) fn new(settings: Settings, status: Arc<DiscoveryStatus>) -> io::Result<Self> {
-        let mut builder = TokioResolver::builder_tokio().map_err(io::Error::other)?;
-        // The TTL is minded here; a cache of the resolver's would only make answers older.
-        builder.options_mut().cache_size = 0;
-        let resolver = builder.build().map_err(io::Error::other)?;
-        Ok(Self::with(settings, resolver, status))
-    }
-
-    fn with(settings: Settings, resolver: TokioResolver, status: Arc<DiscoveryStatus>) -> Self {
+    pub(super) fn new(settings: Settings, asker: Rc<Asker>, status: Arc<DiscoveryStatus>) -> Self {
         Self {
             settings,
-            resolver,
+            asker,
             next: None,
             status,
             last: None,
@@ -59,11 +49,7 @@ impl Dns {
             if let Some(at) = self.next {
                 tokio::time::sleep_until(at.into()).await;
             }
-            let answer = if self.settings.srv {
-                self.services().await
-            } else {
-                self.addresses().await
-            };
+            let answer = self.ask().await;
             let now = Instant::now();
             let earliest = now + self.settings.min_refresh.0;
             match answer {
@@ -88,6 +74,16 @@ impl Dns {
         }
     }
 
+    async fn ask(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
+        // It is never closed.
+        let _turn = self.asker.turns.acquire().await;
+        if self.settings.srv {
+            self.services().await
+        } else {
+            self.addresses().await
+        }
+    }
+
     async fn addresses(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
         let port = self.settings.port.map_or(0, |p| p.get());
         let Found { ips, until, .. } = self.ips(&self.settings.name).await?;
@@ -102,6 +98,7 @@ impl Dns {
     /// 0, 1, 2 …, for a cluster's have no gaps.
     async fn services(&self) -> Result<(Vec<Endpoint>, Instant), NetError> {
         let lookup = self
+            .asker
             .resolver
             .lookup(self.settings.name.as_str(), RecordType::SRV);
         let lookup = lookup.await?;
@@ -162,7 +159,7 @@ impl Dns {
     }
 
     async fn family(&self, name: &str, kind: RecordType) -> Result<Found, NetError> {
-        let lookup = self.resolver.lookup(name, kind).await?;
+        let lookup = self.asker.resolver.lookup(name, kind).await?;
         let ips = lookup.answers().iter().filter_map(|r| match &r.data {
             RData::A(ip) => Some(IpAddr::V4(ip.0)),
             RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),

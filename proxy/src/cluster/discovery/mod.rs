@@ -3,16 +3,23 @@
 mod dns;
 mod file;
 mod files;
+mod names;
 mod status;
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, rc::Rc, sync::Arc, time::Instant};
 
 use outrigger_config::{Cluster as Settings, Endpoint};
 
-use self::{dns::Dns, file::File};
+use self::{dns::Dns, file::File, files::Files, names::Names};
 
-pub(super) use files::Files;
 pub use status::{DiscoveryStatus, State as DiscoveryState};
+
+/// What the sources of all clusters share; one thread's.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    files: Rc<Files>,
+    names: Names,
+}
 
 /// A source of endpoints, asked again and again for the next list.
 #[derive(Debug)]
@@ -25,13 +32,17 @@ impl Discovery {
     /// None where the settings themselves say what the endpoints are.
     pub(super) fn of(
         settings: &Settings,
-        files: &Rc<Files>,
+        sources: &Sources,
         status: &Arc<DiscoveryStatus>,
     ) -> io::Result<Option<Self>> {
         Ok(match (&settings.dns, &settings.file) {
-            (Some(dns), _) => Some(Self::Dns(Box::new(Dns::new(dns.clone(), status.clone())?))),
+            (Some(dns), _) => {
+                let asker = sources.names.asker(Instant::now())?;
+                let dns = Dns::new(dns.clone(), asker, status.clone());
+                Some(Self::Dns(Box::new(dns)))
+            }
             (None, Some(file)) => {
-                let file = File::watch(&file.path, files, status.clone())?;
+                let file = File::watch(&file.path, &sources.files, status.clone())?;
                 Some(Self::File(Box::new(file)))
             }
             (None, None) => None,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use hickory_resolver::{
+    TokioResolver,
     config::{NameServerConfig, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
     proto::rr::Name,
@@ -62,7 +63,7 @@ fn source(port: u16, settings: Settings) -> Dns {
     builder.options_mut().cache_size = 0;
     builder.options_mut().timeout = Duration::from_millis(300);
     let resolver = builder.build().expect("a resolver");
-    Dns::with(settings, resolver, Arc::default())
+    Dns::new(settings, Rc::new(Asker::new(resolver)), Arc::default())
 }
 
 fn settings(name: &str) -> Settings {
