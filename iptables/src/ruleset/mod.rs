@@ -21,6 +21,7 @@ use serde::Serialize;
 
 pub(crate) use attributes::Attributes;
 pub(crate) use netlink::Dumper;
+pub(crate) use show::address_type;
 
 pub use expression::{Base, CmpOp, Expression, Extent, NatKind, Verdict, ct, meta};
 pub use set::{Data, Element, Set};
