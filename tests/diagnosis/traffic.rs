@@ -162,7 +162,9 @@ fn top_draws_on_a_terminal_and_leaves_it_as_it_was() {
         "stty -a > /tmp/outrigger-top-$$; {} top --interval 100ms; stty -a | cmp - /tmp/outrigger-top-$$ && echo AS-BEFORE; rm /tmp/outrigger-top-$$",
         proxyctl().display()
     );
-    command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm");
+    command
+        .args(["-qec", &line, "/dev/null"])
+        .env("TERM", "xterm");
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = pair.app.enter(|| command.spawn().unwrap());
     let mut keys = child.stdin.take().unwrap();

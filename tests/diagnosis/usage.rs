@@ -17,16 +17,39 @@ fn an_end_is_not_told_as_certain_where_rules_are_hidden() {
     let hidden = ctl_as(&pair.app, 1000, line);
     assert_eq!(hidden.code, 2, "{hidden:?}");
     let first = hidden.stdout.lines().next().unwrap_or_default();
-    assert!(first.starts_with("Not all rules could be seen."), "{hidden:?}");
+    assert!(
+        first.starts_with("Not all rules could be seen."),
+        "{hidden:?}"
+    );
     let hidden_json = ctl_as(&pair.app, 1000, &format!("{line} --json"));
     assert_eq!(hidden_json.json["certain"], false, "{hidden_json:?}");
     let seen = ctl(&pair.app, &format!("{line} --json"));
-    assert_eq!((seen.code, &seen.json["certain"]), (0, &true.into()), "{seen:?}");
+    assert_eq!(
+        (seen.code, &seen.json["certain"]),
+        (0, &true.into()),
+        "{seen:?}"
+    );
 
     for told in [hidden, ctl_as(&pair.app, 1000, "doctor")] {
         assert_eq!(told.code, 2, "{told:?}");
-        assert!(told.stdout.contains("what to do: run it as root"), "{told:?}");
+        assert!(
+            told.stdout.contains("what to do: run it as root"),
+            "{told:?}"
+        );
     }
+}
+
+#[test]
+fn what_the_maker_of_a_rule_said_of_it_is_told() {
+    let pair = Pair::new();
+    pair.app.enter(|| {
+        run("nft add table ip t");
+        run("nft add chain ip t out { type nat hook output priority -100 ; }");
+        run("nft add rule ip t out ip daddr 203.0.113.7 tcp dport 80 redirect to :9 comment \"half-finished\"");
+    });
+    let found = ctl(&pair.app, "doctor");
+    let rule = "rule: ip daddr 203.0.113.7 tcp dport 80 redirect to :9 comment \"half-finished\"";
+    assert!(found.stdout.contains(rule), "{found:?}");
 }
 
 struct Named(String);
@@ -54,13 +77,21 @@ fn a_namespace_goes_by_the_name_that_ip_gave_it() {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", name, "sleep", "60"]);
     let inside = crate::proxyctl::start(&pair.app, inside);
-    let heading = format!("network namespace {name} of process {} (sleep):", inside.pid());
+    let heading = format!(
+        "network namespace {name} of process {} (sleep):",
+        inside.pid()
+    );
     until(&heading, || {
-        ctl(&pair.app, "doctor --all-netns").stdout.contains(&heading)
+        ctl(&pair.app, "doctor --all-netns")
+            .stdout
+            .contains(&heading)
     });
 
     for (place, why) in [
-        ("none-of-that-name", "there is no /run/netns/none-of-that-name; `ip netns list`"),
+        (
+            "none-of-that-name",
+            "there is no /run/netns/none-of-that-name; `ip netns list`",
+        ),
         ("999999999", "there is no process 999999999"),
         ("/etc/passwd", "/etc/passwd is no network namespace"),
     ] {
@@ -74,7 +105,10 @@ fn a_namespace_goes_by_the_name_that_ip_gave_it() {
 fn where_no_proxy_runs_those_on_other_ports_are_named() {
     let pair = Pair::new();
     let none = ctl(&pair.app, "status");
-    assert!(none.stdout.contains("`proxyctl serve` starts one"), "{none:?}");
+    assert!(
+        none.stdout.contains("`proxyctl serve` starts one"),
+        "{none:?}"
+    );
     let _proxy = serve(&pair.app, "");
     for command in ["status", "top"] {
         let told = ctl(&pair.app, &format!("{command} --port 15002"));
@@ -82,7 +116,11 @@ fn where_no_proxy_runs_those_on_other_ports_are_named() {
         assert_eq!(told.code, 1, "{told:?}");
         assert!(told.stdout.contains(&hint), "{told:?}");
         let told = ctl(&pair.app, &format!("{command} --port 15002 --json"));
-        assert_eq!(told.json["other_ports"], serde_json::json!([15001]), "{told:?}");
+        assert_eq!(
+            told.json["other_ports"],
+            serde_json::json!([15001]),
+            "{told:?}"
+        );
     }
     let idle = ctl(&pair.app, "top --interval 100ms");
     assert!(idle.stdout.contains("no connection lives"), "{idle:?}");

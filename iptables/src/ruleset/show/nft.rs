@@ -184,6 +184,11 @@ pub(super) fn rule(table: &Table, rule: &Rule) -> String {
         .iter()
         .any(|w| w.starts_with("ip ") || w.starts_with("ip6 "));
     words.retain(|word| !(names_family && word.starts_with("meta nfproto ")));
+    words.extend(
+        rule.comment
+            .as_ref()
+            .map(|text| format!("comment \"{text}\"")),
+    );
     words.join(" ")
 }
 
