@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::{
     netns::{Pair, run},
-    proxyctl::{ctl, ctl_as, proxyctl, serve, until},
+    proxyctl::{ctl, ctl_as, finish, proxyctl, serve},
 };
 
 /// The rules that it cannot see lead elsewhere.
@@ -74,18 +74,15 @@ fn a_namespace_goes_by_the_name_that_ip_gave_it() {
     let fix = fix.unwrap_or_else(|| panic!("{found:?}"));
     assert!(fix.starts_with(&format!("nsenter --net=/run/netns/{name} iptables-legacy")));
 
-    let mut inside = Command::new("ip");
-    inside.args(["netns", "exec", name, "sleep", "60"]);
-    let inside = crate::proxyctl::start(&pair.app, inside);
-    let heading = format!(
-        "network namespace {name} of process {} (sleep):",
-        inside.pid()
-    );
-    until(&heading, || {
-        ctl(&pair.app, "doctor --all-netns")
-            .stdout
-            .contains(&heading)
-    });
+    // In a pid namespace there is nobody else's network namespace to look into.
+    let mut inside = Command::new("unshare");
+    inside.args(["--pid", "--fork", "--mount-proc", "nsenter"]);
+    inside
+        .arg(format!("--net=/run/netns/{name}"))
+        .arg(proxyctl());
+    let told = finish(&pair.app, inside, "doctor --all-netns");
+    let heading = format!("network namespace {name} of process 1 (proxyctl):\n");
+    assert!(told.stdout.starts_with(&heading), "{told:?}");
 
     for (place, why) in [
         (
