@@ -100,7 +100,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 }
                 if table.rows.is_empty() {
                     println!(
-                        "no connection lives, and none was in this {}",
+                        "no connection lives, and no request ended within {}",
                         args.interval
                     );
                 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use outrigger_config::{
     Action, Settings, Snapshot, Target,
     control::{
-        ClusterOutlook, EndpointOutlook, Explanation, Question, RouteOutlook, TargetOutlook, Use,
+        ClusterOutlook, EndpointOutlook, Explanation, Identity, Question, RouteOutlook,
+        TargetOutlook, Use,
     },
 };
 use outrigger_iptables::{
@@ -85,13 +86,16 @@ impl Onward {
         matches!(self, Self::Silent(_))
     }
 
-    /// Whether the one that was asked is it that listens there.
-    pub(super) fn takes(&self, to: SocketAddr) -> bool {
+    /// The proxy of ours that takes what comes to `to`.
+    pub(super) fn taker(&self, to: SocketAddr) -> Option<&Identity> {
         let Self::Proxy(explained) = self else {
-            return false;
+            return None;
         };
-        let mut own = explained.proxy.listeners.iter();
-        own.any(|own| own.port() == to.port() && (own.ip() == to.ip() || own.ip().is_unspecified()))
+        let proxy = &explained.proxy;
+        let is_there = |own: &SocketAddr| {
+            own.port() == to.port() && (own.ip() == to.ip() || own.ip().is_unspecified())
+        };
+        proxy.listeners.iter().any(is_there).then_some(proxy)
     }
 
     pub(super) fn as_json(&self) -> Value {

@@ -76,16 +76,19 @@ impl Told<'_> {
     fn sentence(&self, end: &End) -> String {
         let meant = self.connection.destination;
         match end {
-            End::Here { to } => match listener(*to) {
-                Some(who) if self.onward.takes(*to) => {
-                    format!("is taken by Outrigger: it ends at the local {who}, on {to}")
+            End::Here { to } => match (self.onward.taker(*to), listener(*to)) {
+                (Some(proxy), _) => format!(
+                    "is taken by Outrigger (pid {}, user {}), which listens on {to}",
+                    proxy.pid, proxy.uid
+                ),
+                (None, Some(who)) if *to == meant => format!("ends on this host, at {who}"),
+                (None, Some(who)) => {
+                    format!("never leaves this host: it ends at the local {who}, on {to}")
                 }
-                Some(who) if *to == meant => format!("ends on this host, at {who}"),
-                Some(who) => format!("never leaves this host: it ends at the local {who}, on {to}"),
-                None if *to == meant => {
+                (None, None) if *to == meant => {
                     "ends on this host, where nobody listens: it is refused".into()
                 }
-                None => format!(
+                (None, None) => format!(
                     "never leaves this host: it is redirected to {to}, where nobody listens, and refused"
                 ),
             },
