@@ -81,7 +81,7 @@ fn a_namespace_goes_by_the_name_that_ip_gave_it() {
         .arg(format!("--net=/run/netns/{name}"))
         .arg(proxyctl());
     let told = finish(&pair.app, inside, "doctor --all-netns");
-    let heading = format!("network namespace {name} of process 1 (proxyctl):\n");
+    let heading = format!("network namespace {name} of process 1 (");
     assert!(told.stdout.starts_with(&heading), "{told:?}");
 
     for (place, why) in [
