@@ -24,8 +24,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, cli: &clap::Command) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut visible(cli), "proxyctl", &mut script);
-    match io::stdout().write_all(&script) {
+    match io::stdout()
+        .write_all(&script)
+        .and_then(|()| io::stdout().flush())
+    {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader left by its own choice.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("proxyctl completions: cannot write the script: {error}");
             ExitCode::FAILURE

@@ -8,7 +8,11 @@ use outrigger_iptables::{
 };
 use serde_json::{Value, json};
 
-use crate::{netns, settings::USAGE_ERROR};
+use crate::{
+    netns,
+    settings::USAGE_ERROR,
+    terminal::{self, Colour},
+};
 
 /// Name every redirect of outbound connections that leads somewhere wrong
 ///
@@ -17,8 +21,8 @@ use crate::{netns, settings::USAGE_ERROR};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Look into this network namespace: a path, or the number of a process in it
-    #[arg(long, value_name = "PATH|PID")]
+    /// Look into this network namespace: its name in `ip netns`, a path, or the number of a process in it
+    #[arg(long, value_name = "NAME|PATH|PID")]
     netns: Option<String>,
     /// Look into every network namespace that a process lives in
     #[arg(long, conflicts_with = "netns")]
@@ -37,7 +41,8 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   sudo proxyctl doctor
-  sudo proxyctl doctor --netns 4711 --json
+  sudo proxyctl doctor --netns blue           as `ip netns` calls it
+  sudo proxyctl doctor --netns 4711 --json    that of process 4711
   sudo proxyctl doctor --all-netns
   sudo proxyctl doctor --probe
 
@@ -60,9 +65,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         _ if args.all_netns => everywhere(options),
         Some(place) => {
             if let Err(error) = netns::enter(place) {
-                eprintln!(
-                    "proxyctl doctor: cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
-                );
+                eprintln!("proxyctl doctor: {error}");
                 return ExitCode::from(USAGE_ERROR);
             }
             vec![look(Some(place.clone()), options)]
@@ -123,7 +126,7 @@ fn everywhere(options: Options) -> Vec<Report> {
                 Err(error) => Report {
                     place: Some(place.clone()),
                     findings: Vec::new(),
-                    unseen: vec![format!("the network namespace of process {place}: {error}")],
+                    unseen: vec![error],
                 },
             };
             std::thread::scope(|scope| scope.spawn(look).join())
@@ -163,26 +166,49 @@ fn tell(report: &Report) {
         unseen,
     } = report;
     if let Some(place) = place {
-        println!("network namespace of {place}:");
+        println!("{}:", heading(place));
     }
     for finding in findings {
-        let level = match finding.level {
-            Level::Error => "error",
-            Level::Warning => "warning",
-            Level::Info => "fine",
+        let (level, colour) = match finding.level {
+            Level::Error => ("error", Colour::Red),
+            Level::Warning => ("warning", Colour::Yellow),
+            Level::Info => ("fine", Colour::Green),
         };
-        println!("{level}: {}", finding.what);
+        println!(
+            "{} {}",
+            terminal::paint(colour, &format!("{level}:")),
+            finding.what
+        );
         for line in &finding.evidence {
             println!("  {line}");
         }
         if let Some(fix) = &finding.fix {
-            println!("  fix: {fix}");
+            println!("  {} {fix}", terminal::paint(Colour::Cyan, "fix:"));
         }
     }
     if findings.is_empty() && unseen.is_empty() {
         println!("no redirect of outbound connections leads somewhere wrong");
     }
+    tell_unseen(unseen);
+}
+
+/// What could not be looked at, and what helps.
+pub(crate) fn tell_unseen(unseen: &[String]) {
     for what in unseen {
         println!("not seen: {what}");
     }
+    if !unseen.is_empty() && !rustix::process::geteuid().is_root() {
+        println!("  what to do: run it as root (sudo)");
+    }
+}
+
+/// Of the part that is about one network namespace.
+fn heading(place: &str) -> String {
+    let Ok(pid) = place.parse() else {
+        return format!("network namespace {place}");
+    };
+    let named = netns::name_of(pid).map_or(String::new(), |name| format!(" {name}"));
+    let program = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let program = program.map_or(String::new(), |name| format!(" ({})", name.trim_end()));
+    format!("network namespace{named} of process {pid}{program}")
 }

@@ -13,8 +13,8 @@ use std::{
 use outrigger_iptables::{LiveSurroundings, peers, ruleset, verdict};
 use serde_json::json;
 
-use self::onward::Onward;
-use crate::{netns, settings::USAGE_ERROR};
+use self::{onward::Onward, told::Told};
+use crate::{doctor, netns, settings::USAGE_ERROR};
 
 /// Tell where a connection would end, and by which rules
 ///
@@ -27,11 +27,11 @@ pub(crate) struct Args {
     /// Where the connection is meant to go; without a port, 80
     #[arg(value_name = "DST[:PORT]", value_parser = command::destination, required_unless_present = "pid")]
     destination: Option<SocketAddr>,
-    /// The user that connects [default: who asks]
-    #[arg(long, value_name = "UID")]
+    /// The user that connects, by number or name [default: who asks]
+    #[arg(long, value_name = "UID", value_parser = command::user)]
     uid: Option<u32>,
     /// The process that connects: its user, group, cgroup and network namespace count
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = command::process)]
     pid: Option<i32>,
     /// The local address that it connects from, with or without a port
     #[arg(long, value_name = "ADDR", value_parser = command::source)]
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", requires = "destination", value_parser = command::path)]
     path: Option<String>,
     /// Its method [default, with one of the others: GET]
-    #[arg(long, value_name = "METHOD", requires = "destination")]
+    #[arg(long, value_name = "METHOD", requires = "destination", value_parser = command::method)]
     method: Option<String>,
     /// A header of it, for routes and for endpoints that are chosen by one; several times for several
     #[arg(long = "header", value_name = "NAME:VALUE", requires = "destination", value_parser = command::header)]
@@ -54,8 +54,8 @@ pub(crate) struct Args {
     /// Ask this configuration for the route, instead of the proxy that runs
     #[arg(long, value_name = "FILE", requires = "destination")]
     config: Option<PathBuf>,
-    /// Look into this network namespace: a path, or the number of a process in it
-    #[arg(long, value_name = "PATH|PID")]
+    /// Look into this network namespace: its name in `ip netns`, a path, or the number of a process in it
+    #[arg(long, value_name = "NAME|PATH|PID")]
     netns: Option<String>,
     /// Tell of the rules that did not match, too
     #[arg(long)]
@@ -106,9 +106,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     if let Some(place) = &place
         && let Err(error) = netns::enter(place)
     {
-        return fail(format!(
-            "cannot enter the network namespace {place}: {error}; run it as root, and give a path such as /run/netns/NAME or a pid"
-        ));
+        return fail(error);
     }
     let Some(connection) = connection else {
         return live(args.pid.unwrap_or_default(), args.json);
@@ -120,16 +118,18 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Some(settings) => Onward::of_file(&verdict, settings, &question),
         None => Onward::of_proxy(&verdict, &question),
     };
+    let told = Told {
+        ruleset: &ruleset,
+        connection: &connection,
+        verdict: &verdict,
+        onward: &onward,
+    };
     if args.json {
-        let mut told = told::as_json(&ruleset, &connection, &verdict);
-        told["onward"] = onward.as_json();
-        println!("{told}");
+        println!("{}", told.as_json());
     } else {
-        told::tell(&ruleset, &connection, &verdict, args.all);
+        told.tell(args.all);
         onward.tell(&question);
-        for what in &ruleset.unseen {
-            println!("not seen: {what}");
-        }
+        doctor::tell_unseen(&ruleset.unseen);
     }
     match verdict.certain() {
         _ if !ruleset.unseen.is_empty() || onward.is_unseen() => ExitCode::from(2),
@@ -143,7 +143,12 @@ fn live(pid: i32, as_json: bool) -> ExitCode {
     let (peers, unseen) = match peers::of_process(pid) {
         Ok(found) => found,
         Err(error) => {
-            eprintln!("proxyctl explain: the connections of process {pid}: {error}");
+            let why = match error.kind() {
+                std::io::ErrorKind::NotFound => "there is no such process".into(),
+                std::io::ErrorKind::PermissionDenied => format!("{error}; run it as root"),
+                _ => error.to_string(),
+            };
+            eprintln!("proxyctl explain: the connections of process {pid}: {why}");
             return ExitCode::from(USAGE_ERROR);
         }
     };
@@ -164,9 +169,7 @@ fn live(pid: i32, as_json: bool) -> ExitCode {
                 (None, None) => println!(""),
             }
         }
-        if let Some(what) = &unseen {
-            println!("not seen: {what}");
-        }
+        doctor::tell_unseen(unseen.as_slice());
     }
     if unseen.is_some() {
         ExitCode::from(2)

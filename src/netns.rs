@@ -1,17 +1,47 @@
 //! The network namespaces that a command looks at.
 
-use std::{collections::BTreeMap, fs, fs::File, io, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Enters it for the rest of this thread. `place` is a path, or the number of a process in it.
+/// Where `ip netns` keeps those that it has given a name.
+const NAMED: &str = "/run/netns";
+
+/// Enters it for the rest of this thread. `place` is a name as of `ip netns`, a path, or the number of a
+/// process in it.
 ///
 /// # Errors
-/// When there is no such namespace, or the privilege to enter it is missing.
-pub(crate) fn enter(place: &str) -> io::Result<()> {
-    let file = File::open(path(place))?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-    Ok(())
+/// When there is no such namespace, or the privilege to enter it is missing; with what to do.
+pub(crate) fn enter(place: &str) -> Result<(), String> {
+    let path = path(place);
+    let entered = File::open(&path).and_then(|file| {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(())
+    });
+    entered.map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound if is_number(place) => {
+                format!("there is no process {place}")
+            }
+            io::ErrorKind::NotFound => format!(
+                "there is no {}; `ip netns list` and `lsns -t net` show what there is",
+                path.display()
+            ),
+            io::ErrorKind::PermissionDenied => format!("{error}; run it as root"),
+            io::ErrorKind::InvalidInput => {
+                format!("{} is no network namespace", path.display())
+            }
+            _ => error.to_string(),
+        };
+        format!("cannot enter the network namespace {place}: {why}")
+    })
 }
 
 /// Whether it is that of the calling thread.
@@ -21,10 +51,27 @@ pub(crate) fn is_here(place: &str) -> bool {
 }
 
 pub(crate) fn path(place: &str) -> PathBuf {
-    match place.parse::<u32>() {
-        Ok(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-        Err(_) => PathBuf::from(place),
+    if is_number(place) {
+        PathBuf::from(format!("/proc/{place}/ns/net"))
+    } else if place.contains('/') {
+        PathBuf::from(place)
+    } else {
+        Path::new(NAMED).join(place)
     }
+}
+
+fn is_number(place: &str) -> bool {
+    place.parse::<u32>().is_ok()
+}
+
+/// The name that `ip netns` has given to the namespace of a process.
+pub(crate) fn name_of(pid: u32) -> Option<String> {
+    let its = fs::metadata(path(&pid.to_string())).ok()?;
+    let entries = fs::read_dir(NAMED).ok()?.flatten();
+    let mut names = entries.filter(|entry| {
+        fs::metadata(entry.path()).is_ok_and(|of| (of.dev(), of.ino()) == (its.dev(), its.ino()))
+    });
+    names.next()?.file_name().into_string().ok()
 }
 
 /// A process of every network namespace that one lives in, the oldest of each; and how many

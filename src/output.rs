@@ -2,7 +2,7 @@
 //! a reader that has seen enough (`| head`) would end in a backtrace.
 
 use std::{
-    fmt,
+    fmt::{self, Display},
     io::{self, Write},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -32,6 +32,12 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
             }
         }
     }
+}
+
+/// `1 rule`, `2 rules`.
+pub(crate) fn count(number: impl Display + From<u8> + PartialEq, of: &str) -> String {
+    let plural = if number == 1.into() { "" } else { "s" };
+    format!("{number} {of}{plural}")
 }
 
 /// Whether somebody still reads, for a command that goes on and on.

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use outrigger_config::{Problem, Severity};
 
+use crate::terminal::{Colour, paint};
+
 /// As compilers do, so that editors and terminals lead there.
 pub(crate) fn one_line(path: &Path, problem: &Problem) -> String {
     let name = path.display();
@@ -18,15 +20,11 @@ pub(crate) fn one_line(path: &Path, problem: &Problem) -> String {
     format!("{place}: {unplaced}")
 }
 
-/// With the line it is about and a caret; coloured if asked.
-pub(crate) fn in_full(path: &Path, problem: &Problem, with_colours: bool) -> String {
+/// With the line it is about and a caret, for standard output.
+pub(crate) fn in_full(path: &Path, problem: &Problem) -> String {
     let (word, colour) = match problem.severity {
-        Severity::Error => ("error", "31"),
-        Severity::Warning => ("warning", "33"),
-    };
-    let paint = |code: &str, text: &str| match with_colours {
-        true => format!("\x1b[{code}m{text}\x1b[0m"),
-        false => text.to_owned(),
+        Severity::Error => ("error", Colour::Red),
+        Severity::Warning => ("warning", Colour::Yellow),
     };
     let place = problem
         .at
@@ -37,13 +35,13 @@ pub(crate) fn in_full(path: &Path, problem: &Problem, with_colours: bool) -> Str
     };
     let mut text = format!(
         "{} {key}{}\n --> {}{place}\n{}",
-        paint(&format!("1;{colour}"), &format!("{word}:")),
+        paint(colour, &format!("{word}:")),
         problem.message,
         path.display(),
         problem.snippet(),
     );
     if !problem.fix.is_empty() {
-        text += &format!(" {} {}\n", paint("1;36", "fix:"), problem.fix);
+        text += &format!(" {} {}\n", paint(Colour::Cyan, "fix:"), problem.fix);
     }
     text
 }

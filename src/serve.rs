@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Listen here instead of what the file says (loopback only; once per address family)
     #[arg(long, value_name = "ADDRESS", value_parser = settings::listen_address)]
     listen: Vec<SocketAddr>,
-    /// Admin address instead of what the file says, or `off`
+    /// Admin address instead of what the file says, `unix:PATH`, or `off`
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<Admin>,
     /// Number of event loops [default: CPUs allowed to the process]

@@ -99,6 +99,14 @@ pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "write an address and port, such as 127.0.0.1:15001 or [::1]:15001".into())
 }
 
+/// The value of `--port`.
+pub(crate) fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("write a port, 1 to 65535".into()),
+    }
+}
+
 /// Which proxy a command is about.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Instance {
@@ -106,7 +114,7 @@ pub(crate) struct Instance {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The proxy's listen port, instead of what the file says
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = port)]
     port: Option<u16>,
 }
 

@@ -2,6 +2,8 @@
 
 mod told;
 
+pub(crate) use self::told::elsewhere;
+
 use std::{
     process::ExitCode,
     thread,
@@ -31,7 +33,6 @@ pub(crate) struct Args {
         long,
         value_name = "DURATION",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "2s",
         value_parser = top::interval
     )]
@@ -47,7 +48,7 @@ Root and the proxy's own user may ask.
 Examples:
   sudo proxyctl status
   sudo proxyctl status --port 15001 --json
-  sudo proxyctl status --watch=5s
+  sudo proxyctl status --watch 5s
 
 Exit codes:
   0  connections are captured

@@ -1,6 +1,7 @@
 //! The terminal that a live view is drawn on: keys one by one, its size, and as it was when done.
 
 use std::{
+    env,
     io::{self, IsTerminal, Write},
     os::fd::AsFd,
     time::{Duration, Instant},
@@ -37,12 +38,12 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// None where standard input or output is no terminal.
+    /// None where standard input or output is no terminal that can be drawn on.
     ///
     /// # Errors
     /// When it cannot be set.
     pub(crate) fn open() -> io::Result<Option<Self>> {
-        if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        if !can_draw(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             return Ok(None);
         }
         let signals = Signals::block(&[Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT])?;
@@ -126,9 +127,32 @@ impl Drop for Screen {
     }
 }
 
+/// Of words that are to be seen first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Colour {
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+    Cyan = 36,
+}
+
+/// `text` in bold and in that colour where standard output is a terminal and `NO_COLOR` does not forbid it.
+pub(crate) fn paint(colour: Colour, text: &str) -> String {
+    let is_forbidden = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if is_forbidden || !can_draw(io::stdout().is_terminal()) {
+        return text.to_owned();
+    }
+    format!("\x1b[1;{}m{text}\x1b[0m", colour as u8)
+}
+
+/// One that calls itself dumb understands no escapes.
+fn can_draw(is_terminal: bool) -> bool {
+    is_terminal && env::var_os("TERM").is_none_or(|kind| kind != "dumb")
+}
+
 /// Clears standard output if it is a terminal.
 pub(crate) fn clear() {
-    if io::stdout().is_terminal() {
+    if can_draw(io::stdout().is_terminal()) {
         let _ = print("\x1b[H\x1b[2J");
     }
 }

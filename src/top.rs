@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::{
     install_rules::finish,
     settings::Instance,
+    status::elsewhere,
     terminal::{Key, Screen},
     traffic::{Column, Table},
 };
@@ -86,7 +87,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
         looked,
         args.json,
         |looked| match looked {
-            None => println!("no proxy runs on port {port}"),
+            None => {
+                println!("no proxy runs on port {port}");
+                println!("  {}", elsewhere("top", port));
+            }
             Some((table, traffic)) => {
                 let mut table = table.clone();
                 table.sort(args.sort);
@@ -94,10 +98,19 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 for line in table.lines(Some(args.sort), 0, usize::MAX) {
                     println!("{line}");
                 }
+                if table.rows.is_empty() {
+                    println!(
+                        "no connection lives, and no request ended within {}",
+                        args.interval
+                    );
+                }
             }
         },
         |looked| match looked {
-            None => json!({ "result": "no proxy" }),
+            None => json!({
+                "result": "no proxy",
+                "other_ports": outrigger_iptables::other_ports(port),
+            }),
             Some((table, traffic)) => {
                 let mut table = table.clone();
                 table.sort(args.sort);
@@ -162,7 +175,10 @@ impl Live {
                     }
                     Ok(None) => {
                         (table, before) = (None, None);
-                        shown = vec![format!("no proxy runs on port {}", self.port)];
+                        shown = vec![
+                            format!("no proxy runs on port {}", self.port),
+                            elsewhere("top", self.port),
+                        ];
                     }
                     Err(refusal) => {
                         (table, before) = (None, None);

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// The proxy's listen port
-    #[arg(long, value_name = "PORT", default_value_t = Settings::default().port())]
+    #[arg(long, value_name = "PORT", default_value_t = Settings::default().port(), value_parser = settings::port)]
     port: u16,
     /// Print the result as one JSON object
     #[arg(long)]

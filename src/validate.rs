@@ -1,16 +1,11 @@
 //! `proxyctl validate`: every problem of a configuration.
 
-use std::{
-    env,
-    io::{self, IsTerminal},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use outrigger_config::{Checked, Problem};
 use serde::Serialize;
 
-use crate::problems;
+use crate::{output::count, problems};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -81,18 +76,17 @@ pub(crate) fn run(args: Args) -> ExitCode {
             serde_json::to_string_pretty(&rows).expect("plain data is JSON")
         );
     } else {
-        let with_colours =
-            io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for (path, problem) in all() {
-            println!("{}", problems::in_full(path, problem, with_colours));
+            println!("{}", problems::in_full(path, problem));
         }
         for (path, problems) in &found {
             let errors = problems.iter().filter(|p| p.is_error()).count();
             let verdict = if errors == 0 { "valid" } else { "not valid" };
             println!(
-                "{}: {verdict}, {errors} errors, {} warnings",
+                "{}: {verdict}, {}, {}",
                 path.display(),
-                problems.len() - errors
+                count(errors, "error"),
+                count(problems.len() - errors, "warning")
             );
         }
     }

@@ -4,7 +4,10 @@
 mod support;
 
 use std::{
-    net::{IpAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpStream},
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -220,6 +223,100 @@ fn after_sigkill_the_next_connection_succeeds_within_moments() {
         ),
         "bar: succeeds, no rule left",
     );
+}
+
+#[test]
+fn ten_thousand_destinations_are_held_in_little_memory_and_scraped_in_a_second() {
+    // More than are remembered, so that some are told as `other`; a debug build takes minutes for them.
+    let count = if is_release() { 12_000 } else { 1_000 };
+    let world = World::new();
+    let _nginx = world.nginx();
+    world.svc.sh("ip route add local 10.64.0.0/14 dev lo");
+    world
+        .app
+        .sh(&format!("ip route add 10.64.0.0/14 via {SVC4}"));
+    let proxy = world.captured();
+    dial_each(&world, 0..count);
+    world.until_counted("outrigger_requests_total", "code=\"200\"", count as f64);
+
+    let mut page = String::new();
+    let mut took: Vec<_> = (0..5).map(|_| timed(|| page = world.metrics())).collect();
+    took.sort();
+    let resident = proxy.memory().resident;
+    let told = page
+        .lines()
+        .filter(|line| line.starts_with("outrigger_received_bytes_total{"))
+        .count();
+    figure(
+        "destinations dialled, each by a connection of its own",
+        format!(
+            "{count}, of them told apart {told}; resident memory {}, /metrics of {} in {}, at worst {}",
+            mib(resident),
+            mib(page.len() as u64 / 1024),
+            ms(took[2]),
+            ms(took[4]),
+        ),
+        "bar: below 100 MiB, below 1 s",
+    );
+    assert!(resident < 100 * 1024, "{resident} KiB");
+    assert!(took[2] < Duration::from_secs(1), "{took:?}");
+    assert!(told <= count.min(10_000) + 1, "{told} label sets");
+    assert_eq!(count > 10_000, page.contains("destination=\"other\""));
+
+    let (quiet, busy) = (latencies(&world, false), latencies(&world, true));
+    figure(
+        "a request, without and with a scraper that does not pause",
+        format!(
+            "median {} and {}, of a hundred the worst {} and {}",
+            ms(quiet[1000]),
+            ms(busy[1000]),
+            ms(quiet[1980]),
+            ms(busy[1980])
+        ),
+        "no bar: the scraper's own work is on the same CPUs",
+    );
+}
+
+/// A request to each of that many addresses of the service.
+fn dial_each(world: &World, addresses: Range<usize>) {
+    const CLIENTS: usize = 4;
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let mine = addresses.clone().skip(client).step_by(CLIENTS);
+            scope.spawn(move || {
+                for n in mine {
+                    let address = Ipv4Addr::from(0x0a40_0001 + n as u32);
+                    let mut stream = world.app.connect((address, 8081));
+                    hello(&mut stream);
+                }
+            });
+        }
+    });
+}
+
+fn hello(stream: &mut TcpStream) {
+    stream
+        .say("GET /hello HTTP/1.1\r\nHost: svc\r\n\r\n")
+        .unwrap();
+    let (head, _) = stream.hear_response().unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+}
+
+/// Of two thousand requests over one connection, the shortest first.
+fn latencies(world: &World, is_scraped: bool) -> Vec<Duration> {
+    let is_over = AtomicBool::new(!is_scraped);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                world.metrics();
+            }
+        });
+        let mut stream = world.app.connect((SVC4, 8081));
+        let mut found: Vec<_> = (0..2000).map(|_| timed(|| hello(&mut stream))).collect();
+        is_over.store(true, Ordering::Relaxed);
+        found.sort();
+        found
+    })
 }
 
 fn reaches(world: &World, svc: IpAddr) -> bool {

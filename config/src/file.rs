@@ -51,9 +51,7 @@ pub fn text(path: &Path) -> Result<String, Problem> {
     };
     read().map_err(|error: io::Error| {
         let hint = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "; check the path, or leave --config out to use the defaults"
-            }
+            io::ErrorKind::NotFound => "; check the path",
             io::ErrorKind::PermissionDenied => {
                 "; make it readable by the user that runs this command"
             }

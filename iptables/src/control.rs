@@ -169,10 +169,20 @@ impl Proxy {
                     theirs: self.version.clone().unwrap_or_else(|| "unknown".into()),
                 })
             }
-            Ok(Reply::Refused(reason)) => Err(Refusal::Declined {
-                doing: doing.into(),
-                reason,
-            }),
+            Ok(Reply::Refused(reason)) => {
+                let own = rustix::process::geteuid().as_raw();
+                Err(match own == 0 || own == self.uid() {
+                    true => Refusal::Declined {
+                        doing: doing.into(),
+                        reason,
+                    },
+                    false => Refusal::NotAllowed {
+                        doing: doing.into(),
+                        own,
+                        proxy: self.uid(),
+                    },
+                })
+            }
             Ok(reply) => Ok(reply),
             Err(error) => Err(broken(
                 doing,

@@ -44,6 +44,8 @@ pub enum Refusal {
     Control { doing: String, cause: io::Error },
     /// The proxy understood and declined.
     Declined { doing: String, reason: String },
+    /// Only root and the proxy's own user may ask it.
+    NotAllowed { doing: String, own: u32, proxy: u32 },
     /// The proxy did not understand: it is of another version.
     OtherVersion { doing: String, theirs: String },
     /// Whoever answers on the control socket is not the proxy's user.
@@ -126,7 +128,7 @@ impl Refusal {
             Self::Iptables(error) => error.check(),
             Self::Host { .. } => "host",
             Self::NoProxy { .. } | Self::ProxySilent { .. } | Self::Control { .. } => "control",
-            Self::Declined { .. } => "declined",
+            Self::Declined { .. } | Self::NotAllowed { .. } => "declined",
             Self::OtherVersion { .. } => "version",
             Self::WrongUser { .. } | Self::UnmappedUser { .. } => "identity",
             Self::Draining => "draining",
@@ -171,6 +173,7 @@ impl Refusal {
             Self::ProxySilent { .. } => "look at the proxy's log; restart it if it hangs".into(),
             Self::Control { .. } => "check that proxy and proxyctl are of the same version, and the proxy's log".into(),
             Self::Declined { .. } => "look at the proxy's log".into(),
+            Self::NotAllowed { proxy, .. } => format!("run it as root (sudo), or as user {proxy}"),
             Self::OtherVersion { .. } => "use the proxyctl of the proxy's version, or let the proxy be one of this proxyctl's (`proxyctl upgrade`, or restart it)".into(),
             Self::WrongUser { expected, found, .. } => format!(
                 "start the proxy as user {expected}, or set capture.proxy_uid to {found} if that user runs nothing else"
@@ -294,6 +297,10 @@ impl fmt::Display for Refusal {
             Self::Declined { doing, reason } => {
                 write!(f, "{doing}: the proxy declined: {reason}")
             }
+            Self::NotAllowed { doing, own, proxy } => write!(
+                f,
+                "{doing}: the proxy answers root and its own user, {proxy}; you are user {own}"
+            ),
             Self::OtherVersion { doing, theirs } => write!(
                 f,
                 "{doing}: the proxy is of version {theirs} and does not understand this proxyctl, which is {}",

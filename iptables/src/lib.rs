@@ -32,7 +32,7 @@ pub use error::{CanaryFailure, Leftover, Refusal};
 pub use host::Host;
 pub use inquiry::{Explained, explain, traffic};
 pub use legacy::{IptablesError, Variant};
-pub use neighbours::{Overlap, Winner, overlaps};
+pub use neighbours::{Overlap, Winner, other_ports, overlaps};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
 pub use tether::{

@@ -16,10 +16,8 @@ use crate::{control::Proxy, host::Neighbour, plan::Plan, process::Process, tethe
 /// The proxies on other ports, by their control sockets, which this namespace lists by name. One that
 /// does not answer is left out: it captures nothing either, for lack of a beat.
 pub(crate) fn of(port: u16) -> Vec<Neighbour> {
-    let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    ports(&sockets)
+    other_ports(port)
         .into_iter()
-        .filter(|other| *other != port)
         .filter_map(|port| {
             let mut proxy = Proxy::connect(port).ok()??;
             let uid = proxy.uid();
@@ -35,6 +33,14 @@ fn ports(sockets: &str) -> BTreeSet<u16> {
         .lines()
         .filter_map(|line| line.rsplit_once(" @outrigger/")?.1.parse().ok())
         .collect()
+}
+
+/// The ports of the other proxies in this network namespace, which it lists to everybody.
+pub fn other_ports(port: u16) -> BTreeSet<u16> {
+    let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    let mut found = ports(&sockets);
+    found.remove(&port);
+    found
 }
 
 /// The capture of another proxy in this network namespace that may be for the same connections.
@@ -60,10 +66,8 @@ pub enum Winner {
 
 /// The captures that overlap with those of the proxy on `port`. What this user may not ask is left out.
 pub fn overlaps(port: u16, proxy: &Identity) -> Vec<Overlap> {
-    let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    let others = ports(&sockets).into_iter().filter(|other| *other != port);
     let mut found = Vec::new();
-    for other in others {
+    for other in other_ports(port) {
         let Some(identity) = Proxy::connect(other)
             .ok()
             .flatten()

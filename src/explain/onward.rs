@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use outrigger_config::{
     Action, Settings, Snapshot, Target,
     control::{
-        ClusterOutlook, EndpointOutlook, Explanation, Question, RouteOutlook, TargetOutlook, Use,
+        ClusterOutlook, EndpointOutlook, Explanation, Identity, Question, RouteOutlook,
+        TargetOutlook, Use,
     },
 };
 use outrigger_iptables::{
@@ -83,6 +84,18 @@ impl Onward {
 
     pub(super) fn is_unseen(&self) -> bool {
         matches!(self, Self::Silent(_))
+    }
+
+    /// The proxy of ours that takes what comes to `to`.
+    pub(super) fn taker(&self, to: SocketAddr) -> Option<&Identity> {
+        let Self::Proxy(explained) = self else {
+            return None;
+        };
+        let proxy = &explained.proxy;
+        let is_there = |own: &SocketAddr| {
+            own.port() == to.port() && (own.ip() == to.ip() || own.ip().is_unspecified())
+        };
+        proxy.listeners.iter().any(is_there).then_some(proxy)
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -210,26 +223,37 @@ fn because(refusal: &str) -> String {
 }
 
 fn tell_route(route: &RouteOutlook) {
-    let asked = match &route.matches {
-        Value::Object(keys) if keys.is_empty() => "nothing: it holds for everything".into(),
-        Value::Object(keys) => {
-            let pairs = keys.iter().map(|(key, value)| match value {
-                Value::String(text) => format!("{key} {text}"),
-                other => format!("{key} {other}"),
-            });
-            pairs.collect::<Vec<_>>().join(", ")
-        }
-        other => other.to_string(),
+    let asked = in_words("", &route.matches);
+    match asked.is_empty() {
+        true => println!("  the route asks for nothing: it holds for everything"),
+        false => println!("  the route asks for {}", asked.join(", ")),
+    }
+    let Value::Object(policy) = &route.policy else {
+        return;
     };
-    println!("  the route asks for {asked}");
-    if let Value::Object(keys) = &route.policy {
-        let more = keys
-            .iter()
-            .filter(|(key, _)| !["cluster", "split"].contains(&&***key));
-        let more: Vec<_> = more.map(|(key, value)| format!("{key} {value}")).collect();
-        if !more.is_empty() {
-            println!("  it says besides: {}", more.join(", "));
+    let besides = policy
+        .iter()
+        .filter(|(key, _)| !["cluster", "split"].contains(&&***key));
+    let besides: Vec<_> = besides.flat_map(|(key, v)| in_words(key, v)).collect();
+    if !besides.is_empty() {
+        println!("  it says besides: {}", besides.join(", "));
+    }
+}
+
+/// Each setting of `value` by its key from `key` on, as in a file; those that say nothing are left out.
+fn in_words(key: &str, value: &Value) -> Vec<String> {
+    match value {
+        Value::Null => Vec::new(),
+        Value::Array(items) if items.is_empty() => Vec::new(),
+        Value::Object(keys) => {
+            let below = keys.iter().map(|(name, value)| match key {
+                "" => in_words(name, value),
+                key => in_words(&format!("{key}.{name}"), value),
+            });
+            below.flatten().collect()
         }
+        Value::String(text) => vec![format!("{key} {text}")],
+        other => vec![format!("{key} {other}")],
     }
 }
 
@@ -319,5 +343,23 @@ fn told_endpoint(endpoint: &EndpointOutlook, chosen: Option<SocketAddr>) -> Stri
     match facts.is_empty() {
         true => told,
         false => format!("{told}; {}", facts.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_routes_settings_are_told_by_their_keys_and_empty_ones_are_not() {
+        let matches = json!({ "host": "*.internal", "path": { "prefix": "/v1" }, "port": 80 });
+        let told = in_words("", &matches);
+        assert_eq!(told, ["host *.internal", "path.prefix /v1", "port 80"]);
+        let policy = json!({ "add": {}, "remove": [], "set": { "x-a": "1" }, "timeout": null });
+        assert_eq!(
+            in_words("request_headers", &policy),
+            ["request_headers.set.x-a 1"]
+        );
+        assert!(in_words("", &json!({})).is_empty());
     }
 }

@@ -10,7 +10,7 @@ use outrigger_iptables::{Overlap, Winner};
 use serde_json::{Value, json};
 
 use super::Look;
-use crate::{run::Report, traffic::Column};
+use crate::{output::count, run::Report, traffic::Column};
 
 /// Destinations that are shown; `proxyctl top` shows all.
 const SHOWN: usize = 10;
@@ -25,7 +25,10 @@ pub(super) fn describe(port: u16, look: &Look) {
     let Some(status) = &look.status else {
         match supervisor {
             Some(words) => println!("direct: {words}"),
-            None => println!("direct: no proxy runs on port {port}"),
+            None => {
+                println!("direct: no proxy runs on port {port}");
+                println!("  {}", elsewhere("status", port));
+            }
         }
         for table in closed(port, None) {
             println!(
@@ -75,8 +78,9 @@ pub(super) fn describe(port: u16, look: &Look) {
     }
     if status.lapses > 0 {
         println!(
-            "  the lease ran out {} times, for {:.1} s in all; new connections went direct",
-            status.lapses, status.lapsed_secs
+            "  the lease ran out {}, for {:.1} s in all; new connections went direct",
+            count(status.lapses, "time"),
+            status.lapsed_secs
         );
         describe_windows(status);
     }
@@ -92,12 +96,12 @@ pub(super) fn describe(port: u16, look: &Look) {
         );
     }
     println!(
-        "  proxy pid {}, user {}, instance {}, version {}, {} workers, up {}{}",
+        "  proxy pid {}, user {}, instance {}, version {}, {}, up {}{}",
         proxy.pid,
         proxy.uid,
         proxy.instance,
         proxy.version,
-        proxy.workers,
+        count(proxy.workers, "worker"),
         Span::from_secs(proxy.uptime_secs),
         if proxy.draining { ", draining" } else { "" }
     );
@@ -105,6 +109,18 @@ pub(super) fn describe(port: u16, look: &Look) {
         println!("  {words}");
     }
     describe_traffic(look);
+}
+
+/// What helps where no proxy runs on `port`.
+pub(crate) fn elsewhere(command: &str, port: u16) -> String {
+    let others = outrigger_iptables::other_ports(port);
+    let lines = others
+        .iter()
+        .map(|other| format!("one runs here on port {other}: `proxyctl {command} --port {other}`"));
+    match others.is_empty() {
+        true => "nor on another in this network namespace; `proxyctl serve` starts one".into(),
+        false => lines.collect::<Vec<_>>().join("\n  "),
+    }
 }
 
 fn describe_windows(status: &Status) {
@@ -146,14 +162,15 @@ fn configuration(traffic: &Traffic) -> String {
     let of = &traffic.configuration;
     let refused = match (of.is_latest_good, of.rejected) {
         (_, 0) => String::new(),
-        (true, times) => format!(", refused {times} times before"),
+        (true, times) => format!(", refused {} before", count(times, "time")),
         (false, _) => {
             ", and THE LATEST FILE IS REFUSED: see the proxy's log, or `proxyctl validate`".into()
         }
     };
     format!(
-        "configuration generation {}, reloaded {} times{refused}",
-        of.generation, of.applied
+        "configuration generation {}, reloaded {}{refused}",
+        of.generation,
+        count(of.applied, "time")
     )
 }
 
@@ -164,6 +181,9 @@ pub(super) fn as_json(port: u16, look: &Look) -> Value {
     value["result"] = json!(result_word(status));
     if let Some(report) = Report::ask(port) {
         value["supervisor"] = json!(report);
+    }
+    if status.is_none() {
+        value["other_ports"] = json!(outrigger_iptables::other_ports(port));
     }
     value["scope_problem"] = json!(status.and_then(scope_problem));
     value["proxyctl_version"] = json!(VERSION);
@@ -226,8 +246,8 @@ fn describe_overlap(overlap: &Overlap) {
 fn describe_bypasses(bypasses: &Bypasses) {
     if bypasses.live_before > 0 {
         println!(
-            "  {} connections lived before the capture and stay direct",
-            bypasses.live_before
+            "  {} lived before the capture; such stay direct",
+            count(bypasses.live_before, "connection")
         );
     }
     for of in &bypasses.counts {
@@ -251,8 +271,8 @@ fn describe_bypasses(bypasses: &Bypasses) {
     }
     if bypasses.overruns > 0 {
         println!(
-            "  {} times more came than could be counted",
-            bypasses.overruns
+            "  {} more came than could be counted",
+            count(bypasses.overruns, "time")
         );
     }
 }

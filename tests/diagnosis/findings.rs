@@ -188,6 +188,9 @@ fn our_own_redirect_is_healthy_or_inert_as_the_proxy_says() {
     ctl(&pair.app, "install-rules --json").expect("captured");
     let found = examine(&pair.app, "");
     assert_eq!(kinds(&found), ["own_redirect"], "{found}");
+    // Not the rule of the proxy's own probes.
+    let rule = find(&found, "own_redirect")["evidence"][0].to_string();
+    assert!(rule.contains("rule: meta nfproto ipv"), "{found}");
     proxy.signal("STOP");
     let found = examine(&pair.app, "");
     assert_eq!(kinds(&found), ["own_inert"], "{found}");

@@ -15,3 +15,4 @@ mod robust;
 mod scale;
 mod staged;
 mod traffic;
+mod usage;

@@ -106,8 +106,15 @@ fn route_cluster_and_endpoint_are_the_running_proxys_own() {
         "1 of 2 endpoints may be chosen",
         "10.77.0.2:81: not chosen; its breaker is tripped",
         "of 1024 requests",
+        "ct timeout set \"passing\"",
+        "ct status dnat",
     ] {
         assert!(text.contains(words), "{words:?} is missing: {text}");
+    }
+    let first = text.lines().next().unwrap_or_default();
+    assert!(first.contains("is taken by Outrigger"), "{text}");
+    for words in ["may match", "objref", "it says besides"] {
+        assert!(!text.contains(words), "{words:?} is told: {text}");
     }
 }
 
@@ -179,8 +186,12 @@ fn who_may_not_ask_is_told_so() {
     let pair = Pair::new();
     let _proxy = serve(&pair.app, "");
     pair.app.enter(|| run(REDIRECT));
-    let told = ctl_as(&pair.app, 1000, "status");
-    assert_eq!(told.code, 1);
+    for command in ["status", "top"] {
+        let told = ctl_as(&pair.app, 1000, command);
+        assert_eq!(told.code, 1);
+        let advice = "what to do: run it as root (sudo), or as user 1337";
+        assert!(told.stderr.contains(advice), "{told:?}");
+    }
     let told = ctl_as(&pair.app, 1000, "explain 10.77.0.2:80");
     assert_eq!(told.code, 2, "{told:?}");
     assert!(told.stdout.contains("not seen"), "{told:?}");

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::fd::AsFd,
+    process::Command,
     time::Duration,
 };
 
@@ -101,6 +102,76 @@ fn scrapers_that_stall_or_die_within_an_answer_hold_nobody_up() {
     let after = metric(&world, "process_resident_memory_bytes", "");
     assert!(after - before < 64e6, "{before} to {after}");
     drop(stalled);
+}
+
+/// More than the listener serves at a time: those that wait cost nobody but themselves.
+#[test]
+fn a_thousand_scrapers_that_never_read_hold_nobody_up() {
+    let world = World::new();
+    let _service = world.peer(80, answers);
+    let proxy = world.serve("workers: 1");
+    world.capture(&proxy);
+    let before = metric(&world, "process_resident_memory_bytes", "");
+    let requests = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".repeat(100);
+    let held: Vec<_> = (0..1000)
+        .map(|_| {
+            let mut scraper = admin(&world);
+            scraper.set_nonblocking(true).expect("a socket");
+            // As much as is taken.
+            let _ = scraper.write(&requests);
+            scraper
+        })
+        .collect();
+    traffic(&world, 80, 300);
+    // The lease is renewed on the same thread: nothing goes direct for as long as they stall.
+    let status = world
+        .app
+        .output(Command::new(world.proxyctl()).args(["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!(status["result"], "captured", "{status}");
+    assert!(status["lapsed_secs"].as_f64() < Some(5.0), "{status}");
+    let memory = proxy.memory().resident * 1024;
+    assert!(memory as f64 - before < 64e6, "{before} to {memory}");
+    drop(held);
+    let again = wait_for(3 * SOON, "the next scrape", || {
+        let answer = ask(&world, "GET", "/metrics", "");
+        (answer.status == 200).then_some(answer)
+    });
+    assert!(again.text().contains("outrigger_requests_total"));
+}
+
+#[test]
+fn a_pipe_whose_reader_leaves_costs_lines_which_are_counted_until_another_comes() {
+    let world = World::new();
+    let _service = world.peer(80, answers);
+    let pipe = world.dir().join("pipe");
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(CWD, &pipe, FileType::Fifo, mode, 0).expect("a FIFO");
+    rustix::fs::chmod(&pipe, mode).expect("ours");
+    // Not inherited: the proxy would be its own reader.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let read = || open(&pipe, flags, Mode::empty()).expect("a reader");
+    let first = read();
+    let proxy = world.serve(&format!(
+        "workers: 1\naccess_log: {{ to: {} }}",
+        pipe.display()
+    ));
+    world.capture(&proxy);
+    drop(first);
+    traffic(&world, 80, 200);
+    let dropped = || metric(&world, "outrigger_access_log_dropped_total", "");
+    wait_until(SOON, "every line lost, and counted", || dropped() == 200.0);
+    let mut second = fs::File::from(read());
+    traffic(&world, 80, 1);
+    let mut seen = Vec::new();
+    wait_until(SOON, "a whole line", || {
+        let mut chunk = [0; 4096];
+        if let Ok(count) = second.read(&mut chunk) {
+            seen.extend_from_slice(&chunk[..count]);
+        }
+        seen.ends_with(b"\n")
+    });
+    assert_eq!(dropped(), 200.0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod support;
 
 mod admin;
 mod ask;
+mod cardinality;
 mod faults;
 mod monitoring;
 mod prometheus;

@@ -132,7 +132,7 @@ fn validate_tells_every_problem_with_its_line_a_caret_and_the_fix() {
         "error: limits.max_conections: unknown key `max_conections`",
         "2 |   max_conections: 5\n  |   ^^^^^^^^^^^^^^\n fix: did you mean `max_connections`?",
         "bad.yaml:3:16",
-        "good.yaml: valid, 0 errors, 1 warnings",
+        "good.yaml: valid, 0 errors, 1 warning",
         "bad.yaml: not valid, 2 errors, 0 warnings",
     ] {
         assert!(said.contains(part), "{part}\n{said}");

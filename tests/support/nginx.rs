@@ -90,7 +90,7 @@ daemon off;
 master_process off;
 pid {dir}/nginx.pid;
 worker_rlimit_nofile 20000;
-events {{ worker_connections 8000; }}
+events {{ worker_connections 16000; }}
 http {{
     log_format seen '$connection $server_protocol $request $status';
     access_log {dir}/access.log seen;
@@ -106,6 +106,8 @@ http {{
     server {{
         listen {SVC4}:80 backlog=4096;
         listen [{SVC6}]:80 backlog=4096;
+        # On whatever address.
+        listen 8081 backlog=4096;
         listen {SVC4}:443 ssl;
         listen [{SVC6}]:443 ssl;
         listen {SVC4}:8080 http2 backlog=4096;

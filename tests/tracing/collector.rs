@@ -39,6 +39,8 @@ pub(crate) enum Mood {
     Answers(u16),
     /// Takes all but so many.
     Rejects(i64),
+    /// Too busy now, over HTTP: in so many seconds.
+    Later(u64),
     SaysNothing,
 }
 
@@ -236,7 +238,7 @@ async fn answer_grpc(
         head
     };
     match state.mood() {
-        Mood::SaysNothing => pending().await,
+        Mood::SaysNothing | Mood::Later(_) => pending().await,
         Mood::Answers(code) => {
             let _ = answer.send_response(head_of(status(code)), true);
         }
@@ -282,13 +284,18 @@ async fn answer_http(stream: &mut TcpStream, state: &State) -> io::Result<()> {
     let length = headers["content-length"].to_str().expect("digits");
     let mut message = vec![0; length.parse().expect("a number")];
     stream.read_exact(&mut message).await?;
+    let mut more = String::new();
     let (status, body) = match state.mood() {
         Mood::SaysNothing => pending().await,
+        Mood::Later(seconds) => {
+            more = format!("Retry-After: {seconds}\r\n");
+            (503, Bytes::new())
+        }
         Mood::Answers(status) => (status, Bytes::new()),
         Mood::Takes | Mood::Rejects(_) => (200, state.take(&headers, &message)),
     };
     let head = format!(
-        "HTTP/1.1 {status} x\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 {status} x\r\n{more}Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;

@@ -4,7 +4,7 @@
 use crate::{
     collector::{Collector, GRPC, HTTP, Mood},
     service::{connect, echo, reached},
-    support::{SOON, World, wait_until},
+    support::{SOON, Speak, World, wait_until},
 };
 
 const QUEUE: usize = 64;
@@ -80,6 +80,65 @@ fn a_collector_that_is_busy_over_grpc() {
 #[test]
 fn a_collector_that_is_full_over_http() {
     survives(HTTP, "http_protobuf", Collector::http, Mood::Answers(429));
+}
+
+#[test]
+fn a_collector_that_asks_to_come_later() {
+    survives(HTTP, "http_protobuf", Collector::http, Mood::Later(1));
+}
+
+/// Whatever it says is no OTLP; requests do not notice, spans are counted, memory stays.
+fn is_put_up_with(world: &World, endpoint: &str, protocol: &str) {
+    let _service = echo(world, 80);
+    let proxy = world.serve(&config(endpoint, protocol));
+    world.capture(&proxy);
+    traffic(world, 4);
+    let before = proxy.memory().anonymous;
+    traffic(world, 300);
+    wait_until(SOON, "a failed export", || {
+        world.metric_sum("outrigger_trace_exports_total", "failure") >= 1.0
+    });
+    // What the exporter has taken waits beside the queue, and may be as much again.
+    wait_until(SOON, "every span waits or is counted as dropped", || {
+        dropped(world, "") >= (608 - 2 * QUEUE) as f64
+    });
+    assert!(world.metric("outrigger_trace_spans_waiting") <= QUEUE as f64);
+    assert_eq!(exported(world), 0.0);
+    let grown = proxy.memory().anonymous.saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} KiB");
+    assert!(proxy.log().contains("cannot export spans"));
+}
+
+#[test]
+fn a_port_that_speaks_tls() {
+    for protocol in ["grpc", "http_protobuf"] {
+        let world = World::new();
+        let _tls = world.peer(443, |mut stream| {
+            // What every TLS server says to what is none: a fatal alert, "unexpected message".
+            stream.hear(1)?;
+            stream.say(b"\x15\x03\x03\x00\x02\x02\x0a")
+        });
+        is_put_up_with(&world, "http://198.51.100.2:443", protocol);
+    }
+}
+
+#[test]
+fn an_answer_that_has_no_end() {
+    for (begin, protocol) in [
+        ("HTTP/1.1 200 OK\r\n\r\n", "http_protobuf"),
+        ("HTTP/1.1 200 OK\r\nX: ", "http_protobuf"),
+        ("", "grpc"),
+    ] {
+        let world = World::new();
+        let _flood = world.peer(4318, move |mut stream| {
+            stream.hear(1)?;
+            stream.say(begin)?;
+            // Its end is the client's.
+            while stream.say([b'0'; 4096]).is_ok() {}
+            Ok(())
+        });
+        is_put_up_with(&world, HTTP, protocol);
+    }
 }
 
 #[test]

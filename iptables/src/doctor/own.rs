@@ -9,7 +9,8 @@ pub(super) fn judge(port: u16, mut evidence: Vec<String>) -> Finding {
         Ok(Some(status)) if status.is_captured => (
             Level::Info,
             format!(
-                "connections are redirected to Outrigger on port {port}, which is alive and renews its lease"
+                "connections are redirected to Outrigger (pid {}, user {}) on port {port}, which is alive and renews its lease",
+                status.proxy.pid, status.proxy.uid
             ),
         ),
         Ok(Some(status)) => {

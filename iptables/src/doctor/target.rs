@@ -9,13 +9,17 @@ use crate::listeners::Listener;
 
 pub(super) fn examine(scene: &Scene<'_>, options: Options) -> Vec<Finding> {
     let mut own_ports = HashSet::new();
-    // Our rules redirect to one port in several places.
+    // Our rules redirect to one port in several places, and the last is the capture: before it come those
+    // that the proxy's own probes go by.
     let is_told = |redirect: &&Redirect| {
         !known::is_own(scene.ruleset, redirect) || own_ports.insert(redirect.port)
     };
-    let told = scene.redirects.iter().filter(is_told);
-    told.map(|redirect| judge(scene, redirect, options))
-        .collect()
+    let told = scene.redirects.iter().rev().filter(is_told);
+    let mut found: Vec<_> = told
+        .map(|redirect| judge(scene, redirect, options))
+        .collect();
+    found.reverse();
+    found
 }
 
 fn judge(scene: &Scene<'_>, redirect: &Redirect, options: Options) -> Finding {
@@ -33,6 +37,8 @@ fn judge(scene: &Scene<'_>, redirect: &Redirect, options: Options) -> Finding {
         };
     };
     if known::is_own(ruleset, redirect) {
+        // They have no counters: the proxy itself counts, for `status`.
+        evidence.truncate(2);
         return own::judge(port, evidence);
     }
     let listeners = match scene.listeners(redirect) {

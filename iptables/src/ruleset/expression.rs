@@ -1,5 +1,7 @@
 //! The expressions of a rule of nftables: small instructions that move bytes between registers.
 
+use std::borrow::Cow;
+
 use super::{
     Data,
     attributes::{Attributes, string},
@@ -143,8 +145,8 @@ pub enum Expression {
     Reject,
     Notrack,
     Counter,
-    /// Changes nothing of a connection: log, and so on.
-    NoEffect(&'static str),
+    /// Changes nothing of where a connection goes: log, a named counter, and so on; in nft's words.
+    NoEffect(Cow<'static, str>),
     /// Matches or not by something that no ruleset tells.
     Unpredictable(String),
     /// The IP header conditions of a rule of iptables-legacy.
@@ -331,11 +333,23 @@ fn decode(name: &str, a: Attributes<'_>) -> Option<Expression> {
         "notrack" => E::Notrack,
         "counter" => E::Counter,
         "queue" => E::Verdict(Verdict::Queue),
-        "log" => E::NoEffect("log"),
-        "last" => E::NoEffect("last"),
-        "dup" => E::NoEffect("dup"),
+        "log" => E::NoEffect("log".into()),
+        "last" => E::NoEffect("last".into()),
+        "dup" => E::NoEffect("dup".into()),
+        "objref" => E::NoEffect(harmless_object(a.u32(1)?, &a.string(2)?)?.into()),
         "match" => E::XtMatch(XtMatch::decode(&a.string(1)?, revision(a)?, a.find(3)?)),
         "target" => E::XtTarget(XtTarget::decode(&a.string(1)?, revision(a)?, a.find(3)?)),
+        _ => return None,
+    })
+}
+
+/// A named object of the table, `NFT_OBJECT_…`. Quotas and limits end the rule when they are used up.
+fn harmless_object(kind: u32, name: &str) -> Option<String> {
+    Some(match kind {
+        1 => format!("counter name \"{name}\""),
+        3 => format!("ct helper set \"{name}\""),
+        7 => format!("ct timeout set \"{name}\""),
+        8 => format!("meta secmark set \"{name}\""),
         _ => return None,
     })
 }

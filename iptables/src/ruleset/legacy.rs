@@ -237,6 +237,7 @@ fn rule(
         line,
         expressions,
         counters: Some(entry.counters),
+        comment: None,
     })
 }
 

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 pub(crate) use attributes::Attributes;
 pub(crate) use netlink::Dumper;
+pub(crate) use show::address_type;
 
 pub use expression::{Base, CmpOp, Expression, Extent, NatKind, Verdict, ct, meta};
 pub use set::{Data, Element, Set};
@@ -113,6 +114,8 @@ pub struct Rule {
     pub line: usize,
     pub expressions: Vec<Expression>,
     pub counters: Option<Counters>,
+    /// Its maker's own word on it; of nftables' rules, for iptables' have it among their conditions.
+    pub comment: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -167,6 +170,7 @@ pub fn digest(bytes: &[u8]) {
                 line: 1,
                 expressions,
                 counters: None,
+                comment: None,
             });
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io};
 use super::{
     BaseChain, Chain, ChainKind, Counters, Expression, Hook, Rule, Ruleset, Set, Table,
     TableFamily, Tool,
-    attributes::{Attributes, put_string},
+    attributes::{Attributes, put_string, string},
     expression::{data, value},
     netlink::Dumper,
     set::Element,
@@ -167,7 +167,22 @@ pub(super) fn rule(a: Attributes<'_>, line: usize) -> Rule {
         line,
         expressions,
         counters,
+        comment: a.find(7).and_then(comment),
     }
+}
+
+/// Among what the `nft` program keeps with a rule for itself: pieces of a kind, a length and a value.
+fn comment(mut data: &[u8]) -> Option<String> {
+    const COMMENT: u8 = 0;
+    while let [kind, length, rest @ ..] = data {
+        let (value, next) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            let text = string(value);
+            return Some(text.chars().filter(|c| !c.is_control()).collect());
+        }
+        data = next;
+    }
+    None
 }
 
 fn set(a: Attributes<'_>) -> Option<Set> {

@@ -3,6 +3,7 @@
 mod iptables;
 mod nft;
 
+pub(crate) use self::nft::address_type;
 use super::{Chain, Expression, Rule, Table, Tool};
 
 pub(super) fn rule(table: &Table, chain: &Chain, rule: &Rule) -> String {

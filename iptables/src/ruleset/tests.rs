@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*};
 use super::digest;
 
 /// Every name that is decoded, so that random attributes come to more than a refusal.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 23] = [
     "payload",
     "meta",
     "ct",
@@ -28,6 +28,7 @@ const NAMES: [&str; 22] = [
     "numgen",
     "queue",
     "limit",
+    "objref",
 ];
 
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {

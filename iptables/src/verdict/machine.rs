@@ -15,7 +15,7 @@ use super::{
     xt::{self, Tri},
 };
 use crate::ruleset::{
-    Base, CmpOp, Expression as E, Extent, NatKind, Rule, Table, Verdict, ct, meta,
+    self, Base, CmpOp, Expression as E, Extent, NatKind, Rule, Table, Verdict, ct, meta,
 };
 
 /// What a rule comes to.
@@ -450,6 +450,9 @@ fn show(label: &str, bytes: &[u8]) -> String {
         ("meta l4proto", 1) => "tcp".into(),
         ("meta nfproto", 1) => if bytes[0] == 10 { "ipv6" } else { "ipv4" }.into(),
         ("ct state", 4) => "new".into(),
+        ("fib type", 4) => {
+            ruleset::address_type(u32::from_ne_bytes(bytes.try_into().expect("four bytes")))
+        }
         (_, 4) if !label.starts_with("the value") => {
             u32::from_ne_bytes(bytes.try_into().expect("four bytes")).to_string()
         }

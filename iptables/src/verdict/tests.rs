@@ -71,6 +71,7 @@ fn table(kind: ChainKind, priority: i32, chains: &[(&str, Vec<Vec<E>>)]) -> Tabl
                     line: n + 1,
                     expressions: expressions.clone(),
                     counters: None,
+                    comment: None,
                 })
                 .collect(),
         });

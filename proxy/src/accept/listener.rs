@@ -50,6 +50,12 @@ impl fmt::Display for BindError {
                 f,
                 "cannot listen on {address}: {source}; each worker has a socket for each address: raise LimitNOFILE= or `ulimit -n`, or ask for fewer --workers"
             ),
+            Self::Bind { address, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                write!(
+                    f,
+                    "cannot listen on {address}: {source}; ports below net.ipv4.ip_unprivileged_port_start (1024) take a privilege that the proxy has given up: choose a higher one with --listen"
+                )
+            }
             Self::Bind { address, source } => write!(
                 f,
                 "cannot listen on {address}: {source}; choose another with --listen"

@@ -13,6 +13,7 @@ mod redact;
 mod reports;
 mod routes;
 mod server;
+mod turns;
 
 pub use guard::Token;
 pub use levels::Levels;

@@ -14,6 +14,7 @@ use super::{
     body::Body,
     listener::{Accepting, From, Stream},
     routes::{answer, plain},
+    turns::Turns,
 };
 use crate::shared::Shared;
 
@@ -59,9 +60,14 @@ type Service = BoxCloneService<(From, Request<Incoming>), Response<Body>, BoxErr
 
 /// The layers around [`answer`]: whatever they turn away is an answer too.
 fn service(shared: Arc<Shared>) -> Service {
+    let turns = Turns::new();
     let answers = service_fn(move |(from, request): (From, Request<Incoming>)| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, from, &request).await) }
+        let (shared, turns) = (shared.clone(), turns.clone());
+        async move {
+            turns.next().await;
+            let response = answer(&shared, from, &request).await;
+            Ok::<_, Infallible>(response.map(|body| turns.pace(body)))
+        }
     });
     let service = ServiceBuilder::new()
         .load_shed()

@@ -170,7 +170,7 @@ pub(super) fn rule(table: &Table, rule: &Rule) -> String {
                     counters.packets, counters.bytes
                 ));
             }
-            E::NoEffect(name) => words.push((*name).into()),
+            E::NoEffect(words_of_it) => words.push(words_of_it.clone().into_owned()),
             E::Unpredictable(name) => words.push(format!("[{name}]")),
             E::XtMatch(_) => words.push("[xt match]".into()),
             E::XtTarget(_) => words.push("[xt target]".into()),
@@ -184,6 +184,11 @@ pub(super) fn rule(table: &Table, rule: &Rule) -> String {
         .iter()
         .any(|w| w.starts_with("ip ") || w.starts_with("ip6 "));
     words.retain(|word| !(names_family && word.starts_with("meta nfproto ")));
+    words.extend(
+        rule.comment
+            .as_ref()
+            .map(|text| format!("comment \"{text}\"")),
+    );
     words.join(" ")
 }
 
@@ -327,13 +332,12 @@ fn value(words: &str, bytes: &[u8]) -> String {
                 .collect();
             found.join(",")
         }
-        (words, 4) if words.starts_with("fib ") => match host_order() {
-            Some(1) => "unicast".into(),
-            Some(2) => "local".into(),
-            Some(3) => "broadcast".into(),
-            Some(5) => "multicast".into(),
-            other => other.unwrap_or(0).to_string(),
-        },
+        (words, 4) if words.starts_with("fib ") => {
+            host_order().map_or_else(String::new, address_type)
+        }
+        ("ct status", 4) => status(host_order().unwrap_or(0)),
+        // Of every network namespace the first device.
+        ("iif" | "oif", 4) if host_order() == Some(1) => "\"lo\"".into(),
         (words, 4) if words.ends_with("addr") => {
             Ipv4Addr::from(<[u8; 4]>::try_from(bytes).expect("four bytes")).to_string()
         }
@@ -344,6 +348,13 @@ fn value(words: &str, bytes: &[u8]) -> String {
             u16::from_be_bytes([bytes[0], bytes[1]]).to_string()
         }
         ("ct direction", 1) => if bytes[0] == 0 { "original" } else { "reply" }.into(),
+        (words, _) if words.starts_with('@') => {
+            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            match hex.trim_start_matches('0') {
+                "" => "0x0".into(),
+                digits => format!("0x{digits}"),
+            }
+        }
         (_, 4) => host_order().map_or_else(String::new, |n| n.to_string()),
         (_, 8) => bytes
             .try_into()
@@ -351,6 +362,41 @@ fn value(words: &str, bytes: &[u8]) -> String {
             .map_or_else(|_| String::new(), |n| n.to_string()),
         _ => literal(bytes),
     }
+}
+
+/// `RTN_…` of rtnetlink.
+pub(crate) fn address_type(number: u32) -> String {
+    let name = match number {
+        1 => "unicast",
+        2 => "local",
+        3 => "broadcast",
+        4 => "anycast",
+        5 => "multicast",
+        6 => "blackhole",
+        7 => "unreachable",
+        8 => "prohibit",
+        other => return other.to_string(),
+    };
+    name.into()
+}
+
+/// `IPS_…` of connection tracking, as far as nft has words for them.
+fn status(bits: u32) -> String {
+    let names = [
+        (1 << 0, "expected"),
+        (1 << 1, "seen-reply"),
+        (1 << 2, "assured"),
+        (1 << 3, "confirmed"),
+        (1 << 4, "snat"),
+        (1 << 5, "dnat"),
+        (1 << 9, "dying"),
+    ];
+    let known: u32 = names.iter().map(|(bit, _)| bit).sum();
+    if bits == 0 || bits & !known != 0 {
+        return bits.to_string();
+    }
+    let found = names.iter().filter(|(bit, _)| bits & bit != 0);
+    found.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
 
 fn flags(bits: &[u8], join: &str) -> String {

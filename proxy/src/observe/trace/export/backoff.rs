@@ -9,6 +9,9 @@ const FIRST: Duration = Duration::from_secs(1);
 /// A collector that is back is found soon.
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// A collector that asks for no pause at all would have the control thread do nothing but send.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -21,7 +24,7 @@ impl Backoff {
         let pause = FIRST.saturating_mul(1 << self.failures.min(16));
         self.failures += 1;
         match asked {
-            Some(asked) => asked.min(LONGEST),
+            Some(asked) => asked.clamp(SHORTEST, LONGEST),
             None => pause.min(LONGEST).mul_f64(0.8 + 0.4 * chance),
         }
     }
@@ -39,6 +42,7 @@ mod tests {
         let asked = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(backoff.pause(asked(3), 0.9), Duration::from_secs(3));
         assert_eq!(backoff.pause(asked(3600), 0.9), LONGEST);
+        assert_eq!(backoff.pause(asked(0), 0.9), SHORTEST);
         let spread = [0.0, 1.0].map(|chance| Backoff::default().pause(None, chance).as_millis());
         assert_eq!(spread, [800, 1200]);
     }
