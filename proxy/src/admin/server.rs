@@ -61,10 +61,10 @@ type Service = BoxCloneService<(From, Request<Incoming>), Response<Body>, BoxErr
 /// The layers around [`answer`]: whatever they turn away is an answer too.
 fn service(shared: Arc<Shared>) -> Service {
     let turns = Turns::new();
+    let paced = turns.clone();
     let answers = service_fn(move |(from, request): (From, Request<Incoming>)| {
-        let (shared, turns) = (shared.clone(), turns.clone());
+        let (shared, turns) = (shared.clone(), paced.clone());
         async move {
-            turns.next().await;
             let response = answer(&shared, from, &request).await;
             Ok::<_, Infallible>(response.map(|body| turns.pace(body)))
         }
@@ -83,7 +83,15 @@ fn service(shared: Arc<Shared>) -> Service {
             }))
         })
         .service(service);
-    BoxCloneService::new(service)
+    let service: Service = BoxCloneService::new(service);
+    // Who waits for a turn is not under way: a crowd of scrapers has no probe turned away.
+    BoxCloneService::new(service_fn(move |request: (From, Request<Incoming>)| {
+        let (service, turns) = (service.clone(), turns.clone());
+        async move {
+            turns.next().await;
+            service.oneshot(request).await
+        }
+    }))
 }
 
 async fn serve_connection(stream: Box<dyn Stream>, from: From, service: Service) {
