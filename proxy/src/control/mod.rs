@@ -4,6 +4,7 @@
 //! An abstract UNIX socket named by the listen port. Binding it is also the lock that keeps two
 //! instances off one port, so it comes before the listeners.
 
+mod application;
 mod canary;
 mod heartbeat;
 mod lapses;
