@@ -177,6 +177,13 @@ mod tests {
     }
 
     #[test]
+    fn an_applications_probe_gets_no_farther_than_the_next_host() {
+        let sockets = application_sockets(&plan()).unwrap();
+        let limits: Vec<_> = sockets.iter().map(|of| of.ttl_v4().unwrap()).collect();
+        assert_eq!(limits, [1]);
+    }
+
+    #[test]
     fn own_listeners_pass() {
         let own = vec![listener("127.0.0.1:15001", 7, 1337)];
         assert!(check_listeners(&plan(), &identity(&[7]), own).is_ok());

@@ -41,7 +41,7 @@ fn a_socket_bound_to_a_device_goes_direct() {
 }
 
 /// By its second SYN.
-fn goes_direct(pair: &Pair, address: &str, cell: &str) {
+pub(crate) fn goes_direct(pair: &Pair, address: &str, cell: &str) {
     let address: SocketAddr = address.parse().unwrap();
     let began = Instant::now();
     let connected = pair.app.enter(|| {

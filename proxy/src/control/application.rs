@@ -2,30 +2,43 @@
 //! still comes back, and take the connections of everybody else.
 
 use std::{
+    convert::Infallible,
     io::{self, ErrorKind},
     net::{SocketAddr, TcpStream as StdStream},
     os::fd::OwnedFd,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use outrigger_config::control::application_probe_addresses;
+use outrigger_config::control::{application_probe_addresses, probe_address};
 use rustix::net::{SocketType, connect_unspec, sockopt};
 use socket2::SockRef;
 use tokio::{net::TcpSocket, time};
 
-use super::{heartbeat, heartbeat::Answer};
+use super::{
+    ControlState,
+    heartbeat::{self, Answer, Heartbeat},
+};
 use crate::pulse::Pulse;
 
+/// With the limit and the grace, less than a second from a foreign rule to its report.
+const INTERVAL: Duration = Duration::from_millis(400);
+const LIMIT: Duration = Duration::from_millis(200);
+/// For what is still on its way when everything else proves quick.
+const GRACE: Duration = Duration::from_millis(100);
 /// Two families for each capture that may be held.
 const MAX_SOCKETS: usize = 16;
-/// Rounds in a row: a SYN may be lost.
-const SILENT_ROUNDS: u32 = 2;
+/// In a row: a SYN may be lost.
+const SILENT_DIALS: u32 = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Applications {
     held: Mutex<Vec<Held>>,
 }
+
+/// With its capture's generation.
+type Socket = (u64, Arc<OwnedFd>);
 
 #[derive(Debug)]
 struct Held {
@@ -44,6 +57,14 @@ enum Seen {
     /// Nothing came back, though every worker was quick to answer.
     Silent(String),
     Unclear,
+}
+
+/// Dials for as long as sockets are held.
+pub(super) async fn run(state: Arc<ControlState>) -> Infallible {
+    loop {
+        time::sleep(INTERVAL).await;
+        state.dial_as_applications().await;
+    }
 }
 
 impl Applications {
@@ -77,30 +98,27 @@ impl Applications {
         self.held().iter().find_map(|held| held.astray.clone())
     }
 
-    /// Dials with each socket of the captures in `leases`, whose own probes have just come back.
-    pub(super) async fn dial(
-        &self,
-        leases: &[heartbeat::Held],
-        instance: &str,
-        pulse: &Pulse,
-        limit: Duration,
-    ) {
-        for (generation, socket) in self.sockets() {
-            let beats = leases.iter().filter(|held| held.generation == generation);
-            let mut beats = beats.flat_map(|held| &held.lease.beats);
-            let Some(&listener) = beats.find(|beat| is_family_of(&socket, **beat)) else {
-                continue;
-            };
-            let seen = dial(&socket, listener, instance, pulse, limit).await;
-            self.note(&socket, seen);
-        }
-    }
-
-    fn sockets(&self) -> Vec<(u64, Arc<OwnedFd>)> {
+    pub(super) fn sockets(&self) -> Vec<Socket> {
         let held = self.held();
         held.iter()
             .map(|held| (held.generation, held.socket.clone()))
             .collect()
+    }
+
+    /// Dials with one of them, while this proxy's own probes come back.
+    pub(super) async fn dial(
+        &self,
+        (generation, socket): Socket,
+        leases: &[heartbeat::Held],
+        heartbeat: &Heartbeat,
+        pulse: &Pulse,
+    ) {
+        let beats = leases.iter().filter(|held| held.generation == generation);
+        let mut beats = beats.flat_map(|held| &held.lease.beats);
+        if let Some(&listener) = beats.find(|beat| is_family_of(&socket, **beat)) {
+            let seen = dial(&socket, listener, heartbeat, pulse).await;
+            self.note(&socket, seen);
+        }
     }
 
     fn note(&self, socket: &Arc<OwnedFd>, seen: Seen) {
@@ -118,7 +136,7 @@ impl Applications {
             Seen::Astray(why) => held.astray = Some(why),
             Seen::Silent(why) => {
                 held.silent = silent.saturating_add(1);
-                if held.silent >= SILENT_ROUNDS {
+                if held.silent >= SILENT_DIALS {
                     held.astray = Some(why);
                 }
             }
@@ -134,12 +152,11 @@ impl Applications {
 async fn dial(
     socket: &OwnedFd,
     listener: SocketAddr,
-    instance: &str,
+    heartbeat: &Heartbeat,
     pulse: &Pulse,
-    limit: Duration,
 ) -> Seen {
     for target in application_probe_addresses(listener) {
-        match dial_once(socket, target, instance, pulse, limit).await {
+        match dial_once(socket, target, listener, heartbeat, pulse).await {
             // Such as in a namespace that has no way out.
             Seen::Unclear => {}
             seen => return seen,
@@ -151,36 +168,47 @@ async fn dial(
 async fn dial_once(
     socket: &OwnedFd,
     target: SocketAddr,
-    instance: &str,
+    listener: SocketAddr,
+    heartbeat: &Heartbeat,
     pulse: &Pulse,
-    limit: Duration,
 ) -> Seen {
-    let told = |seen: &str| format!("an application's probe connection to {target} {seen}");
-    let began = Instant::now();
     let mut is_taken = false;
+    let mut is_quick = false;
     let answer = {
         let _disconnected = Disconnect(socket);
-        time::timeout(limit, ask(socket, target, instance, &mut is_taken)).await
+        let mut asked = pin!(ask(socket, target, heartbeat.instance(), &mut is_taken));
+        match time::timeout(LIMIT, &mut asked).await {
+            Ok(answer) => Some(answer),
+            // Workers and a connection of this proxy's own that answer now: so would that one, if it were here.
+            Err(_) => {
+                is_quick = pulse.take(LIMIT).await.is_ok()
+                    && heartbeat
+                        .probe(probe_address(listener), LIMIT)
+                        .await
+                        .is_ok();
+                time::timeout(GRACE, &mut asked).await.ok()
+            }
+        }
     };
+    let told = |seen: &str| format!("an application's probe connection to {target} {seen}");
     match answer {
-        // A neighbour of this proxy that captures for the same applications is none of this.
-        Ok(Ok(Answer::Own | Answer::Neighbour)) => Seen::Captured,
-        Ok(Ok(Answer::Stranger)) => {
+        // A neighbour of this proxy that captures for the same applications is no matter of this.
+        Some(Ok(Answer::Own | Answer::Neighbour)) => Seen::Captured,
+        Some(Ok(Answer::Stranger)) => {
             Seen::Astray(told("was answered by something else than this proxy"))
         }
-        Ok(Err(error)) => match error.kind() {
+        Some(Err(error)) => match error.kind() {
             ErrorKind::ConnectionRefused => {
                 Seen::Astray(told("was refused instead of redirected here"))
             }
             ErrorKind::ConnectionReset => Seen::Astray(told("was reset by somebody else")),
             _ => Seen::Unclear,
         },
-        // A worker that answers now would have answered the connection too, had it been here.
-        Err(_) if pulse.take(limit).await.is_err() || began.elapsed() > 3 * limit => Seen::Unclear,
-        Err(_) if is_taken => Seen::Astray(told(
+        None if !is_quick => Seen::Unclear,
+        None if is_taken => Seen::Astray(told(
             "was taken by somebody else than this proxy, and got no answer",
         )),
-        Err(_) => Seen::Silent(told("got no answer")),
+        None => Seen::Silent(told("got no answer")),
     }
 }
 

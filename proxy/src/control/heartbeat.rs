@@ -48,13 +48,7 @@ pub(super) async fn run(state: Arc<ControlState>) -> Infallible {
         let pause = shortest / BEATS_A_LEASE;
         let next = Instant::now() + pause;
         let round = state.heartbeat.round(&state.pulse, &held, pause).await;
-        let is_well = round.is_ok();
         state.note(shortest, round);
-        if is_well {
-            // The next beat is more urgent.
-            let dialled = state.dial_as_applications(&held, pause / 2);
-            let _ = time::timeout_at(next.into(), dialled).await;
-        }
         time::sleep_until(next.into()).await;
     }
 }
@@ -170,7 +164,7 @@ impl Heartbeat {
         result.map(|()| now)
     }
 
-    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
+    pub(super) async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
         let mut is_taken = false;
         let dialled = time::timeout(limit, self.dial(target, &mut is_taken)).await;
         let (seen, trouble) = match dialled {

@@ -283,14 +283,20 @@ impl ControlState {
         self.watches.begin(generation, watch, socket)
     }
 
-    /// Sees whether the rules do with applications' connections as they do with this proxy's own.
-    pub(super) async fn dial_as_applications(&self, held: &[Held], limit: Duration) {
-        let instance = self.heartbeat.instance();
-        self.applications
-            .dial(held, instance, &self.pulse, limit)
-            .await;
-        if self.tethers().captured_since().is_some() {
-            self.note_rules(None);
+    /// Sees whether the rules do with applications' connections as they do with this proxy's own. What
+    /// keeps those from coming back is told already.
+    pub(super) async fn dial_as_applications(&self) {
+        for socket in self.applications.sockets() {
+            if self.obstacle().is_some() {
+                return;
+            }
+            let leases = self.tethers().leases(None);
+            self.applications
+                .dial(socket, &leases, &self.heartbeat, &self.pulse)
+                .await;
+            if self.obstacle().is_none() && self.tethers().captured_since().is_some() {
+                self.note_rules(None);
+            }
         }
     }
 
