@@ -479,6 +479,8 @@ fn a_graceful_stop_refuses_nothing_while_the_lease_runs_out() {
         ctl(&pair.app, &install(variant)).expect("captured");
         proxy.signal("TERM");
         until("direct connections", || {
+            // Without a live connection the proxy would be gone by now.
+            thread::sleep(LEASE / 8);
             [V4, V6].map(|address| !Client::connect(&pair.app, address).is_captured) == [true; 2]
         });
         assert!(proxy.wait().success());
