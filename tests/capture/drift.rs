@@ -279,6 +279,11 @@ fn a_rule_ahead_for_some_destinations_is_noticed_by_whoever_can_see_it() {
 fn a_neighbour_that_captures_the_same_applications_is_no_drift() {
     for variant in VARIANTS {
         let (pair, _proxy, mut repair) = captured(variant);
+        // What is dialled as an application leads to the neighbour then.
+        pair.app.enter(|| {
+            run("ip route add default via 10.77.0.2");
+            run("ip -6 route add default via fd77::2");
+        });
         let file = config("listen: ['127.0.0.1:15010', '[::1]:15010']");
         let _neighbour = serve(&pair.app, &format!("--workers 1 --config {file}"));
         until("the neighbour's capture", || {

@@ -105,7 +105,7 @@ fn figure_of_long_lists_of_networks() {
                 let install = began.elapsed();
                 assert!(!Client::connect(&pair.app, DIALLED).is_captured);
                 // The least of several: what disturbs one adds to it.
-                let rounds = (0..7).map(|_| connects(&pair, DIALLED));
+                let rounds = (0..5).map(|_| connects(&pair, DIALLED));
                 let cost = rounds.min_by_key(|cost| cost.cpu).unwrap();
                 println!(
                     "figure: {backend}, {kind} {count} networks: installed in {install:.2?}, a connect takes {:.1?}, of it CPU {:.1?}",
@@ -130,7 +130,7 @@ struct Cost {
 
 /// Of one connect on average.
 fn connects(pair: &Pair, address: &str) -> Cost {
-    const COUNT: u32 = 1000;
+    const COUNT: u32 = 200;
     pair.app.enter(|| {
         let (began, cpu) = (Instant::now(), thread_cpu());
         for _ in 0..COUNT {
