@@ -8,7 +8,7 @@ mod explain;
 mod traffic;
 mod watch;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,8 @@ pub use explain::{
 };
 pub use traffic::{ConfigurationState, Counts, DestinationTraffic, Traffic};
 pub use watch::{
-    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, RulesTrouble,
-    Watch,
+    Bypass, BypassCount, BypassReason, Bypasses, Drift, DriftEvent, ForeignChain, InIptables,
+    RulesTrouble, Watch,
 };
 
 use crate::Scope;
@@ -59,8 +59,8 @@ pub enum Request {
     /// Hold the one descriptor that came with this line for as long as the process lives (or until
     /// released): the netlink socket that owns a table.
     Hold { table: Tether },
-    /// Read the one descriptor that came with this line for as long as the capture of `generation`
-    /// is held. Only root can bind such a socket, but it goes on delivering to whoever reads it.
+    /// Use the one descriptor that came with this line for as long as the capture of `generation`
+    /// is held. Only root can make such a socket, but it goes on working for whoever has it.
     Watch { generation: u64, watch: Watch },
     /// Capture has been widened and read back; the tables held under this generation are in force.
     /// Done once the first beat has renewed every lease of that generation.
@@ -108,7 +108,8 @@ pub struct Lease {
 }
 
 /// Where the proxy dials to see that a redirect leads to itself and that it is told the original
-/// destination. The rules redirect only the proxy's own connections to it, lease or no lease.
+/// destination. The rules redirect the proxy's own connections to it (iptables': anybody's), lease or no
+/// lease.
 /// Each listener has its own, since several instances may run as one user; not at its own port, which no
 /// connection is ever passed on to. 127.0.0.0/8 needs no route. IPv6 has no such spare address; the
 /// port at `::1` is none that a proxy would dial otherwise.
@@ -123,6 +124,26 @@ pub fn probe_address(listener: SocketAddr) -> SocketAddr {
         SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, port).into(),
     }
 }
+
+/// Where the proxy dials with an application's socket to see what becomes of that application's
+/// connections, the best first. An address kept for documentation is nobody's, and is routed as any other
+/// on the internet; where no route leads there, the rules are asked at [`probe_address`].
+pub fn application_probe_addresses(listener: SocketAddr) -> [SocketAddr; 2] {
+    let probe = probe_address(listener);
+    let ip = match probe {
+        SocketAddr::V4(_) => APPLICATION_PROBE_V4.into(),
+        SocketAddr::V6(_) => APPLICATION_PROBE_V6.into(),
+    };
+    [SocketAddr::new(ip, probe.port()), probe]
+}
+
+/// Whether somebody's application probe goes there, whichever proxy's.
+pub fn is_application_probe(ip: IpAddr) -> bool {
+    ip == APPLICATION_PROBE_V4 || ip == APPLICATION_PROBE_V6
+}
+
+const APPLICATION_PROBE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+const APPLICATION_PROBE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

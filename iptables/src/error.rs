@@ -160,6 +160,9 @@ impl Refusal {
             Self::Locked { holder: None } => "wait for it and try again".into(),
             Self::Kernel(error) => error.advice(),
             Self::Iptables(error) => error.advice(),
+            Self::Host { cause, .. } if cause.kind() == io::ErrorKind::Unsupported => {
+                "load it (`modprobe tcp_diag`), or use a kernel that is built with CONFIG_INET_DIAG".into()
+            }
             Self::Host { .. } => "check that /proc is mounted and readable".into(),
             Self::NoProxy { listeners, port } if listeners.is_empty() => {
                 format!("start it with `proxyctl serve` (same `listen` port, {port}, same network namespace), then try again")

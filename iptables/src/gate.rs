@@ -7,6 +7,7 @@ mod dialler;
 use std::{io, net::IpAddr};
 
 use outrigger_config::control::Identity;
+use socket2::Socket;
 
 use crate::{
     control::Proxy,
@@ -15,6 +16,8 @@ use crate::{
     listeners::{self, Listener},
     plan::{Family, Plan},
 };
+
+use dialler::Dialler;
 
 pub(crate) use canary::{probe, redirect};
 
@@ -38,6 +41,25 @@ pub(crate) fn identify(plan: &Plan) -> Result<(Proxy, Identity), Refusal> {
     }
     check_listeners(plan, &identity, on_port(plan.port)?)?;
     Ok((proxy, identity))
+}
+
+/// For each captured family a TCP socket as an application of the scope would open it. It can reach no
+/// farther than the next host: where the rules do not redirect it, nobody beyond is bothered.
+pub(crate) fn application_sockets(plan: &Plan) -> Result<Vec<Socket>, Refusal> {
+    let mut dialler = Dialler::new(plan)?;
+    let mut socket_of = |&family: &Family| {
+        let socket = dialler.socket(family, 0)?;
+        let limited = match family {
+            Family::V4 => socket.set_ttl_v4(1),
+            Family::V6 => socket.set_unicast_hops_v6(1),
+        };
+        limited.map_err(|cause| Refusal::Host {
+            doing: "preparing a probe's socket".into(),
+            cause,
+        })?;
+        Ok(socket)
+    };
+    plan.families.iter().map(&mut socket_of).collect()
 }
 
 fn check_user(proxy: &Proxy, expected: u32) -> Result<(), Refusal> {
@@ -152,6 +174,13 @@ mod tests {
             uid,
             owners: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_applications_probe_gets_no_farther_than_the_next_host() {
+        let sockets = application_sockets(&plan()).unwrap();
+        let limits: Vec<_> = sockets.iter().map(|of| of.ttl_v4().unwrap()).collect();
+        assert_eq!(limits, [1]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod change;
 mod error;
 mod lease;
+mod order;
 mod programs;
 mod rules;
 mod ruleset;
@@ -16,10 +17,11 @@ use std::net::SocketAddr;
 
 use outrigger_config::{
     Scope, Settings,
-    control::{Identity, Request, Tether, TetherKind},
+    control::{Identity, InIptables, Request, Tether, TetherKind, Watch},
 };
 
 pub use error::IptablesError;
+pub(crate) use order::look as look_at_order;
 pub use programs::Variant;
 
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
     error::Refusal,
     gate,
     lock::InstallLock,
-    nft::{self, NetlinkSocket},
+    nft::{self, NetlinkSocket, NftError},
     plan::{self, Family, Plan},
     tether::{self, Installed},
 };
@@ -35,9 +37,6 @@ use change::{Change, Tables};
 
 /// Measured on Linux 6.18: a thousand rules add 2 to 3 µs to a connect of 11 µs.
 const MAX_RULES: usize = 1000;
-
-/// An early return for them takes a set of addresses and ports, which a list of xt_recent is not.
-const BOUND_TO_DEVICE: &str = "sockets bound to a device (SO_BINDTODEVICE) cannot connect while rules of iptables capture them: exclude their user, group or destination, or use --backend nft";
 
 /// What would be loaded, as input of the restore programs.
 pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> {
@@ -84,12 +83,13 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
     tether::forget_redirected(&mut reader, &plan, &identity);
-    let done = Counter::begin(&mut plan, log)
-        .and_then(|counter| hold(&mut proxy, &mut plan, variant, counter))
-        .and_then(|counter| {
-            put_into_force(&mut change, &mut proxy, &identity, &plan).map(|()| counter)
+    let done = Companion::begin(&mut plan, log)
+        .and_then(|companion| hold(&mut proxy, &mut plan, variant, companion))
+        .and_then(|companion| {
+            put_into_force(&mut change, &mut proxy, &identity, &plan).map(|()| companion)
         })
-        .map(|counter| counter.count(&mut plan))
+        .map(|companion| companion.count(&mut plan))
+        .map(|()| hand_over_applications(&mut proxy, &plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
         .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[]));
     if let Err(refusal) = done {
@@ -160,37 +160,46 @@ fn in_force(change: &Change, draft: &Plan, identity: &Identity, variant: Variant
     (is_same && draft.families.iter().all(is_fresh)).then_some(held.generation)
 }
 
-/// Counts bypasses from within nftables, where there is such: the capture works without it too.
-struct Counter {
+/// Without nftables beside iptables: an early return for such sockets takes a set of addresses and ports,
+/// which a list of xt_recent is not.
+fn bound_to_device(error: &NftError) -> String {
+    format!(
+        "sockets bound to a device (SO_BINDTODEVICE) cannot connect while rules of iptables capture them: exclude their user, group or destination, or use --backend nft ({error})"
+    )
+}
+
+/// Does from within nftables what iptables cannot, where there is such: the capture works without it too.
+struct Companion {
     socket: NetlinkSocket,
+    is_made: bool,
     log: Option<NetlinkSocket>,
 }
 
-impl Counter {
-    /// Makes its table, in which leases are kept and nothing is counted yet.
+impl Companion {
+    /// Makes its table, which counts nothing yet.
     fn begin(plan: &mut Plan, log: Option<NetlinkSocket>) -> Result<Self, Refusal> {
         let mut socket = NetlinkSocket::open()?;
-        let Some(log) = log else {
-            return Ok(Self { socket, log: None });
-        };
-        let mut table = plan.counter();
+        let mut table = plan.companion();
         table.chains.retain(|chain| !plan::is_counting(chain));
         let made = nft::create(&mut socket, &table).and_then(|()| nft::widen(&mut socket, &table));
-        let log = match made {
-            Ok(()) => Some(log),
-            Err(error) => {
-                plan.notes.push(tether::uncounted(&error));
-                None
-            }
-        };
-        Ok(Self { socket, log })
+        if let Err(error) = &made {
+            plan.notes.push(bound_to_device(error));
+            plan.notes
+                .extend(log.is_some().then(|| tether::uncounted(error)));
+        }
+        Ok(Self {
+            socket,
+            is_made: made.is_ok(),
+            log: log.filter(|_| made.is_ok()),
+        })
     }
 
     /// To be called with the capture in force, or what was not captured before would be counted.
     fn count(mut self, plan: &mut Plan) {
-        let mut table = plan.counter();
+        let mut table = plan.companion();
         table.chains.retain(plan::is_counting);
-        if self.log.is_some()
+        if self.is_made
+            && self.log.is_some()
             && let Err(error) = nft::widen(&mut self.socket, &table)
         {
             plan.notes.push(tether::uncounted(&error));
@@ -198,14 +207,14 @@ impl Counter {
     }
 }
 
-/// The proxy beats for what it holds. Of this capture the socket owns what counts only; it is held
+/// The proxy beats for what it holds. Of this capture the socket owns the companion only; it is held
 /// for the beat's sake, and so that an install and `remove-rules` treat both backends alike.
 fn hold(
     proxy: &mut Proxy,
     plan: &mut Plan,
     variant: Variant,
-    counter: Counter,
-) -> Result<Counter, Refusal> {
+    companion: Companion,
+) -> Result<Companion, Refusal> {
     let mut anchor = NetlinkSocket::open()?;
     let anchored =
         nft::create(&mut anchor, &plan.anchor).and_then(|()| nft::widen(&mut anchor, &plan.anchor));
@@ -221,14 +230,37 @@ fn hold(
         outlives: true,
         ..tether::tether(plan, TetherKind::Capture)
     };
-    proxy.hold(capture, &counter.socket)?;
+    proxy.hold(capture, &companion.socket)?;
+    let chain = (variant == Variant::Nft).then(|| rules::capture_name(plan.port));
     tether::watch(
         &mut NetlinkSocket::open()?,
         proxy,
         plan,
-        counter.log.as_ref(),
+        companion.log.as_ref(),
+        Some(InIptables { chain }),
     );
-    Ok(counter)
+    Ok(companion)
+}
+
+/// A rule of another may come before ours and spare the proxy, so that the proxy cannot see it by itself.
+/// To be called with the capture in force, which works without it too.
+fn hand_over_applications(proxy: &mut Proxy, plan: &Plan) {
+    let sockets = match gate::application_sockets(plan) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            tracing::warn!("rules before ours that spare the proxy are not noticed: {error}");
+            return;
+        }
+    };
+    for socket in &sockets {
+        let request = Request::Watch {
+            generation: plan.generation,
+            watch: Watch::Application,
+        };
+        if let Err(error) = proxy.give("handing an application's socket over", &request, socket) {
+            tracing::warn!("the proxy does not take an application's socket: {error}");
+        }
+    }
 }
 
 fn put_into_force(
@@ -278,7 +310,6 @@ fn report(plan: &Plan, identity: &Identity, variant: Variant, changed: bool) -> 
     let mut installed = tether::report(plan, identity, changed);
     installed.backend = variant.name();
     installed.table = chain(plan.port, variant);
-    installed.notes.push(BOUND_TO_DEVICE.into());
     installed.notes.push(format!(
         "iptables rules do not end with the proxy: should it be killed, new connections are refused for up to {} s, then go direct, and the rules stay without effect until remove-rules; --backend nft has neither",
         lease::seconds(plan)

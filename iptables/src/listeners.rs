@@ -196,9 +196,8 @@ fn ask(family: u8, states: StateFlags, id: SocketId, flags: u16) -> io::Result<V
                     }
                 }
                 NetlinkPayload::Done(_) => return Ok(found),
-                // A kernel without IPv6 has no such sockets, as one without the one asked for has none.
                 NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => {
-                    return Ok(found);
+                    return not_found(family, flags).map(|()| found);
                 }
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
@@ -206,6 +205,19 @@ fn ask(family: u8, states: StateFlags, id: SocketId, flags: u16) -> io::Result<V
             let length = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(length.max(16)..).unwrap_or_default();
         }
+    }
+}
+
+/// A kernel without IPv6 has no such sockets, as one without the one asked for has none. But one that lists
+/// no IPv4 sockets at all must not be taken for one where nobody listens.
+fn not_found(family: u8, flags: u16) -> io::Result<()> {
+    if family == AF_INET && flags & NLM_F_DUMP == NLM_F_DUMP {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel lists no TCP sockets: it lacks the module tcp_diag",
+        ))
+    } else {
+        Ok(())
     }
 }
 
@@ -244,6 +256,16 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    /// Regression: the proxy was told to listen where it did, on a kernel without the module.
+    #[test]
+    fn a_kernel_that_lists_no_sockets_is_not_taken_for_one_where_nobody_listens() {
+        let dump = NLM_F_REQUEST | NLM_F_DUMP;
+        let error = not_found(AF_INET, dump).unwrap_err();
+        assert!(error.to_string().contains("tcp_diag"), "{error}");
+        not_found(AF_INET6, dump).unwrap();
+        not_found(AF_INET, NLM_F_REQUEST).unwrap();
+    }
 
     #[test]
     fn finds_a_listener_with_its_process() {

@@ -31,6 +31,8 @@ use crate::{
 /// always sees the service address, and its own dial is still translated by them. Several instances
 /// may capture in one namespace: the narrower scope comes first.
 pub(crate) const NAT_PRIORITY: i32 = -150;
+/// Of everything in iptables' table nat.
+pub(crate) const IPTABLES_NAT_PRIORITY: i32 = -100;
 const CGROUP_NAT_PRIORITY: i32 = NAT_PRIORITY - 3;
 const UID_NAT_PRIORITY: i32 = NAT_PRIORITY - 2;
 const GID_NAT_PRIORITY: i32 = NAT_PRIORITY - 1;
@@ -230,6 +232,7 @@ pub enum Match {
     ReplyPort(u16),
     FamilyNotIn(&'static str),
     /// Where it was going before anybody translated it.
+    OriginallyAt(SocketAddr),
     OriginallyTo {
         family: Family,
         set: &'static str,
@@ -248,6 +251,8 @@ pub enum Verdict {
     Return,
     Jump(&'static str),
     RedirectTo(u16),
+    /// Translates the connection to where it is going anyway: no chain behind decides on it any more.
+    LeaveAlone(Family),
     RejectWithReset,
     /// Hands the packet's head to whoever listens on the NFLOG group, up to a rate, and returns.
     Log {
@@ -349,37 +354,42 @@ impl Plan {
         &self.fingerprint
     }
 
-    /// What counts connections that go past a capture whose rules are iptables'. Its own lease runs like
+    /// What stands beside a capture whose rules are iptables', and does what those cannot: it counts
+    /// connections that go past, and has sockets that are bound to a device do so. Its own lease runs like
     /// theirs, by the same beats, which it leaves to them.
-    pub(crate) fn counter(&self) -> Table {
+    pub(crate) fn companion(&self) -> Table {
         let mut table = Table {
-            name: counter_name(self.port, self.generation),
+            name: companion_name(self.port, self.generation),
             comment: format!(
-                "Outrigger: counts what goes past the capture by iptables for the proxy on port {}",
+                "Outrigger: what iptables cannot do for the capture of the proxy on port {}",
                 self.port
             ),
             ..self.capture.clone()
         };
-        table
-            .sets
-            .retain(|set| !matches!(set.elements, Elements::Sources(_)));
-        table
-            .chains
-            .retain(|chain| chain.name == HEARTBEAT || bypass::is(chain));
         for chain in &mut table.chains {
-            // Sockets bound to a device are noted by the capture, which is not in this table.
-            chain.rules.retain(|rule| {
-                !rule
-                    .matches
-                    .iter()
-                    .any(|m| matches!(m, Match::SourceIn(..)))
-            });
+            if bypass::is(chain) {
+                let probes = bypass::application_probes(&self.lease);
+                chain
+                    .rules
+                    .splice(0..0, probes.filter(|_| chain.hook.is_none()));
+                continue;
+            }
+            // The redirect is iptables'.
+            chain
+                .rules
+                .retain(|rule| !matches!(rule.verdict, Verdict::RedirectTo(_)));
             for rule in &mut chain.rules {
-                if let Verdict::RenewAndDrop { set, .. } = rule.verdict {
-                    rule.verdict = Verdict::Renew {
-                        set,
-                        millis: self.lease.millis,
-                    };
+                match (&rule.verdict, &rule.matches[..]) {
+                    (Verdict::RenewAndDrop { set, .. }, _) => {
+                        rule.verdict = Verdict::Renew {
+                            set,
+                            millis: self.lease.millis,
+                        };
+                    }
+                    (Verdict::Return, [Match::SourceIn(family, _)]) => {
+                        rule.verdict = Verdict::LeaveAlone(*family);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -515,7 +525,7 @@ pub fn is_closed(table: &str, port: u16) -> bool {
     generation_of(table, port).is_some_and(|generation| table == closed_name(port, generation))
 }
 
-fn counter_name(port: u16, generation: u64) -> String {
+fn companion_name(port: u16, generation: u64) -> String {
     format!("outrigger_{port}_bypass_g{generation}")
 }
 

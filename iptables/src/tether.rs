@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use outrigger_config::{
     Scope, Settings,
-    control::{Identity, Request, Status, Tether, TetherKind, Watch},
+    control::{Identity, InIptables, Request, Status, Tether, TetherKind, Watch},
 };
 use serde::Serialize;
 
@@ -21,7 +21,10 @@ use crate::{
     lock::InstallLock,
     neighbours,
     nft::{self, NetlinkSocket, NftError, TableInfo},
-    plan::{Family, Plan, generation_of, is_closed, is_ours, log_group, table_name},
+    plan::{
+        Family, IPTABLES_NAT_PRIORITY, NAT_PRIORITY, Plan, generation_of, is_closed, is_ours,
+        log_group, table_name,
+    },
     process::netlink_holders,
 };
 
@@ -174,7 +177,10 @@ pub fn status(port: u16) -> Result<Option<Status>, Refusal> {
 /// When the proxy does not answer in that time.
 pub fn status_within(port: u16, limit: Duration) -> Result<Option<Status>, Refusal> {
     match Proxy::connect_within(port, limit)? {
-        Some(mut proxy) => proxy.status().map(Some),
+        Some(mut proxy) => {
+            let status = proxy.status()?;
+            Ok(Some(legacy::look_at_order(port, status)))
+        }
         None => Ok(None),
     }
 }
@@ -335,7 +341,7 @@ fn capture(
     let done = proxy
         .hold(tether(plan, TetherKind::Anchor), &anchor)
         .and_then(|()| proxy.hold(tether(plan, TetherKind::Capture), &capture))
-        .map(|()| watch(reader, proxy, plan, log.as_ref()))
+        .map(|()| watch(reader, proxy, plan, log.as_ref(), None))
         .and_then(|()| put_into_force(reader, proxy, &mut capture, plan))
         .and_then(|()| keep_closed(reader, proxy, plan, &mut closed))
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan, predecessor));
@@ -483,8 +489,13 @@ pub(crate) fn watch(
     proxy: &mut Proxy,
     plan: &Plan,
     log: Option<&NetlinkSocket>,
+    iptables: Option<InIptables>,
 ) {
     let generation = plan.generation;
+    let priority = match iptables {
+        Some(_) => IPTABLES_NAT_PRIORITY,
+        None => NAT_PRIORITY,
+    };
     let mut give = |watch: Watch, socket: &NetlinkSocket| {
         let request = Request::Watch { generation, watch };
         if let Err(error) = proxy.give("handing a watch over", &request, socket) {
@@ -498,11 +509,11 @@ pub(crate) fn watch(
     // Subscribed before the rules are listed, so that no change falls between.
     match nft::change_socket() {
         Ok(socket) => {
-            let ahead = nft::chains_ahead(reader).unwrap_or_else(|error| {
+            let ahead = nft::chains_ahead(reader, priority).unwrap_or_else(|error| {
                 tracing::warn!("foreign rules from before are not known: {error}");
                 Vec::new()
             });
-            give(Watch::Changes { ahead }, &socket);
+            give(Watch::Changes { ahead, iptables }, &socket);
         }
         Err(error) => tracing::warn!("changes of rules are not watched: {error}"),
     }

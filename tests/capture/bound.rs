@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -9,8 +10,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     INSTALL,
-    netns::{Namespace, run},
+    netns::{Namespace, Pair, run},
     proxyctl::{ctl, serve, until},
+    watch::{status, unchosen, until_counted},
     wire::{Client, V4, V6, assert_captured, bound_socket, serve_echo, wire},
 };
 
@@ -20,23 +22,41 @@ const TABLE: &str = "outrigger_15001_g1";
 /// Redirected, its packets would go nowhere. The first retransmission comes after a second.
 #[test]
 fn a_socket_bound_to_a_device_goes_direct() {
-    let pair = wire();
-    let _proxy = serve(&pair.app, "--workers 2");
-    ctl(&pair.app, INSTALL).expect("captured");
-    for address in [V4, V6] {
-        let address: SocketAddr = address.parse().unwrap();
-        let began = Instant::now();
-        pair.app
-            .enter(|| {
-                let socket = bound_socket(44_000, address).unwrap();
-                socket.bind_device(Some(b"wire0")).unwrap();
-                socket.connect_timeout(&address.into(), Duration::from_secs(10))
-            })
-            .unwrap_or_else(|error| panic!("{address}: {error}"));
-        let took = began.elapsed();
-        assert!(took < Duration::from_millis(2500), "{address}: {took:?}");
-    }
-    assert_captured(&pair, true);
+    thread::scope(|tests| {
+        for backend in ["nft", "iptables-nft", "iptables-legacy"] {
+            tests.spawn(move || {
+                let pair = wire();
+                let _proxy = serve(&pair.app, "--workers 2");
+                let installed = ctl(&pair.app, &format!("{INSTALL} --backend {backend}"));
+                installed.expect("captured");
+                for address in [V4, V6] {
+                    goes_direct(&pair, address, backend);
+                }
+                assert_captured(&pair, true);
+                until_counted(&pair, "bound_to_device", 2);
+                assert_eq!(unchosen(&pair), 2, "{backend}: {}", status(&pair));
+            });
+        }
+    });
+}
+
+/// By its second SYN.
+pub(crate) fn goes_direct(pair: &Pair, address: &str, cell: &str) {
+    let address: SocketAddr = address.parse().unwrap();
+    let began = Instant::now();
+    let connected = pair.app.enter(|| {
+        let socket = bound_socket(44_000, address).unwrap();
+        socket.bind_device(Some(b"wire0")).unwrap();
+        socket.connect_timeout(&address.into(), Duration::from_secs(10))?;
+        Ok::<_, std::io::Error>(Client::greeted_over(socket))
+    });
+    let client = connected.unwrap_or_else(|error| panic!("{cell} {address}: {error}"));
+    assert!(!client.is_captured, "{cell} {address}");
+    let took = began.elapsed();
+    assert!(
+        took < Duration::from_millis(2500),
+        "{cell} {address}: {took:?}"
+    );
 }
 
 /// It needs its interface, which the proxy's own connection would not have.
@@ -132,7 +152,7 @@ fn fill_queue(to: &str) -> (Vec<Socket>, Vec<(Socket, SocketAddr)>) {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
         let _ = socket.connect(&to.into());
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
         if socket.peer_addr().is_ok() {
             taken.push(socket);
         } else {

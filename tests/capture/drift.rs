@@ -1,18 +1,26 @@
 //! What others do to the rules, what `status` calls it, and that rules are put back exactly where that
 //! helps: by the library, as a supervisor calls it.
 
+use std::{
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
+
 use outrigger_iptables::{
     Backend,
     repair::{Repair, Step},
 };
 
 use crate::{
-    INSTALL, REMOVE, config,
+    INSTALL, REMOVE, STATUS, config,
     netns::{Pair, run},
-    proxyctl::{Running, ctl, serve, until},
-    watch::status,
-    wire::{assert_captured, serve_echo, until_captured, wire},
+    proxyctl::{PROXY_UID, Running, ctl, ctl_as, serve, until},
+    watch::{status, unchosen},
+    wire::{Client, V4, V6, assert_captured, serve_echo, until_captured, wire},
 };
+
+const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
 
 fn captured(backend: &str) -> (Pair, Running, Repair) {
     let pair = wire();
@@ -159,5 +167,130 @@ fn trouble_that_no_install_ends_is_named_and_not_repaired() {
         assert!(text.contains("RULES OVERRULED: "), "{text}");
         pair.app.enter(|| run("nft delete table ip foreign"));
         until_captured(&pair);
+    }
+}
+
+/// What the proxy itself has seen: its user may not look at rules.
+fn told(pair: &Pair) -> serde_json::Value {
+    ctl_as(&pair.app, PROXY_UID, STATUS).json["drift"].clone()
+}
+
+/// For longer than two rounds of beats.
+#[track_caller]
+fn assert_stays_well(pair: &Pair, what: &str) {
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        assert!(told(pair)["trouble"].is_null(), "{what}: {}", told(pair));
+    }
+}
+
+/// Another's rule that spares this proxy's user, whose own probe comes back as ever.
+#[test]
+fn a_rule_ahead_that_spares_the_proxy_is_noticed_within_a_second_and_repaired() {
+    thread::scope(|tests| {
+        for variant in VARIANTS {
+            tests.spawn(move || {
+                // To nobody, to a server that speaks and to one that is silent; the last is of Istio's kind,
+                // which leaves loopback alone.
+                for (port, condition) in [(7778, ""), (7777, ""), (7779, ""), (7779, "! -o lo")] {
+                    for (command, address) in [("iptables", V4), ("ip6tables", V6)] {
+                        let program = variant.replacen("iptables", command, 1);
+                        rule_ahead(variant, &program, condition, port, address);
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn rule_ahead(variant: &str, program: &str, condition: &str, port: u16, address: &str) {
+    let (pair, _proxy, mut repair) = captured(variant);
+    serve_echo(&pair.app, "[::1]:7777");
+    let _silent = pair
+        .app
+        .enter(|| ["127.0.0.1:7779", "[::1]:7779"].map(|of| TcpListener::bind(of).unwrap()));
+    if !condition.is_empty() {
+        pair.app.enter(|| {
+            run("ip route add default via 10.77.0.2");
+            run("ip -6 route add default via fd77::2");
+        });
+    }
+    let rule = format!(
+        "OUTPUT -p tcp {condition} -m owner ! --uid-owner {PROXY_UID} -j REDIRECT --to-ports {port}"
+    );
+    let cell = format!("{program} {rule}");
+    assert_stays_well(&pair, &cell);
+    pair.app
+        .enter(|| run(&format!("{program} -t nat -I {rule}")));
+    let planted = Instant::now();
+    until(&format!("the report of {cell}"), || {
+        told(&pair)["trouble"] == "gone"
+    });
+    let took = planted.elapsed();
+    assert!(took < Duration::from_secs(1), "{cell}: {took:?}");
+    assert_eq!(told(&pair)["needs_repair"], true, "{cell}");
+    assert_eq!(unchosen(&pair), 0, "{cell}: {}", status(&pair));
+    until(&format!("the repair of {cell}"), || {
+        is_repaired(&pair, &mut repair)
+    });
+    until(&format!("the all-clear of {cell}"), || {
+        told(&pair)["trouble"].is_null()
+    });
+    assert!(Client::connect(&pair.app, address).is_captured, "{cell}");
+    // It is still there, and behind ours.
+    let rules = pair.app.enter(|| run(&format!("{program}-save")));
+    assert!(rules.contains(&format!("--to-ports {port}\n")), "{rules}");
+}
+
+/// A rule for some destinations only, which no probe meets. nftables tells the proxy of it; of one by
+/// iptables-legacy nobody is told, so that it takes somebody with the privilege to look.
+#[test]
+fn a_rule_ahead_for_some_destinations_is_noticed_by_whoever_can_see_it() {
+    for variant in VARIANTS {
+        let (pair, _proxy, mut repair) = captured(variant);
+        let program = variant.replacen("iptables", "ip6tables", 1);
+        let rule = "OUTPUT -d 2001:db8:1::/48 -p tcp --dport 80 -j REDIRECT --to-ports 7777";
+        pair.app
+            .enter(|| run(&format!("{program} -t nat -I {rule}")));
+        let planted = Instant::now();
+        if variant == "iptables-nft" {
+            until("the report", || told(&pair)["trouble"] == "gone");
+            let what = told(&pair)["recent"][0]["what"].to_string();
+            assert!(what.contains("table ip6 nat chain OUTPUT"), "{what}");
+        }
+        until("the report", || status(&pair)["drift"]["trouble"] == "gone");
+        assert!(planted.elapsed() < Duration::from_secs(1), "{variant}");
+        until("the repair", || is_repaired(&pair, &mut repair));
+        until("the all-clear", || {
+            status(&pair)["drift"]["trouble"].is_null()
+        });
+        assert_captured(&pair, true);
+        // Behind ours it is none of our business, nor is its end.
+        pair.app
+            .enter(|| run(&format!("{program} -t nat -A {rule}")));
+        pair.app
+            .enter(|| run(&format!("{program} -t nat -D {rule}")));
+        assert!(status(&pair)["drift"]["trouble"].is_null(), "{variant}");
+    }
+}
+
+/// Of two captures the narrower is the right one, and no reason for alarm.
+#[test]
+fn a_neighbour_that_captures_the_same_applications_is_no_drift() {
+    for variant in VARIANTS {
+        let (pair, _proxy, mut repair) = captured(variant);
+        // What is dialled as an application leads to the neighbour then.
+        pair.app.enter(|| {
+            run("ip route add default via 10.77.0.2");
+            run("ip -6 route add default via fd77::2");
+        });
+        let file = config("listen: ['127.0.0.1:15010', '[::1]:15010']");
+        let _neighbour = serve(&pair.app, &format!("--workers 1 --config {file}"));
+        until("the neighbour's capture", || {
+            let install = format!("{INSTALL} --backend {variant} --scope uid:0 --config {file}");
+            ctl(&pair.app, &install).code == 0
+        });
+        assert_stays_well(&pair, variant);
+        assert!(!is_repaired(&pair, &mut repair), "{variant}");
     }
 }

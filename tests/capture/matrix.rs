@@ -1,10 +1,12 @@
-//! Every family, backend and kind of scope: what is inside is captured, what is outside is not, and
-//! `remove-rules` ends it.
+//! Every family, backend and kind of scope: what is inside is captured, what is outside or bound to a device
+//! is not, and `remove-rules` ends it.
 
 use std::thread;
 
 use crate::{
-    INSTALL, REMOVE, config,
+    INSTALL, REMOVE,
+    bound::goes_direct,
+    config,
     proxyctl::{ctl, serve},
     scoped::{App, Scratch},
     wire::{V4, V6, wire},
@@ -84,6 +86,10 @@ fn check(backend: &str, scope: &str) {
                 !app.is_captured(&pair.app, other_family),
                 "{cell}: other family"
             );
+        }
+        // The test's own user is in the scope.
+        if scope == "netns" || scope.starts_with("uid") {
+            goes_direct(&pair, address, &cell);
         }
         for app in &outside {
             assert!(!app.is_captured(&pair.app, address), "{cell}: outside");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a netlink socket that the installer hands over tells.
+/// What a socket that the installer hands over tells. Only root can make such a one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Watch {
@@ -17,7 +17,22 @@ pub enum Watch {
     Changes {
         /// Chains that translate before the capture does, and what is known of their rules.
         ahead: Vec<ForeignChain>,
+        /// Of a capture whose rules are iptables', which translate later than nftables' own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        iptables: Option<InIptables>,
     },
+    /// A TCP socket, not connected, that an application of the scope opened: what is dialled with it is that
+    /// application's in the eyes of every rule.
+    Application,
+}
+
+/// Where the rules of a capture by iptables are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InIptables {
+    /// What OUTPUT of table nat must lead to first of all, where nftables notifies of that chain:
+    /// with iptables-nft. The kernel tells nobody of a change by iptables-legacy.
+    pub chain: Option<String>,
 }
 
 /// A chain of somebody else's that is hooked in for translation before ours.

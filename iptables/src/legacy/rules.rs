@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use outrigger_config::control::application_probe_addresses;
 
 use super::{IptablesError, MAX_RULES, lease, ruleset::State};
 use crate::plan::{Chain, Elements, Family, Intervals, Match, Plan, Rule, Table, Verdict};
@@ -51,24 +52,29 @@ fn number(family: Family) -> u8 {
     }
 }
 
-/// Table nat: redirects while the lease is fresh; the proxy's own probes always.
+/// Table nat: redirects while the lease is fresh; the proxy's probes always, which it sends as itself and
+/// as an application.
 pub(super) fn capture(plan: &Plan, family: Family) -> Result<State, IptablesError> {
-    let of_chain = |name| {
-        let chains = plan.capture.chains.iter();
-        chains
-            .filter(move |chain| chain.name == name)
-            .flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)))
-            .filter(|(_, rule)| !matches!(rule.verdict, Verdict::Jump(_)))
-            .flat_map(|(chain, rule)| encode(rule, chain, &plan.capture, family))
-            .take(MAX_RULES + 1)
+    let listener = SocketAddr::new(family.loopback(), plan.port);
+    let probe = |target: SocketAddr| {
+        let condition = Conditions::default().to(target.ip().into());
+        let condition = condition.at_port(target.port().to_string());
+        format!("{condition}-j REDIRECT --to-ports {}", plan.port)
     };
-    let mut rules: Vec<_> = of_chain("output").collect();
+    let mut rules = Vec::from(application_probe_addresses(listener).map(probe));
     rules.push(return_unless_fresh(
         &lease_name(plan.port, family),
         lease::seconds(plan),
         family,
     ));
-    rules.extend(of_chain("capture"));
+    let chains = plan.capture.chains.iter();
+    rules.extend(
+        chains
+            .filter(|chain| chain.name == "capture")
+            .flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)))
+            .flat_map(|(chain, rule)| encode(rule, chain, &plan.capture, family))
+            .take(MAX_RULES + 1),
+    );
     if rules.len() > MAX_RULES {
         return Err(IptablesError::TooManyRules { family });
     }
@@ -175,6 +181,7 @@ fn encode(rule: &Rule, chain: &Chain, table: &Table, family: Family) -> Vec<Stri
         Verdict::RejectWithReset => "REJECT --reject-with tcp-reset".into(),
         // Chains and leases are of another make here, and a list of xt_recent has no ports.
         Verdict::Jump(_)
+        | Verdict::LeaveAlone(_)
         | Verdict::Log { .. }
         | Verdict::Renew { .. }
         | Verdict::RenewAndDrop { .. }
@@ -245,6 +252,7 @@ impl Conditions {
             Match::Translated
             | Match::ReplyPort(_)
             | Match::FamilyNotIn(_)
+            | Match::OriginallyAt(_)
             | Match::OriginallyTo { .. }
             | Match::OriginalPort { .. }
             | Match::UdpPort(_)
@@ -371,7 +379,8 @@ mod tests {
 COMMIT
 *nat
 :OUTRIGGER_15001 - [0:0]
--A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m owner --uid-owner 1337 -m tcp --dport 47769 -j REDIRECT --to-ports 15001
+-A OUTRIGGER_15001 -d 192.0.2.3/32 -p tcp -m tcp --dport 47769 -j REDIRECT --to-ports 15001
+-A OUTRIGGER_15001 -d 127.192.0.3/32 -p tcp -m tcp --dport 47769 -j REDIRECT --to-ports 15001
 -A OUTRIGGER_15001 -m recent ! --rcheck --seconds 2 --name outrigger_15001_4 --mask 0.0.0.0 --rdest -j RETURN
 -A OUTRIGGER_15001 -m owner --uid-owner 1337 -j RETURN
 -A OUTRIGGER_15001 -o lo -j RETURN

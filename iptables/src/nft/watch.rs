@@ -12,7 +12,7 @@ use netlink_packet_netfilter::{
 use outrigger_config::control::ForeignChain;
 
 use super::{NetlinkSocket, NftError};
-use crate::plan::{LOGGED_BYTES, NAT_PRIORITY};
+use crate::plan::LOGGED_BYTES;
 
 /// In hundredths of a second: how long the kernel may gather packets before it delivers them.
 const GATHER: u32 = 10;
@@ -54,11 +54,11 @@ pub fn change_socket() -> Result<NetlinkSocket, NftError> {
     Ok(socket)
 }
 
-/// Chains of others that translate locally made connections before ours do.
+/// Chains of others that translate locally made connections before ours do, whose priority is `ours`.
 ///
 /// # Errors
 /// When the rules could not be listed.
-pub fn chains_ahead(socket: &mut NetlinkSocket) -> Result<Vec<ForeignChain>, NftError> {
+pub fn chains_ahead(socket: &mut NetlinkSocket, ours: i32) -> Result<Vec<ForeignChain>, NftError> {
     let mut found = Vec::new();
     for (family, name) in [
         (NetfilterProtoFamily::Inet, "inet"),
@@ -70,7 +70,10 @@ pub fn chains_ahead(socket: &mut NetlinkSocket) -> Result<Vec<ForeignChain>, Nft
             family,
             NfTablesMessage::GetChain(ChainMessage { attributes: vec![] }),
         )?;
-        let ahead: Vec<_> = chains.into_iter().filter_map(chain_ahead).collect();
+        let ahead: Vec<_> = chains
+            .into_iter()
+            .filter_map(|chain| chain_ahead(chain, ours))
+            .collect();
         if ahead.is_empty() {
             continue;
         }
@@ -106,7 +109,7 @@ fn list(
         .collect())
 }
 
-fn chain_ahead(message: NfTablesMessage) -> Option<(String, String)> {
+fn chain_ahead(message: NfTablesMessage, ours: i32) -> Option<(String, String)> {
     let NfTablesMessage::NewChain(chain) = message else {
         return None;
     };
@@ -119,9 +122,9 @@ fn chain_ahead(message: NfTablesMessage) -> Option<(String, String)> {
             ChainAttribute::Hook(hook) => {
                 let is_output = hook.contains(&Hook::Number(InetHookNumber::LocalOut.into()));
                 is_ahead = is_output
-                    && hook.iter().any(
-                        |part| matches!(part, Hook::Priority(p) if p.cast_signed() < NAT_PRIORITY),
-                    );
+                    && hook
+                        .iter()
+                        .any(|part| matches!(part, Hook::Priority(p) if p.cast_signed() < ours));
             }
             _ => {}
         }

@@ -1,6 +1,9 @@
 //! Which connections went past the capture, and why: logged, not touched.
 
-use outrigger_config::{Settings, control::BypassReason as Reason};
+use outrigger_config::{
+    Settings,
+    control::{BypassReason as Reason, Lease, application_probe_addresses},
+};
 
 use super::{
     Chain, Family, Hook, Match, ProxyIdentity, Rule, Verdict,
@@ -90,6 +93,13 @@ pub(super) fn chains(
             rules: log.rules,
         },
     ]
+}
+
+/// The proxy's own dials with an application's socket are no connection of the application.
+pub(super) fn application_probes(lease: &Lease) -> impl Iterator<Item = Rule> + use<> {
+    let targets = lease.beats.clone().into_iter();
+    let targets = targets.flat_map(application_probe_addresses);
+    targets.map(|target| Rule::new([Match::OriginallyAt(target)], Verdict::Return))
 }
 
 struct Log {

@@ -211,6 +211,13 @@ impl Display for Match {
             Self::ReplyPort(port) => write!(f, "meta l4proto tcp ct reply proto-src {port}"),
             Self::Untracked => f.write_str("ct state untracked"),
             Self::FamilyNotIn(set) => write!(f, "meta nfproto != @{set}"),
+            Self::OriginallyAt(address) => write!(
+                f,
+                "ct original {} daddr {} meta l4proto tcp ct original proto-dst {}",
+                Family::of(address.ip()).word(),
+                address.ip(),
+                address.port()
+            ),
             Self::OriginallyTo { family, set, is_in } => {
                 write!(
                     f,
@@ -243,6 +250,10 @@ impl Display for Verdict {
                  log prefix \"{}\" group {group} snaplen {LOGGED_BYTES} return",
                 log_prefix(*reason)
             ),
+            Self::LeaveAlone(family) => {
+                let word = family.word();
+                write!(f, "dnat {word} to {word} daddr")
+            }
             Self::RejectWithReset => f.write_str("reject with tcp reset"),
             Self::NoteSourceAndDrop {
                 family,

@@ -200,7 +200,7 @@ fn what_a_kernel_lacks_is_refused_or_noted_with_its_name() {
 
     let uncounted = with("", |_| {}).unwrap().without_counting();
     assert!(!uncounted.capture.to_string().contains("log prefix"));
-    assert!(!uncounted.counter().to_string().contains("log prefix"));
+    assert!(!uncounted.companion().to_string().contains("log prefix"));
 }
 
 /// Its short memory is for the scope's connections; proxies wait for slow servers as long as ever.
@@ -268,7 +268,7 @@ fn netlink_and_the_dry_run_load_the_same() {
         &everything.capture,
         &everything.anchor,
         &closed,
-        &everything.counter(),
+        &everything.companion(),
         &everything.canary(&targets),
         &with_networks(1500),
     ] {

@@ -8,7 +8,7 @@ use super::{
     attributes::string,
     xt::{IpMatch, XtMatch, XtTarget, u16_at, u32_at},
 };
-use crate::sys;
+use crate::{plan::Family, sys};
 
 /// Another program may replace a table between the question for its size and that for its rules.
 const TRIES: usize = 10;
@@ -26,12 +26,26 @@ pub(super) const INFO: usize = NAME + 4 + 20 + 20 + 4 + 4;
 /// `struct xt_entry_match`: size, name, revision.
 const EXTENSION_HEADER: usize = 32;
 
+/// The names of the tables that there are: asking for one that does not exist would make it.
+const LISTS: [(TableFamily, &str); 2] = [
+    (TableFamily::Ip, "/proc/thread-self/net/ip_tables_names"),
+    (TableFamily::Ip6, "/proc/thread-self/net/ip6_tables_names"),
+];
+
+pub(super) fn find(family: Family, name: &str) -> io::Result<Option<Table>> {
+    let (family, list) = match family {
+        Family::V4 => LISTS[0],
+        Family::V6 => LISTS[1],
+    };
+    if fs::read_to_string(list)?.lines().any(|of| of == name) {
+        read_table(family, name).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
 pub(super) fn read(ruleset: &mut Ruleset) {
-    for (family, list) in [
-        (TableFamily::Ip, "/proc/thread-self/net/ip_tables_names"),
-        (TableFamily::Ip6, "/proc/thread-self/net/ip6_tables_names"),
-    ] {
-        // Asking for a table that does not exist would make it, so that only listed ones are read.
+    for (family, list) in LISTS {
         let names = match fs::read_to_string(list) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

@@ -15,9 +15,11 @@ mod xt;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, io};
 
 use serde::Serialize;
+
+use crate::plan::Family;
 
 pub(crate) use attributes::Attributes;
 pub(crate) use netlink::Dumper;
@@ -139,6 +141,14 @@ pub fn read() -> Ruleset {
     nft::read(&mut found);
     legacy::read(&mut found);
     found
+}
+
+/// One table of iptables-legacy in the calling thread's network namespace; `None`: there is none.
+///
+/// # Errors
+/// When it cannot be read, for lack of privilege above all.
+pub(crate) fn legacy_table(family: Family, name: &str) -> io::Result<Option<Table>> {
+    legacy::find(family, name)
 }
 
 /// For tests and fuzzing: decodes `bytes` as everything that a kernel may hand over, and takes what

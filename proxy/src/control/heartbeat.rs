@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_config::control::{Lease, RulesTrouble, probe_address};
+use outrigger_config::control::{Lease, RulesTrouble, is_application_probe, probe_address};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -56,7 +56,34 @@ pub(super) async fn run(state: Arc<ControlState>) -> Infallible {
 /// Whether a connection that was going to `original` and came to `listener` is a probe of ours, to be
 /// given to [`ControlState::answer_probe`].
 pub fn is_probe(original: SocketAddr, listener: SocketAddr) -> bool {
-    original == probe_address(listener)
+    original == probe_address(listener) || is_application_probe(original.ip())
+}
+
+/// Who answered a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Own,
+    /// Another proxy of this kind.
+    Neighbour,
+    Stranger,
+}
+
+/// Reads as far as it may be the answer of a proxy: another server may say something and stay.
+pub(super) async fn read_answer(stream: &mut TcpStream, instance: &str) -> io::Result<Answer> {
+    let own = instance.as_bytes();
+    let may_be_another =
+        |answer: &[u8]| answer.len() <= own.len() && answer.iter().all(u8::is_ascii_hexdigit);
+    let mut answer = Vec::new();
+    while (own.starts_with(&answer) || may_be_another(&answer))
+        && stream.read_buf(&mut answer).await? > 0
+    {}
+    Ok(if answer == own {
+        Answer::Own
+    } else if answer.len() == own.len() && may_be_another(&answer) {
+        Answer::Neighbour
+    } else {
+        Answer::Stranger
+    })
 }
 
 #[derive(Debug)]
@@ -99,6 +126,10 @@ impl Obstacle {
 }
 
 impl Heartbeat {
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
+    }
+
     pub(super) fn new(instance: String, mark: Option<u32>) -> Self {
         Self { instance, mark }
     }
@@ -133,7 +164,7 @@ impl Heartbeat {
         result.map(|()| now)
     }
 
-    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
+    pub(super) async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<(), Obstacle> {
         let mut is_taken = false;
         let dialled = time::timeout(limit, self.dial(target, &mut is_taken)).await;
         let (seen, trouble) = match dialled {
@@ -175,11 +206,7 @@ impl Heartbeat {
         let socket = TcpSocket::from_std_stream(socket.into());
         let mut stream = socket.connect(target).await?;
         *is_taken = true;
-        let wanted = self.instance.as_bytes();
-        let mut answer = Vec::new();
-        // As far as it fits only: another server may say something and stay.
-        while wanted.starts_with(&answer) && stream.read_buf(&mut answer).await? > 0 {}
-        Ok(answer == wanted)
+        Ok(read_answer(&mut stream, &self.instance).await? == Answer::Own)
     }
 
     /// The rules drop a beat, which fails with EPERM. That another datagram gets through shows that

@@ -4,6 +4,7 @@
 //! An abstract UNIX socket named by the listen port. Binding it is also the lock that keeps two
 //! instances off one port, so it comes before the listeners.
 
+mod application;
 mod canary;
 mod heartbeat;
 mod lapses;
@@ -139,9 +140,11 @@ impl Control {
         let mut look = time::interval(ROOM_CHECK);
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut beating = pin!(heartbeat::run(state.clone()));
+        let mut dialling = pin!(application::run(state.clone()));
         loop {
             let stream = tokio::select! {
                 never = &mut beating => match never {},
+                never = &mut dialling => match never {},
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {

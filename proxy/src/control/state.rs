@@ -11,11 +11,14 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::control::{Identity, Status, Tether, TetherKind, Watch, Window};
+use outrigger_config::control::{
+    Identity, RulesTrouble, Status, Tether, TetherKind, Watch, Window,
+};
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     CanaryTargets,
+    application::Applications,
     heartbeat::{Heartbeat, Held, Obstacle},
     lapses::{Lapse, Lapses},
     room::{Level, Room},
@@ -50,6 +53,7 @@ pub struct ControlState {
     obstacle: Mutex<Option<Told>>,
     captures_changed: Notify,
     watches: Watches,
+    applications: Applications,
     /// Why this proxy has let go of the latest capture by itself.
     given_up: Mutex<Option<String>>,
     times_given_up: AtomicU64,
@@ -130,6 +134,7 @@ impl ControlState {
             obstacle: Mutex::default(),
             captures_changed: Notify::new(),
             watches: Watches::default(),
+            applications: Applications::default(),
             given_up: Mutex::default(),
             times_given_up: AtomicU64::new(0),
         })
@@ -264,15 +269,42 @@ impl ControlState {
         watch: Watch,
         socket: OwnedFd,
     ) -> Result<(), String> {
-        if !is_netfilter_socket(&socket) {
-            return Err("the descriptor is not a netfilter netlink socket".into());
-        }
         if !self.tethers().holds_capture(generation) {
             return Err(format!(
                 "no capture of generation {generation} is held here"
             ));
         }
+        if watch == Watch::Application {
+            return self.applications.hold(generation, socket);
+        }
+        if !is_netfilter_socket(&socket) {
+            return Err("the descriptor is not a netfilter netlink socket".into());
+        }
         self.watches.begin(generation, watch, socket)
+    }
+
+    /// Sees whether the rules do with applications' connections as they do with this proxy's own. What
+    /// keeps those from coming back is told already.
+    pub(super) async fn dial_as_applications(&self) {
+        for socket in self.applications.sockets() {
+            if self.obstacle().is_some() {
+                return;
+            }
+            let leases = self.tethers().leases(None);
+            self.applications
+                .dial(socket, &leases, &self.heartbeat, &self.pulse)
+                .await;
+            if self.obstacle().is_none() && self.tethers().captured_since().is_some() {
+                self.note_rules(None);
+            }
+        }
+    }
+
+    /// Tells what speaks against the rules: the beat's `obstacle`, or what applications met.
+    fn note_rules(&self, obstacle: Option<(RulesTrouble, &str)>) {
+        let met = self.applications.trouble();
+        let met = met.as_deref().map(|why| (RulesTrouble::Gone, why));
+        self.watches.note_rules(obstacle.or(met));
     }
 
     pub fn watch_figures(&self) -> WatchFigures {
@@ -358,7 +390,7 @@ impl ControlState {
         if is_captured {
             let trouble = round.as_ref().err().and_then(|of| of.trouble(owned));
             let text = told.as_ref().map(|told| told.text.as_str());
-            self.watches.note_rules(trouble.zip(text));
+            self.note_rules(trouble.zip(text));
         }
         *self.obstacle() = told;
         let mut lapses = self.lapses();
@@ -391,6 +423,8 @@ impl ControlState {
 
     fn keep_watches_of(&self, tethers: &Tethers) {
         self.watches
+            .keep(|generation| tethers.holds_capture(generation));
+        self.applications
             .keep(|generation| tethers.holds_capture(generation));
         if !tethers.has_capture() {
             self.watches.forget_rules();

@@ -288,7 +288,10 @@ async fn a_capture_given_up_ends_its_watches_and_says_what_stays_closed() {
         };
         let inodes = [
             watch(Watch::Bypasses { live_before: 0 }),
-            watch(Watch::Changes { ahead: Vec::new() }),
+            watch(Watch::Changes {
+                ahead: Vec::new(),
+                iptables: None,
+            }),
         ]
         .map(|request| {
             let socket = netlink_socket();

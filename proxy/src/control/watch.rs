@@ -85,11 +85,12 @@ impl Watches {
                 seen.bypasses.readers += 1;
                 Kind::Bypasses
             }
-            Watch::Changes { ahead } => {
-                seen.drift.found(ahead, unix_now());
+            Watch::Changes { ahead, iptables } => {
+                seen.drift.found(ahead, iptables, unix_now());
                 seen.drift.readers += 1;
                 Kind::Changes
             }
+            Watch::Application => return Err("nothing can be read from such a socket".into()),
         };
         let task = tokio::spawn(read(socket, kind, self.seen.clone())).abort_handle();
         readers.push(Reader {

@@ -14,6 +14,8 @@ use crate::plan::{Family, LOGGED_BYTES, LOGS_A_SECOND, Match, Rule, Verdict, is_
 
 pub(in crate::nft) type ExpressionList = Vec<ListAttribute<ExpressionAttribute>>;
 
+/// `enum nft_nat_types`: of the destination.
+const NAT_DESTINATION: u32 = 1;
 const NF_DROP: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -149,6 +151,13 @@ impl Expr {
                 self.meta(MetaKey::Nfproto);
                 self.is_not_in(set);
             }
+            Match::OriginallyAt(address) => {
+                self.original_destination(Family::of(address.ip()));
+                self.equals(&octets(address.ip()));
+                self.tcp();
+                self.ct(CT_KEY_PROTO_DST, Some(CT_ORIGINAL));
+                self.equals(&address.port().to_be_bytes());
+            }
             // Of an entry of the other family this matches nothing.
             Match::OriginallyTo { family, set, is_in } => {
                 self.original_destination(*family);
@@ -183,6 +192,17 @@ impl Expr {
                     [
                         (1, Register::Reg1.into()),
                         (3, NF_NAT_RANGE_PROTO_SPECIFIED),
+                    ],
+                );
+            }
+            Verdict::LeaveAlone(family) => {
+                self.destination(*family);
+                self.add(
+                    "nat",
+                    [
+                        (1, NAT_DESTINATION),
+                        (2, lease_key(*family)[0].into()),
+                        (3, Register::Reg1.into()),
                     ],
                 );
             }

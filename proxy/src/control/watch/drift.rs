@@ -1,12 +1,15 @@
 //! What others do to the rules: nftables notifies of every change, and names who made it.
 //!
 //! Nobody else can change an owned table, so what is looked for is a foreign chain that translates
-//! destinations before ours does. That rules of ours are gone (those in iptables belong to nobody)
-//! shows in the beats: see [`Drift::note_rules`].
+//! destinations before ours does, and (with iptables-nft, where both stand in one chain) a foreign rule
+//! before our jump. That rules of ours are gone (those in iptables belong to nobody) shows in the beats:
+//! see [`Drift::note_rules`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outrigger_config::control::{Drift as Told, DriftEvent, ForeignChain, RulesTrouble};
+use outrigger_config::control::{
+    Drift as Told, DriftEvent, ForeignChain, InIptables, RulesTrouble,
+};
 
 use super::netlink::{Message, attribute, attributes, messages, number, text};
 
@@ -14,8 +17,14 @@ use super::netlink::{Message, attribute, attributes, messages, number, text};
 const RECENT: usize = 10;
 /// Foreign rules remembered: nobody's ruleset may grow this process without bound.
 const MAX_RULES: usize = 4096;
-/// The priority of our own translating chain.
-const OUR_PRIORITY: i32 = -150;
+/// The priority of our own translating chain, with nft and with iptables.
+const NFT_PRIORITY: i32 = -150;
+const IPTABLES_PRIORITY: i32 = -100;
+/// Where iptables-nft keeps what translates locally made connections.
+const IPTABLES_TABLE: &str = "nat";
+const IPTABLES_CHAIN: &str = "OUTPUT";
+/// How the names of chains of ours begin in iptables, a neighbour's too.
+const OUR_CHAINS: &str = "OUTRIGGER_";
 
 const NEW_CHAIN: u8 = libc::NFT_MSG_NEWCHAIN as u8;
 const DEL_CHAIN: u8 = libc::NFT_MSG_DELCHAIN as u8;
@@ -36,6 +45,11 @@ pub(super) struct Drift {
     /// handle that was told, and stand until their chain goes.
     translating: BTreeMap<TableKey, BTreeSet<(String, Vec<u8>)>>,
     shadowed: BTreeSet<(TableKey, String)>,
+    iptables: Option<InIptables>,
+    /// Rules before our jump, by handle, and whether they are foreign: a neighbour of this proxy has its
+    /// own jump there, and the gate its probe's.
+    rules_ahead: BTreeMap<TableKey, BTreeMap<Vec<u8>, bool>>,
+    pushed_behind: BTreeSet<TableKey>,
     trouble: Option<RulesTrouble>,
     count: u64,
     recent: VecDeque<DriftEvent>,
@@ -44,7 +58,17 @@ pub(super) struct Drift {
 
 impl Drift {
     /// What stood before ours when the capture was installed.
-    pub(super) fn found(&mut self, ahead: Vec<ForeignChain>, at: u64) {
+    pub(super) fn found(
+        &mut self,
+        ahead: Vec<ForeignChain>,
+        iptables: Option<InIptables>,
+        at: u64,
+    ) {
+        if iptables != self.iptables {
+            self.ahead.clear();
+            self.rules_ahead.clear();
+            self.iptables = iptables;
+        }
         for chain in ahead {
             let Some(family) = family_number(&chain.family) else {
                 continue;
@@ -84,6 +108,7 @@ impl Drift {
                     let key = (message.family, name);
                     self.ahead.retain(|(table, _)| *table != key);
                     self.translating.remove(&key);
+                    self.rules_ahead.remove(&key);
                 }
             }
             // The last of a transaction.
@@ -103,7 +128,7 @@ impl Drift {
             let hook = attribute(message.attributes, HOOK)?;
             let is_nat = text(message.attributes, TYPE)? == "nat";
             let priority = number(hook, 2)?.cast_signed();
-            Some(is_nat && number(hook, 1)? == LOCAL_OUT && priority < OUR_PRIORITY)
+            Some(is_nat && number(hook, 1)? == LOCAL_OUT && priority < self.priority())
         };
         if let Some((table, chain)) = chain_of(message, 1, 3)
             && !is_ours(&table.1)
@@ -119,6 +144,9 @@ impl Drift {
             if let Some(rules) = self.translating.get_mut(&table) {
                 rules.retain(|(of, _)| *of != chain);
             }
+            if is_iptables(&table, &chain) {
+                self.rules_ahead.remove(&table);
+            }
             self.ahead.remove(&(table, chain));
         }
     }
@@ -130,6 +158,9 @@ impl Drift {
         let Some((table, chain)) = chain_of(message, 1, 2) else {
             return;
         };
+        if is_iptables(&table, &chain) {
+            self.new_rule_beside_ours(table.clone(), message);
+        }
         if is_ours(&table.1) || !attributes(expressions).any(|(_, e)| is_translation(e)) {
             return;
         }
@@ -141,6 +172,38 @@ impl Drift {
         }
     }
 
+    /// Ours is the first when it is made, so that what counts is what comes before that later.
+    fn new_rule_beside_ours(&mut self, table: TableKey, message: Message<'_>) {
+        const HANDLE: u16 = 3;
+        const EXPRESSIONS: u16 = 4;
+        const POSITION: u16 = 6;
+        let Some(ours) = self.iptables.as_ref().and_then(|of| of.chain.as_deref()) else {
+            return;
+        };
+        let expressions = attribute(message.attributes, EXPRESSIONS).unwrap_or_default();
+        let target = attributes(expressions).find_map(|(_, e)| jumps_to(e));
+        let handle = attribute(message.attributes, HANDLE).unwrap_or_default();
+        // The one that it stands behind; of the last rule that is not told.
+        let behind = attribute(message.attributes, POSITION);
+        let is_last = message.flags & libc::NLM_F_APPEND as u16 != 0;
+        let rules = self.rules_ahead.entry(table).or_default();
+        if target.as_deref() == Some(ours) {
+            match behind {
+                None if !is_last => rules.clear(),
+                Some(known) if rules.contains_key(known) => {}
+                Some(unknown) => *rules = [(unknown.to_vec(), true)].into(),
+                None => {}
+            }
+            return;
+        }
+        // Handles rise: a higher one is of the same transaction, and was put before this one.
+        let is_ahead = |behind: &[u8]| rules.contains_key(behind) || behind > handle;
+        if behind.map_or(!is_last, is_ahead) && rules.len() < MAX_RULES {
+            let is_foreign = target.is_none_or(|target| !target.starts_with(OUR_CHAINS));
+            rules.insert(handle.to_vec(), is_foreign);
+        }
+    }
+
     fn gone_rule(&mut self, message: Message<'_>) {
         const HANDLE: u16 = 3;
         let handle = attribute(message.attributes, HANDLE).unwrap_or_default();
@@ -148,6 +211,19 @@ impl Drift {
             && let Some(rules) = self.translating.get_mut(&table)
         {
             rules.remove(&(chain, handle.to_vec()));
+        }
+        if let Some((table, chain)) = chain_of(message, 1, 2)
+            && is_iptables(&table, &chain)
+            && let Some(rules) = self.rules_ahead.get_mut(&table)
+        {
+            rules.remove(handle);
+        }
+    }
+
+    fn priority(&self) -> i32 {
+        match self.iptables {
+            Some(_) => IPTABLES_PRIORITY,
+            None => NFT_PRIORITY,
         }
     }
 
@@ -179,15 +255,35 @@ impl Drift {
             tracing::info!("{what}");
             self.remember(what, at);
         }
+        self.settle_order(who, at);
+    }
+
+    /// The same of the order within the chain where our jump is.
+    fn settle_order(&mut self, who: &str, at: u64) {
+        let is_pushed = |rules: &BTreeMap<_, bool>| rules.values().any(|is_foreign| *is_foreign);
+        let ahead = self
+            .rules_ahead
+            .iter()
+            .filter(|(_, rules)| is_pushed(rules));
+        let now: BTreeSet<_> = ahead.map(|(table, _)| table.clone()).collect();
+        let before = std::mem::replace(&mut self.pushed_behind, now.clone());
+        let place = |table: &TableKey| name(&(table.clone(), IPTABLES_CHAIN.into()));
+        for table in now.difference(&before) {
+            let what = format!("a rule before the capture's in {}; by {who}", place(table));
+            tracing::warn!("{}: {what}", RulesTrouble::Gone.explanation());
+            self.count += 1;
+            self.remember(what, at);
+        }
+        for table in before.difference(&now) {
+            let what = format!("the capture comes first in {}; by {who}", place(table));
+            tracing::info!("{what}");
+            self.remember(what, at);
+        }
     }
 
     /// The latest beat's evidence on our own rules, and what it was that spoke against them.
     pub(super) fn note_rules(&mut self, found: Option<(RulesTrouble, &str)>, at: u64) {
-        let found = found.map(|(trouble, why)| match trouble {
-            // To install again does not put ours before a chain that is asked earlier.
-            RulesTrouble::Gone if !self.shadowed.is_empty() => (RulesTrouble::Overruled, why),
-            trouble => (trouble, why),
-        });
+        let found = found.map(|(trouble, why)| (self.judge(trouble), why));
         let before = std::mem::replace(&mut self.trouble, found.map(|(trouble, _)| trouble));
         match found {
             Some((trouble, why)) if before != Some(trouble) => {
@@ -201,9 +297,19 @@ impl Drift {
         }
     }
 
+    /// To install again does not put ours before a chain that is asked earlier.
+    fn judge(&self, trouble: RulesTrouble) -> RulesTrouble {
+        match trouble {
+            RulesTrouble::Gone if !self.shadowed.is_empty() => RulesTrouble::Overruled,
+            trouble => trouble,
+        }
+    }
+
     /// No rules are held any more that anything could speak against.
     pub(super) fn forget_rules(&mut self) {
         self.trouble = None;
+        self.rules_ahead.clear();
+        self.pushed_behind.clear();
     }
 
     fn remember(&mut self, what: String, at: u64) {
@@ -220,6 +326,8 @@ impl Drift {
     }
 
     pub(super) fn told(&self) -> Told {
+        let pushed = (!self.pushed_behind.is_empty()).then(|| self.judge(RulesTrouble::Gone));
+        let trouble = self.trouble.or(pushed);
         Told {
             is_watched: self.readers > 0,
             shadowed_by: self
@@ -232,8 +340,8 @@ impl Drift {
                     translates: true,
                 })
                 .collect(),
-            trouble: self.trouble,
-            needs_repair: self.trouble.is_some_and(RulesTrouble::is_repairable),
+            trouble,
+            needs_repair: trouble.is_some_and(RulesTrouble::is_repairable),
             count: self.count,
             recent: self.recent.iter().cloned().collect(),
             overruns: self.overruns,
@@ -257,6 +365,26 @@ fn is_translation(expression: &[u8]) -> bool {
     }
 }
 
+/// The chain that a rule goes on in, by jump or goto.
+fn jumps_to(expression: &[u8]) -> Option<String> {
+    const DATA: u16 = 2;
+    const VERDICT: u16 = 2;
+    const CHAIN: u16 = 2;
+    if text(expression, 1)? != "immediate" {
+        return None;
+    }
+    let immediate = attribute(expression, DATA)?;
+    let verdict = attribute(attribute(immediate, DATA)?, VERDICT)?;
+    text(verdict, CHAIN)
+}
+
+fn is_iptables((family, table): &TableKey, chain: &str) -> bool {
+    let family = i32::from(*family);
+    table == IPTABLES_TABLE
+        && chain == IPTABLES_CHAIN
+        && (family == libc::NFPROTO_IPV4 || family == libc::NFPROTO_IPV6)
+}
+
 fn is_ours(table: &str) -> bool {
     table.starts_with("outrigger_")
 }
@@ -278,4 +406,119 @@ fn family_name(number: u8) -> &'static str {
 
 fn family_number(name: &str) -> Option<u8> {
     FAMILIES.iter().find(|(_, of)| *of == name).map(|(n, _)| *n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | NEW_RULE as u16;
+    const GONE: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | DEL_RULE as u16;
+    const END: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | NEW_GENERATION as u16;
+    const APPENDED: u16 = libc::NLM_F_APPEND as u16;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = 4 + value.len() as u16;
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(kind: u16, flags: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let body = attributes.concat();
+        let mut bytes = (20 + body.len() as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend([libc::NFPROTO_IPV4 as u8, 0, 0, 0]);
+        bytes.extend(body);
+        bytes
+    }
+
+    /// In OUTPUT of table nat: a jump to `target`, and the rule that it stands behind.
+    fn rule(kind: u16, flags: u16, handle: u64, behind: Option<u64>, target: &str) -> Vec<u8> {
+        let verdict = attribute(2, format!("{target}\0").as_bytes());
+        let data = attribute(2, &attribute(2, &attribute(2, &verdict)));
+        let jump = attribute(1, &[attribute(1, b"immediate\0"), data].concat());
+        let mut attributes = vec![
+            attribute(1, b"nat\0"),
+            attribute(2, b"OUTPUT\0"),
+            attribute(3, &handle.to_be_bytes()),
+            attribute(4, &jump),
+        ];
+        attributes.extend(behind.map(|behind| attribute(6, &behind.to_be_bytes())));
+        [message(kind, flags, &attributes), message(END, 0, &[])].concat()
+    }
+
+    fn captured() -> Drift {
+        let mut drift = Drift::default();
+        let chain = Some("OUTRIGGER_15001".to_owned());
+        drift.found(Vec::new(), Some(InIptables { chain }), 0);
+        drift.take(&rule(NEW, 0, 10, None, "OUTRIGGER_15001"), 0);
+        assert_eq!(drift.told().trouble, None);
+        drift
+    }
+
+    #[test]
+    fn a_foreign_rule_put_before_our_jump_is_trouble_until_it_goes_or_ours_is_first_again() {
+        for after in [
+            rule(GONE, 0, 11, None, "THEIRS"),
+            rule(NEW, 0, 12, None, "OUTRIGGER_15001"),
+        ] {
+            let mut drift = captured();
+            drift.take(&rule(NEW, 0, 11, None, "THEIRS"), 1);
+            let told = drift.told();
+            assert_eq!(told.trouble, Some(RulesTrouble::Gone));
+            assert!(told.needs_repair && told.recent[0].what.contains("table ip nat chain OUTPUT"));
+            drift.take(&after, 2);
+            assert_eq!(drift.told().trouble, None);
+            assert_eq!(drift.count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_rule_behind_a_foreign_one_is_ahead_too_and_one_behind_ours_is_not() {
+        let mut drift = captured();
+        drift.take(&rule(NEW, APPENDED, 11, None, "LAST"), 1);
+        drift.take(&rule(NEW, 0, 12, Some(10), "BEHIND"), 1);
+        assert_eq!(drift.told().trouble, None);
+        drift.take(&rule(NEW, 0, 13, None, "FIRST"), 1);
+        drift.take(&rule(NEW, 0, 14, Some(13), "SECOND"), 1);
+        drift.take(&rule(GONE, 0, 13, None, "FIRST"), 1);
+        assert_eq!(drift.told().trouble, Some(RulesTrouble::Gone));
+        drift.take(&rule(GONE, 0, 14, None, "SECOND"), 1);
+        assert_eq!(drift.told().trouble, None);
+    }
+
+    /// One transaction is told when it is over: the first of two stands behind the other already.
+    #[test]
+    fn of_two_put_first_at_once_both_are_ahead() {
+        let mut drift = captured();
+        drift.take(&rule(NEW, 0, 11, Some(12), "ONE"), 1);
+        drift.take(&rule(NEW, 0, 12, None, "OTHER"), 1);
+        drift.take(&rule(GONE, 0, 12, None, "OTHER"), 1);
+        assert_eq!(drift.told().trouble, Some(RulesTrouble::Gone));
+    }
+
+    #[test]
+    fn the_gates_probe_and_a_neighbour_may_stand_before_our_jump() {
+        let mut drift = captured();
+        drift.take(&rule(NEW, 0, 11, None, "OUTRIGGER_15001_PROBE"), 1);
+        drift.take(&rule(GONE, 0, 10, None, "OUTRIGGER_15001"), 1);
+        drift.take(&rule(NEW, 0, 12, Some(11), "OUTRIGGER_15001"), 1);
+        drift.take(&rule(NEW, 0, 13, None, "OUTRIGGER_15010"), 1);
+        assert_eq!((drift.told().trouble, drift.count()), (None, 0));
+        // An install that failed puts ours back to where it was, behind a rule from before.
+        drift.take(&rule(NEW, 0, 14, Some(5), "OUTRIGGER_15001"), 1);
+        assert_eq!(drift.told().trouble, Some(RulesTrouble::Gone));
+    }
+
+    #[test]
+    fn trouble_of_the_order_ends_with_the_capture() {
+        let mut drift = captured();
+        drift.take(&rule(NEW, 0, 11, None, "THEIRS"), 1);
+        drift.forget_rules();
+        assert_eq!(drift.told().trouble, None);
+    }
 }

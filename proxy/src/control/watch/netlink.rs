@@ -9,6 +9,7 @@ use rustix::net::{RecvFlags, SocketAddrAny, netlink::SocketAddrNetlink, recvfrom
 pub(super) struct Message<'a> {
     /// Subsystem in the high byte, message in the low.
     pub(super) kind: u16,
+    pub(super) flags: u16,
     pub(super) family: u8,
     pub(super) attributes: &'a [u8],
 }
@@ -34,6 +35,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Message {
             kind,
+            flags: u16::from_ne_bytes([message[6], message[7]]),
             family: message[HEADER],
             attributes: body,
         })
