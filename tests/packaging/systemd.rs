@@ -169,7 +169,7 @@ fn what_waits_for_a_killed_serve_is_served_by_the_next() {
     let installed = world.install_rules(None);
     assert!(installed.status.success(), "{installed:?}");
     let kept = manager.kept();
-    first.signal(Signal::STOP);
+    stop(first.pid());
     let mut client = waiting_client(&world);
     first.kill();
 
@@ -205,9 +205,7 @@ fn what_waits_for_a_killed_run_is_served_by_the_next() {
     first.until("captures", is_captured);
     let kept = manager.kept();
     let proxies = proxies(&world);
-    for proxy in &proxies {
-        kill_process(*proxy, Signal::STOP).expect("it lives");
-    }
+    proxies.iter().copied().for_each(stop);
     let mut client = waiting_client(&world);
     first.kill();
     for proxy in proxies {
@@ -370,6 +368,20 @@ impl Manager {
         let heard = self.socket.recv(&mut [0; 256]);
         heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
+}
+
+/// A thread goes on until it is scheduled next, and might take a connection until then.
+fn stop(process: Pid) {
+    kill_process(process, Signal::STOP).expect("it lives");
+    wait_for(SOON, "every thread is stopped", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).ok()?;
+        let is_stopped =
+            |stat: String| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T'));
+        tasks
+            .map(|task| fs::read_to_string(task.unwrap().path().join("stat")))
+            .all(|stat| stat.is_ok_and(is_stopped))
+            .then_some(())
+    });
 }
 
 /// An application whose connection waits at the listeners, since nobody takes it.
