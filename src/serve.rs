@@ -5,7 +5,7 @@ use std::{
     io::{self, stdin},
     net::SocketAddr,
     num::NonZeroUsize,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
@@ -15,6 +15,7 @@ use outrigger_config::{AdminAddress, Settings};
 use outrigger_proxy::{
     Source,
     admin::Levels,
+    fd_store::Passed,
     supervised::{self, Inherited},
 };
 
@@ -142,16 +143,27 @@ fn start_values(args: &Args) -> Result<(Settings, String, Inherited), ExitCode> 
         return supervised_values(args).map_err(fail);
     }
     // First of all, while no thread can be reading the environment.
-    let listeners = outrigger_proxy::take_inherited().map_err(|error| {
+    let mut passed = Passed::take().map_err(|error| {
         fail(format_args!(
             "the sockets passed to this process (LISTEN_FDS) are not usable: {error}"
         ))
     })?;
+    let (settings, text) = settings(args)?;
+    let are_stored = passed.activated.is_empty();
+    let wanted = if are_stored {
+        &settings.listen[..]
+    } else {
+        &[]
+    };
+    let stored = passed.stored_at(wanted, false).into_iter();
+    let mut listeners = passed.activated;
+    listeners.extend(stored.map(OwnedFd::from));
     let inherited = Inherited {
         listeners,
+        anchors: passed.anchors,
+        are_stored,
         ..Inherited::default()
     };
-    let (settings, text) = settings(args)?;
     Ok((settings, text, inherited))
 }
 

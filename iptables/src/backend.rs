@@ -34,21 +34,24 @@ enum Choice {
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
 pub fn install(settings: &Settings, backend: Backend) -> Result<Installed, Refusal> {
-    install_and_anchor(settings, backend).map(|(installed, _)| installed)
+    install_and_anchor(settings, backend, false).map(|(installed, _)| installed)
 }
 
 /// The same for a caller that outlives the proxy and keeps the anchor. There is none in iptables,
 /// whose chains no socket owns, nor where exactly this capture was in force already.
+///
+/// `is_swept`: the caller has called [`forget_dead_proxy`](crate::forget_dead_proxy) since a proxy died.
 ///
 /// # Errors
 /// As [`install`].
 pub fn install_and_anchor(
     settings: &Settings,
     backend: Backend,
+    is_swept: bool,
 ) -> Result<(Installed, Option<Anchor>), Refusal> {
     let ((mut installed, anchor), why) = match choose(settings, backend)? {
-        Choice::Nft(why) => (tether::install(settings, &[])?, why),
-        Choice::Iptables(variant, why) => ((legacy::install(settings, variant)?, None), why),
+        Choice::Nft(why) => (tether::install(settings, &[], is_swept)?, why),
+        Choice::Iptables(variant, why) => ((legacy::install(settings, variant, &[])?, None), why),
     };
     installed.notes.splice(0..0, why);
     Ok((installed, anchor))
@@ -69,16 +72,22 @@ pub fn dry_run(settings: &Settings, backend: Backend) -> Result<String, Refusal>
     }
 }
 
-/// Captures by nft for a proxy that takes over the sockets of another one, which holds `predecessor`'s
-/// tables until it is told to let go.
+/// Captures for a proxy that takes over the sockets of another one, which holds `predecessor`'s tables until it
+/// is told to let go; [`reopen`](crate::reopen) is to be called then.
 ///
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
 pub fn install_after(
     settings: &Settings,
+    backend: Backend,
     predecessor: &[Tether],
 ) -> Result<Option<Anchor>, Refusal> {
-    Ok(tether::install(settings, predecessor)?.1)
+    match choose(settings, backend)? {
+        Choice::Nft(_) => Ok(tether::install(settings, predecessor, true)?.1),
+        Choice::Iptables(variant, _) => {
+            legacy::install(settings, variant, predecessor).map(|_| None)
+        }
+    }
 }
 
 fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
@@ -107,12 +116,13 @@ fn choose(settings: &Settings, backend: Backend) -> Result<Choice, Refusal> {
 
 /// Loads the very rules, without a hook, into a table that goes at once.
 fn try_nft(settings: &Settings) -> Result<(), Refusal> {
-    let mut table = Plan::new(settings, &tether::look(settings)?, 0)?.capture;
+    let mut socket = NetlinkSocket::open()?;
+    let host = tether::look(settings, Some(&mut socket))?;
+    let mut table = Plan::new(settings, &host, 0)?.capture;
     table.name = format!("outrigger_{}_trial", settings.port());
     for chain in &mut table.chains {
         chain.hook = None;
     }
-    let mut socket = NetlinkSocket::open()?;
     nft::tables(&mut socket)?;
     nft::create(&mut socket, &table)?;
     nft::widen(&mut socket, &table)?;
@@ -120,7 +130,8 @@ fn try_nft(settings: &Settings) -> Result<(), Refusal> {
 }
 
 fn first_that_works(settings: &Settings) -> Result<Option<Variant>, Refusal> {
-    let plan = Plan::new(settings, &tether::look(settings)?, 0)?;
+    let host = tether::look(settings, NetlinkSocket::open().ok().as_mut())?;
+    let plan = Plan::new(settings, &host, 0)?;
     let mut all = Variant::of_host()
         .into_iter()
         .chain([Variant::Nft, Variant::Legacy]);

@@ -10,10 +10,17 @@ mod mount;
 mod tests;
 
 use std::{
+    ffi::{CString, OsString},
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, MetadataExt},
+        },
+    },
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -28,7 +35,7 @@ pub use error::CgroupError;
 use error::Reason;
 use mount::Mount;
 
-use crate::sys;
+use crate::sys::{self, Helper};
 
 /// One cgroup of version 2, as it was when it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +124,36 @@ impl Cgroup {
         self.entrance()
             .and_then(|mut entrance| entrance.write_all(pid.to_string().as_bytes()))
             .map_err(|e| CgroupError::of(doing(), e))
+    }
+
+    /// A copy of this process that begins here, or is moved here where the kernel does no such thing: see
+    /// [`sys::fork`].
+    pub(crate) fn fork(&self, action: &mut impl FnMut()) -> Result<Helper, CgroupError> {
+        if let Ok(directory) = File::open(&self.directory)
+            && let Ok(helper) = sys::fork(Some(directory.as_fd()), action)
+        {
+            return Ok(helper);
+        }
+        let doing = || format!("starting a process for cgroup {self}");
+        let helper = sys::fork(None, action).map_err(|e| CgroupError::of(doing(), e))?;
+        self.add(helper.pid())?;
+        Ok(helper)
+    }
+
+    /// Starts the program `words[0]`, looked for as a shell would, with the words after it; it begins here, and
+    /// no signal is blocked for it. `None`: the kernel starts nothing in another cgroup (before Linux 5.7, and
+    /// where a container's seccomp filter knows no clone3); then [`contain`](Self::contain) says why, or does it.
+    ///
+    /// # Errors
+    /// The program's, such as that there is none.
+    pub fn spawn(&self, words: &[OsString]) -> Option<io::Result<u32>> {
+        let words: Result<Vec<_>, _> = words
+            .iter()
+            .map(|word| CString::new(word.as_bytes()))
+            .collect();
+        let words = words.ok().filter(|words| !words.is_empty())?;
+        let directory = File::open(&self.directory).ok()?;
+        sys::spawn(directory.as_fd(), &words).ok()
     }
 
     /// Has what `command` starts begin here: it joins before it runs, so that every socket of it is

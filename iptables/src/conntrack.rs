@@ -45,66 +45,106 @@ const CLOSE_INIT: u8 = 0x04;
 /// Makes connection tracking forget them: of this host's own TCP connections, those that nobody
 /// translated and that no socket lives on any more. A live one stays as it is, and so does what
 /// is forwarded for others, since a firewall may let it pass for its entry only.
-pub(crate) fn forget_ended(
-    socket: &mut NetlinkSocket,
-    families: &[Family],
-) -> Result<usize, Refusal> {
-    forget_those(socket, families, |entry| !entry.is_translated)
+pub(crate) fn forget_ended(socket: &mut NetlinkSocket, families: &[Family]) -> Result<(), Refusal> {
+    let Tracked { entries, own, live } = Tracked::look(socket, families)?;
+    let ended = entries
+        .into_iter()
+        .filter(|entry| !entry.is_translated && !entry.is_renewed_by_syn)
+        .map(|entry| ([entry.ends_at(&own)], entry))
+        .filter(|([ends], _)| !live.contains(ends));
+    forget_unless_live(socket, ended)
 }
 
-/// See [`forget_redirected`]; in both families, for a supervisor whose proxy has just died.
+/// See [`forget_redirected`]; in both families, for a supervisor whose proxy has just died, or none has begun.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn forget_dead_proxy(port: u16) -> Result<usize, Refusal> {
+pub fn forget_dead_proxy(port: u16) -> Result<(), Refusal> {
     let mut socket = NetlinkSocket::open()?;
     forget_redirected(&mut socket, &[Family::V4, Family::V6], port)
 }
 
 /// The same for those that were redirected to `port`. Nobody saw their end where the proxy was killed and
-/// tracking ended with it; from such a port the next proxy's own connection would be led back to itself.
+/// tracking ended with it; from such a port the next proxy's own connection would be led back to itself. And
+/// where nothing else needs tracking it sleeps until the next install: a connection that goes direct meanwhile,
+/// between the ends of one that was captured, would be led to the proxy in its midst when it wakes.
 ///
-/// To be called while nothing is redirected there: a connection that began meanwhile between the same ends
-/// may have an entry of the same name, and would hang without it.
+/// To be called while nothing is redirected there, and before the first rule that wakes it: a connection that
+/// began meanwhile between the same ends may have an entry of the same name, and would hang without it.
 pub(crate) fn forget_redirected(
     socket: &mut NetlinkSocket,
     families: &[Family],
     port: u16,
-) -> Result<usize, Refusal> {
-    forget_those(socket, families, |entry| {
-        let was_ours = |by: SocketAddr| by.ip().is_loopback() && by.port() == port;
-        entry.is_translated && entry.answered_by.is_some_and(was_ours)
-    })
+) -> Result<(), Refusal> {
+    let is_ours = |end: &SocketAddr| end.ip().is_loopback() && end.port() == port;
+    let Tracked { entries, own, live } = Tracked::look(socket, families)?;
+    // A listener has no other end. While one is served tracking is awake, and a SYN renews what it can.
+    let is_awake = live
+        .iter()
+        .any(|(here, there)| is_ours(here) && there.port() != 0);
+    let ended = entries.into_iter().filter_map(|entry| {
+        let proxy = (entry.answered_by.filter(is_ours)?, entry.from);
+        let application = entry.ends_at(&own);
+        // Each end may have outlived the other: the application's in a direct connection between the same ends,
+        // the proxy's in waiting for what nobody translates any more.
+        let has_both = live.contains(&application) && live.contains(&proxy);
+        let is_renewed = entry.is_renewed_by_syn && !live.contains(&application);
+        let is_ended = !(has_both || is_awake && is_renewed);
+        (entry.is_translated && is_ended).then_some(([application, proxy], entry))
+    });
+    if is_awake {
+        return forget_unless_live(socket, ended);
+    }
+    for (_, entry) in ended {
+        forget(socket, entry)?;
+    }
+    Ok(())
 }
 
-fn forget_those(
-    socket: &mut NetlinkSocket,
-    families: &[Family],
-    is_meant: impl Fn(&Entry) -> bool,
-) -> Result<usize, Refusal> {
-    let look = |doing: &str| {
-        let doing = doing.to_owned();
-        move |cause| Refusal::Host { doing, cause }
-    };
-    let own = own_addresses().map_err(look("listing the addresses of this host"))?;
-    let mut forgotten = 0;
-    for &family in families {
-        let mut entries = entries(socket, family)?;
-        entries.retain(|entry| is_meant(entry) && !entry.is_renewed_by_syn && entry.is_of(&own));
+fn look(doing: &str) -> impl Fn(io::Error) -> Refusal {
+    move |cause| Refusal::Host {
+        doing: doing.to_owned(),
+        cause,
+    }
+}
+
+/// What is tracked of this host's own connections, and what of it lives.
+struct Tracked {
+    entries: Vec<Entry>,
+    own: HashSet<IpAddr>,
+    live: HashSet<Ends>,
+}
+
+impl Tracked {
+    fn look(socket: &mut NetlinkSocket, families: &[Family]) -> Result<Self, Refusal> {
+        let own = own_addresses().map_err(look("listing the addresses of this host"))?;
+        let mut entries = entries(socket)?;
+        entries.retain(|entry| families.contains(&entry.family()) && entry.is_of(&own));
         // After the entries, so that none of a connection that has begun since is taken for ended.
         let live = live_connections().map_err(look("listing the TCP connections"))?;
-        for entry in entries {
-            let (here, there) = entry.ends_at(&own);
-            // Forgetting many takes long enough for one of them to be begun anew under the same entry. A
-            // translated one would hang without it, of another the next connection would go past.
-            let is_ended = !live.contains(&(here, there))
-                && !is_live(here, there).map_err(look("looking up a TCP connection"))?;
-            if is_ended && forget(socket, family, entry)? {
-                forgotten += 1;
-            }
+        Ok(Self { entries, own, live })
+    }
+}
+
+type Ends = (SocketAddr, SocketAddr);
+
+/// Forgets entries, each unless all the sockets live that it takes.
+fn forget_unless_live<const N: usize>(
+    socket: &mut NetlinkSocket,
+    ended: impl Iterator<Item = ([Ends; N], Entry)>,
+) -> Result<(), Refusal> {
+    for (sockets, entry) in ended {
+        // Forgetting many takes long enough for one of them to be begun anew under the same entry. A
+        // translated one would hang without it, of another the next connection would go past.
+        let mut lives = true;
+        for (here, there) in sockets {
+            lives &= is_live(here, there).map_err(look("looking up a TCP connection"))?;
+        }
+        if !lives {
+            forget(socket, entry)?;
         }
     }
-    Ok(forgotten)
+    Ok(())
 }
 
 /// A TCP connection.
@@ -122,6 +162,10 @@ struct Entry {
 }
 
 impl Entry {
+    fn family(&self) -> Family {
+        Family::of(self.from.ip())
+    }
+
     /// Whether one end is this host's. It need not have begun the connection: one that tracking met on
     /// its way has for its beginning whoever spoke next.
     fn is_of(&self, own: &HashSet<IpAddr>) -> bool {
@@ -138,8 +182,13 @@ impl Entry {
     }
 }
 
-fn entries(socket: &mut NetlinkSocket, family: Family) -> Result<Vec<Entry>, NftError> {
-    let request = message(family, ConntrackMessage::Get(Vec::new()));
+/// Of both families at once: the kernel walks its whole table for a list, which takes milliseconds however
+/// few are in it.
+fn entries(socket: &mut NetlinkSocket) -> Result<Vec<Entry>, NftError> {
+    let request = message(
+        NetfilterProtoFamily::Unspec,
+        ConntrackMessage::Get(Vec::new()),
+    );
     let found = socket.dump_all("listing tracked connections", &request)?;
     let entry = |object| match object {
         NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => entry(attributes),
@@ -234,21 +283,25 @@ fn tcp_ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {
     is_tcp.then_some(ends)
 }
 
-/// False: it was gone already.
-fn forget(socket: &mut NetlinkSocket, family: Family, entry: Entry) -> Result<bool, NftError> {
-    let order = message(family, ConntrackMessage::Delete(entry.name));
+/// One that is gone already is no error.
+fn forget(socket: &mut NetlinkSocket, entry: Entry) -> Result<(), NftError> {
+    let order = message(entry.family().into(), ConntrackMessage::Delete(entry.name));
     match socket.tell("forgetting an ended connection", &order) {
-        Ok(()) => Ok(true),
-        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        told => told,
     }
 }
 
-fn message(family: Family, message: ConntrackMessage) -> NetfilterMessage {
-    let family = match family {
-        Family::V4 => NetfilterProtoFamily::IPv4,
-        Family::V6 => NetfilterProtoFamily::IPv6,
-    };
+impl From<Family> for NetfilterProtoFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::IPv4,
+            Family::V6 => Self::IPv6,
+        }
+    }
+}
+
+fn message(family: NetfilterProtoFamily, message: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 

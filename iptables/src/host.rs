@@ -5,7 +5,11 @@ use std::{
     net::{Ipv6Addr, UdpSocket},
 };
 
-use crate::{cgroup::Cgroup, nft, plan};
+use crate::{
+    cgroup::Cgroup,
+    nft::{self, NetlinkSocket},
+    plan,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -35,15 +39,24 @@ pub struct Neighbour {
 }
 
 impl Host {
+    /// Asks the kernel by `socket`, where there is one, what it can.
+    ///
     /// # Errors
     /// When `/proc` is not mounted.
-    pub fn look() -> io::Result<Self> {
+    pub fn look(mut socket: Option<&mut NetlinkSocket>) -> io::Result<Self> {
+        let mut is_possible = |with_timeout, outlives_owner| {
+            let trial = plan::trial(with_timeout, outlives_owner);
+            socket
+                .as_mut()
+                .is_some_and(|socket| nft::is_possible(socket, &trial))
+        };
+        let both = is_possible(true, true);
         Ok(Self {
             uid: rustix::process::geteuid().as_raw(),
             only_uid: only_uid(&fs::read_to_string("/proc/self/uid_map")?),
             ipv6_on_loopback: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
-            can_shorten_timeouts: nft::is_possible(&plan::trial(true, false)),
-            can_outlive_owner: nft::is_possible(&plan::trial(false, true)),
+            can_shorten_timeouts: both || is_possible(true, false),
+            can_outlive_owner: both || is_possible(false, true),
             cgroup: None,
             neighbours: Vec::new(),
         })

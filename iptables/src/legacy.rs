@@ -56,11 +56,23 @@ pub(crate) fn dry_run(plan: &Plan, variant: Variant) -> Result<String, Refusal> 
     Ok(text)
 }
 
-/// As [`crate::install`], with the rules in iptables.
-pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed, Refusal> {
+/// As [`tether::install`], with the rules in iptables. The chains are of the port and not of the proxy: those
+/// of a predecessor are replaced by the new ones, in one step for each family and table. It gives no beat while
+/// it yields, so that the lease speaks for the new proxy.
+pub(crate) fn install(
+    settings: &Settings,
+    variant: Variant,
+    predecessor: &[Tether],
+) -> Result<Installed, Refusal> {
     let port = settings.port();
-    let host = tether::look(settings)?;
     let mut reader = NetlinkSocket::open()?;
+    let tables = tether::tables_if_any(&mut reader)?;
+    // Rules that are loaded may be redirecting, which the proxy knows.
+    let is_first = predecessor.is_empty() && !lease::is_any_listed(port);
+    if is_first {
+        tether::forget_redirected(&mut reader, port, &tables);
+    }
+    let host = tether::look(settings, Some(&mut reader))?;
     let _lock = InstallLock::acquire(port)?;
     let tables = tether::tables_if_any(&mut reader)?;
 
@@ -68,21 +80,26 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
     check_scope(&draft, variant)?;
     let mut change = Change::begin(variant, &draft)?;
     let (mut proxy, identity) = gate::identify(&draft)?;
-    tether::refuse_strangers(port, &tables, &identity)?;
+    let mut known = identity.clone();
+    known.tethers.extend_from_slice(predecessor);
+    tether::refuse_strangers(port, &tables, &known)?;
     if let Some(plan) = in_force(&change, &draft, &identity, variant)
         .map(|generation| Plan::new(settings, &host, generation))
         .transpose()?
         && tether::is_kept_closed(&mut reader, &identity, &plan)?
     {
-        tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[])?;
+        tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, predecessor)?;
         return Ok(report(&plan, &identity, variant, false));
     }
-    let first = tether::next_generation(port, &tables, &identity.tethers);
+    let first = tether::next_generation(port, &tables, &known.tethers);
     let (generation, log) = tether::bind_log(port, first);
     let (mut plan, log) = tether::with_counting(Plan::new(settings, &host, generation)?, log);
     plan.lease.millis = lease::seconds(&plan) * 1000;
     let mut closed = None;
-    tether::forget_redirected(&mut reader, &plan, &identity);
+    let captures = |tether: &Tether| tether.kind == TetherKind::Capture;
+    if !is_first && !known.tethers.iter().any(captures) {
+        tether::forget_redirected(&mut reader, port, &tables);
+    }
     let done = Companion::begin(&mut plan, log)
         .and_then(|companion| hold(&mut proxy, &mut plan, variant, companion))
         .and_then(|companion| {
@@ -91,7 +108,9 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
         .map(|companion| companion.count(&mut plan))
         .map(|()| hand_over_applications(&mut proxy, &plan))
         .and_then(|()| tether::keep_closed(&mut reader, &mut proxy, &plan, &mut closed))
-        .and_then(|()| tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, &[]));
+        .and_then(|()| {
+            tether::let_go_of_others(&mut reader, &mut proxy, &identity, &plan, predecessor)
+        });
     if let Err(refusal) = done {
         change.roll_back();
         let _ = proxy.tell(
@@ -100,11 +119,13 @@ pub(crate) fn install(settings: &Settings, variant: Variant) -> Result<Installed
                 generation: Some(generation),
             },
         );
-        tether::reopen(closed, &plan);
+        tether::undo_closed(closed, &plan);
         return Err(refusal);
     }
-    let installed = report(&plan, &identity, variant, true);
-    Ok(tether::forget_ended(&mut reader, installed))
+    let mut installed = report(&plan, &identity, variant, true);
+    let unforgotten = tether::forget_ended(&mut reader, &plan.families);
+    installed.notes.extend(unforgotten);
+    Ok(installed)
 }
 
 /// After an install by another backend: takes away what there is of ours in iptables.

@@ -36,5 +36,6 @@ pub use neighbours::{Overlap, Winner, other_ports, overlaps};
 pub use process::Process;
 pub use surroundings::LiveSurroundings;
 pub use tether::{
-    Anchor, Installed, Removed, backend_of, closed, remove, scope_problem, status, status_within,
+    Anchor, Installed, Removed, backend_of, closed, remove, reopen, scope_problem, status,
+    status_within,
 };

@@ -38,10 +38,12 @@ pub fn widen(socket: &mut NetlinkSocket, table: &Table) -> Result<(), NftError> 
 
 /// Whether the kernel takes a table like `trial`, which is made and deleted in one transaction. Without
 /// the privilege to try, that it does.
-pub(crate) fn is_possible(trial: &Table) -> bool {
+///
+/// To close `socket` waits until the kernel has freed the table, which takes it some 10 ms.
+pub(crate) fn is_possible(socket: &mut NetlinkSocket, trial: &Table) -> bool {
     let mut steps: Vec<_> = encode::narrow(trial).into_iter().flatten().collect();
     steps.push(encode::delete(&trial.name));
-    let tried = NetlinkSocket::open().and_then(|mut socket| socket.transact(steps));
+    let tried = socket.transact(steps);
     !matches!(tried, Err(error) if error.cause.raw_os_error() != Some(libc::EPERM))
 }
 

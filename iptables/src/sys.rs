@@ -2,12 +2,14 @@
 #![allow(unsafe_code)]
 
 use std::{
-    io,
+    ffi::CString,
+    io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::process::CommandExt,
     },
     process::Command,
+    ptr,
 };
 
 /// Who made (for a client: listens on) the other end of a UNIX socket.
@@ -72,24 +74,22 @@ impl Drop for Helper {
         // number is not given to another before the second call.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
-            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+            libc::waitpid(self.0, ptr::null_mut(), 0);
         }
     }
 }
 
-/// Runs `action` in a copy of this process, which has all its descriptors. The action may only make
-/// system calls: another thread may have held any lock at the fork, and none of them lives in the copy.
-pub(crate) fn fork(action: impl FnOnce()) -> io::Result<Helper> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the copy lives while the gate probes, before any table is owned, and dies with this process"
-    )]
+/// Runs `action` in a copy of this process, which has all its descriptors, in the cgroup whose directory is
+/// `cgroup`, if one is named. The action may only make system calls: another thread may have held any lock at
+/// the fork, and none of them lives in the copy.
+pub(crate) fn fork(
+    cgroup: Option<BorrowedFd<'_>>,
+    action: &mut impl FnMut(),
+) -> io::Result<Helper> {
     // SAFETY: the child runs `action` alone, which by contract (its one caller keeps it) makes system
     // calls on descriptors and its own stack, and takes no lock that a thread of the parent could
     // have held; it then ends without unwinding into the parent's frames or running exit handlers.
-    let forked = unsafe { libc::fork() };
-    match forked {
-        -1 => Err(io::Error::last_os_error()),
+    match unsafe { raw_fork(cgroup) }? {
         0 => {
             // SAFETY: a plain system call with numbers.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -98,6 +98,101 @@ pub(crate) fn fork(action: impl FnOnce()) -> io::Result<Helper> {
             unsafe { libc::_exit(i32::from(done.is_err())) }
         }
         pid => Ok(Helper(pid)),
+    }
+}
+
+/// Starts the program `words[0]`, looked for as a shell would, in the cgroup whose directory is `cgroup`: it is
+/// there from its first instruction on. No signal is blocked for it. The outer error says that nothing can be
+/// started there in this way; the inner one is the program's.
+pub(crate) fn spawn(
+    cgroup: BorrowedFd<'_>,
+    words: &[CString],
+) -> io::Result<Result<u32, io::Error>> {
+    let arguments: Vec<_> = words
+        .iter()
+        .map(|word| word.as_ptr())
+        .chain([ptr::null()])
+        .collect();
+    let (mut failed, failure) = io::pipe()?;
+    // SAFETY: the child makes system calls alone, on what was made before it: `execvp` allocates nothing, and
+    // `arguments` ends with a null pointer and points to strings that outlive it. It then ends without
+    // unwinding into the parent's frames or running exit handlers.
+    let pid = unsafe {
+        match raw_fork(Some(cgroup))? {
+            0 => {
+                let error = exec(&arguments).raw_os_error().unwrap_or(libc::ENOENT);
+                let bytes = error.to_ne_bytes();
+                libc::write(failure.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
+                libc::_exit(127)
+            }
+            pid => pid,
+        }
+    };
+    drop(failure);
+    let mut error = [0; 4];
+    // The other end closes when the program begins.
+    match failed.read_exact(&mut error) {
+        Err(_) => Ok(Ok(pid.unsigned_abs())),
+        Ok(()) => {
+            // SAFETY: plain system call on a child of ours, which is about to end.
+            unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+            let error = i32::from_ne_bytes(error);
+            Ok(Err(io::Error::from_raw_os_error(error)))
+        }
+    }
+}
+
+/// # Safety
+/// To be called after [`raw_fork`] in the child; `arguments` are C strings, the last one null.
+unsafe fn exec(arguments: &[*const libc::c_char]) -> io::Error {
+    // SAFETY: a set on the stack, plain numbers, and strings by the caller's promise.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        // Which Rust's runtime has ignored.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::execvp(arguments[0], arguments.as_ptr());
+    }
+    io::Error::last_os_error()
+}
+
+/// Since Linux 5.7 (linux/sched.h); it does not fit in the type that libc gives it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A copy of this process with its calling thread only: 0 in the copy. To begin in a cgroup is quick; to be moved
+/// there makes the kernel wait some 10 ms for all that begins or ends elsewhere.
+///
+/// # Safety
+/// The child may only make system calls, and must end by one.
+unsafe fn raw_fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<libc::pid_t> {
+    let forked = match cgroup {
+        None => {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the copy lives while the gate probes, before any table is owned, and dies with this process"
+            )]
+            // SAFETY: by the caller's promise.
+            unsafe {
+                libc::fork()
+            }
+        }
+        Some(cgroup) => {
+            // SAFETY: integers only.
+            let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+            how.flags = CLONE_INTO_CGROUP;
+            how.exit_signal = libc::SIGCHLD as u64;
+            how.cgroup = cgroup.as_raw_fd() as u64;
+            // SAFETY: the kernel reads a structure of this size, which asks for a copy of everything, as `fork`
+            // does; the rest is the caller's promise.
+            let forked =
+                unsafe { libc::syscall(libc::SYS_clone3, &raw mut how, size_of_val(&how)) };
+            forked as libc::pid_t
+        }
+    };
+    match forked {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
     }
 }
 

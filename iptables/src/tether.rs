@@ -1,7 +1,12 @@
 //! Binds capture to the life of the proxy: the order in which tables are made, handed over, put
 //! into force and let go.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::Duration,
+};
 
 use outrigger_config::{
     Scope, Settings,
@@ -49,7 +54,20 @@ pub struct Installed {
 /// besides the proxy: what is queued at a listener that outlives the proxy can then still be asked
 /// where it was going.
 pub struct Anchor {
-    _owner: NetlinkSocket,
+    owner: NetlinkSocket,
+    table: String,
+}
+
+impl Anchor {
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+}
+
+impl AsFd for Anchor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.owner.as_fd()
+    }
 }
 
 /// What a removal came to.
@@ -65,9 +83,10 @@ pub struct Removed {
 /// # Errors
 /// When the settings cannot be planned on this host.
 pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
-    let host = look(settings)?;
+    let mut reader = NetlinkSocket::open();
+    let host = look(settings, reader.as_mut().ok())?;
     // Without the privilege to list tables this is taken for the first generation.
-    let tables = NetlinkSocket::open()
+    let tables = reader
         .and_then(|mut socket| nft::tables(&mut socket))
         .unwrap_or_default();
     let generation = next_generation(settings.port(), &tables, &[]);
@@ -79,16 +98,21 @@ pub(crate) fn dry_run(settings: &Settings) -> Result<Plan, Refusal> {
 /// # Errors
 /// The first check that failed; the rules are then as they were before.
 ///
-/// `predecessor`: what a proxy holds that this one is about to replace on the same sockets.
+/// `predecessor`: what a proxy holds that this one is about to replace on the same sockets. `is_swept`: what
+/// a former proxy was redirected has been forgotten since it died.
 pub(crate) fn install(
     settings: &Settings,
     predecessor: &[Tether],
+    is_swept: bool,
 ) -> Result<(Installed, Option<Anchor>), Refusal> {
     let port = settings.port();
-    let host = look(settings)?;
     let mut reader = NetlinkSocket::open()?;
     // First of all, because it shows the lack of privilege before anything else can.
-    nft::tables(&mut reader)?;
+    let tables = nft::tables(&mut reader)?;
+    if !is_swept && predecessor.is_empty() {
+        forget_redirected(&mut reader, port, &tables);
+    }
+    let host = look(settings, Some(&mut reader))?;
     let _lock = InstallLock::acquire(port)?;
     let tables = nft::tables(&mut reader)?;
 
@@ -107,10 +131,11 @@ pub(crate) fn install(
     let (generation, log) = bind_log(port, first);
     let plan = Plan::new(settings, &host, generation)?;
     let (plan, log) = with_counting(plan, log);
-    gate::probe(&mut proxy, &identity, &plan, |targets| {
+    let probed = gate::probe(&mut proxy, &identity, &plan, |targets| {
         gate::redirect(&plan, targets)
     })?;
-    forget_redirected(&mut reader, &plan, &identity);
+    // Closed last, when the kernel has freed its table: else that would be waited for.
+    let _probed = probed.end()?;
     let anchor = capture(
         &mut reader,
         &mut proxy,
@@ -118,8 +143,15 @@ pub(crate) fn install(
         &plan,
         log,
     )?;
-    let installed = report(&plan, &identity, true);
-    let installed = legacy::sweep(port, forget_ended(&mut reader, installed));
+    let mut installed = thread::scope(|scope| {
+        let forgetting = scope.spawn(|| forget_ended(&mut reader, &plan.families));
+        let mut installed = report(&plan, &identity, true);
+        installed
+            .notes
+            .extend(forgetting.join().unwrap_or_default());
+        installed
+    });
+    installed = legacy::sweep(port, installed);
     Ok((installed, Some(anchor)))
 }
 
@@ -144,7 +176,7 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
             _ => Err(Refusal::StillThere(after.iter().map(leftover).collect())),
         };
     }
-    let reopened = reopen_others(&mut reader, port, None)?;
+    let reopened = reopen_others(&mut reader, port, &[])?;
     if tables_if_any(&mut reader)?
         .iter()
         .any(|t| is_ours(&t.name, port))
@@ -212,8 +244,11 @@ pub fn scope_problem(tether: &Tether) -> Option<String> {
     }
 }
 
-pub(crate) fn look(settings: &Settings) -> Result<Host, Refusal> {
-    let mut host = Host::look().map_err(|cause| Refusal::Host {
+pub(crate) fn look(
+    settings: &Settings,
+    socket: Option<&mut NetlinkSocket>,
+) -> Result<Host, Refusal> {
+    let mut host = Host::look(socket).map_err(|cause| Refusal::Host {
         doing: "looking at the host".into(),
         cause,
     })?;
@@ -238,21 +273,20 @@ pub(crate) fn report(plan: &Plan, identity: &Identity, changed: bool) -> Install
     }
 }
 
-/// To be called last: what ends from then on has been captured. The capture works without it too.
-pub(crate) fn forget_ended(reader: &mut NetlinkSocket, mut installed: Installed) -> Installed {
-    if let Err(refusal) = conntrack::forget_ended(reader, &installed.families) {
-        installed.notes.push(format!(
-            "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
-        ));
-    }
-    installed
+/// To be called once the capture is in force: what ends from then on has been captured. It works without this
+/// too, which is then noted.
+pub(crate) fn forget_ended(reader: &mut NetlinkSocket, families: &[Family]) -> Option<String> {
+    let refusal = conntrack::forget_ended(reader, families).err()?;
+    Some(format!(
+        "connections from ports that were in use a moment ago may still go past the proxy ({refusal})"
+    ))
 }
 
-/// Before a first capture: what a proxy that was killed has left to connection tracking.
-pub(crate) fn forget_redirected(reader: &mut NetlinkSocket, plan: &Plan, identity: &Identity) {
-    let is_first = |tether: &Tether| tether.kind != TetherKind::Capture;
-    if identity.tethers.iter().all(is_first)
-        && let Err(error) = conntrack::forget_redirected(reader, &plan.families, plan.port)
+/// Before the first rule of a first capture, even a trial, wakes connection tracking: what a former proxy has
+/// left to it.
+pub(crate) fn forget_redirected(reader: &mut NetlinkSocket, port: u16, tables: &[TableInfo]) {
+    if !tables.iter().any(|table| is_capture(&table.name, port))
+        && let Err(error) = conntrack::forget_redirected(reader, &Family::ALL, port)
     {
         tracing::warn!(%error, "what a former proxy was redirected may still be");
     }
@@ -347,9 +381,12 @@ fn capture(
         .and_then(|()| let_go_of_others(reader, proxy, identity, plan, predecessor));
     if done.is_err() {
         withdraw(proxy, &mut capture, plan);
-        reopen(closed, plan);
+        undo_closed(closed, plan);
     }
-    done.map(|()| Anchor { _owner: anchor })
+    done.map(|()| Anchor {
+        owner: anchor,
+        table: plan.anchor.name.clone(),
+    })
 }
 
 /// Refuses what must not go direct. Only once it is captured, since until then it is reached directly or,
@@ -374,7 +411,7 @@ pub(crate) fn keep_closed(
 }
 
 /// Takes [`keep_closed`] back.
-pub(crate) fn reopen(made: Option<NetlinkSocket>, plan: &Plan) {
+pub(crate) fn undo_closed(made: Option<NetlinkSocket>, plan: &Plan) {
     if let (Some(mut socket), Some(table)) = (made, &plan.closed) {
         let _ = nft::delete(&mut socket, &table.name);
     }
@@ -406,15 +443,26 @@ pub fn closed(port: u16) -> Result<Vec<String>, Refusal> {
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
+/// Deletes those that the proxy on `port` does not hold, if there is one: for a supervisor, of which another proxy
+/// has let go of them.
+///
+/// # Errors
+/// When one is held by somebody else, or cannot be deleted.
+pub fn reopen(port: u16) -> Result<(), Refusal> {
+    let held = status(port)?.map_or_else(Vec::new, |status| status.proxy.tethers);
+    let kept: Vec<_> = held.iter().map(|tether| tether.table.as_str()).collect();
+    reopen_others(&mut NetlinkSocket::open()?, port, &kept).map(drop)
+}
+
 /// Deletes those tables, but for `kept`. To be called when no proxy holds them any more.
 fn reopen_others(
     reader: &mut NetlinkSocket,
     port: u16,
-    kept: Option<&str>,
+    kept: &[&str],
 ) -> Result<Vec<String>, Refusal> {
     let mut gone = Vec::new();
     for table in tables_if_any(reader)? {
-        if !is_closed(&table.name, port) || Some(table.name.as_str()) == kept {
+        if !is_closed(&table.name, port) || kept.contains(&table.name.as_str()) {
             continue;
         }
         match nft::delete(reader, &table.name) {
@@ -574,8 +622,14 @@ pub(crate) fn let_go_of_others(
     if !left.is_empty() {
         return Err(Refusal::StillThere(left));
     }
-    let kept = plan.closed.as_ref().map(|table| table.name.as_str());
-    reopen_others(reader, plan.port, kept).map(drop)
+    let held = predecessor.iter().map(|held| held.table.as_str());
+    let kept: Vec<_> = plan
+        .closed
+        .iter()
+        .map(|table| table.name.as_str())
+        .chain(held)
+        .collect();
+    reopen_others(reader, plan.port, &kept).map(drop)
 }
 
 /// Back to before. The redirect goes at once and by our own hand, whatever the proxy does; the

@@ -32,6 +32,7 @@ use crate::{
     cluster::{Keeper, Registry},
     configuration::Configuration,
     control::{Control, Listening},
+    fd_store,
     front::Front,
     live::Questions,
     observe::{
@@ -91,6 +92,10 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
         supervisor.await_turn().map_err(StartError::Supervisor)?;
     }
     let (mut control, listeners) = bind_as_one_instance(&settings, inherited.listeners, workers)?;
+    if inherited.are_stored {
+        let all: Vec<_> = listeners.per_worker.iter().flatten().collect();
+        fd_store::put(fd_store::LISTENER, &fd_store::borrowed(&all));
+    }
     let admin = match inherited.admin {
         Some(socket) => Some(take_admin(socket)?),
         None => settings.admin.as_ref().map(bind_admin).transpose()?,
@@ -106,6 +111,11 @@ pub fn bind(settings: Settings, inherited: Inherited) -> Result<Bound, StartErro
             )
         })
         .map_err(StartError::Control)?;
+    for (table, socket) in inherited.anchors {
+        if let Err(error) = control_state.keep_anchor(table, socket) {
+            tracing::warn!("an anchor of the process before is given up: {error}");
+        }
+    }
     let connections = ConnectionLimit::new(settings.limits.max_connections, connections_allowed());
     let (reloads, requests) = Reloads::new();
     let shared = Arc::new(Shared {
@@ -282,6 +292,7 @@ async fn supervisor_gone(
             Some(Word::Desert) => return Ok(Parting::Deserted),
             Some(Word::Yield) => front.give_way(phase).await,
             Some(Word::Resume) => front.resume(phase).await?,
+            Some(Word::Release) => front.release(),
         }
         link.done().await;
     }

@@ -63,6 +63,11 @@ impl Front {
         }
     }
 
+    /// Ends the capture; an anchor stays for live connections.
+    pub(crate) fn release(&self) {
+        self.shared.control.release_capture();
+    }
+
     /// # Errors
     /// When it cannot be done; this proxy is then of no more use.
     pub(crate) async fn resume(&mut self, phase: &watch::Sender<Phase>) -> io::Result<()> {

@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod drain;
 mod explain;
 pub mod failure;
+pub mod fd_store;
 mod file_watch;
 pub mod forward;
 mod front;
@@ -46,4 +47,3 @@ mod watchdog;
 pub mod worker;
 
 pub use reload::Source;
-pub use sys::take_inherited;

@@ -40,6 +40,8 @@ pub enum Word {
     Yield,
     /// Take them back.
     Resume,
+    /// Let go of the capture, since another proxy has one in force. Live connections go on.
+    Release,
     /// End, since all that was captured for have ended. It is not answered.
     Desert,
 }
@@ -51,6 +53,10 @@ pub struct Inherited {
     pub listeners: Vec<OwnedFd>,
     /// In place of `admin`.
     pub admin: Option<OwnedFd>,
+    /// Of an earlier process of this service, with the names of their tables.
+    pub anchors: Vec<(String, OwnedFd)>,
+    /// The listeners are to outlive this process in the service manager's store.
+    pub are_stored: bool,
     pub supervisor: Option<Supervisor>,
 }
 
@@ -163,12 +169,13 @@ impl Word {
         match self {
             Self::Yield => b'y',
             Self::Resume => b'r',
+            Self::Release => b'l',
             Self::Desert => b'd',
         }
     }
 
     fn of(letter: u8) -> Option<Self> {
-        [Self::Yield, Self::Resume, Self::Desert]
+        [Self::Yield, Self::Resume, Self::Release, Self::Desert]
             .into_iter()
             .find(|word| word.letter() == letter)
     }
@@ -207,6 +214,7 @@ pub fn take(link: OwnedFd) -> io::Result<(String, Inherited)> {
         listeners: descriptors,
         admin,
         supervisor: Some(Supervisor(link)),
+        ..Inherited::default()
     };
     Ok((offer.config, inherited))
 }

@@ -13,18 +13,20 @@ use std::{
 
 use tokio::io::unix::AsyncFd;
 
-/// The sockets that a service manager bound for this process (LISTEN_FDS), taken over once: the
-/// variables that speak of them are removed. To be called before any other thread is there.
+/// The descriptors that a service manager passed to this process (LISTEN_FDS), with their names, taken over
+/// once: the variables that speak of them are removed. To be called before any other thread is there.
 ///
 /// # Errors
 /// When the variables, or the descriptors that they speak of, are not what they should be.
-pub fn take_inherited() -> io::Result<Vec<OwnedFd>> {
+pub(crate) fn take_inherited() -> io::Result<Vec<(OwnedFd, String)>> {
     // SAFETY: changing the environment is safe while no other thread reads it, which the caller
     // promises by calling first of all.
-    let fds = unsafe { sd_notify::listen_fds_and_unset_env() }?;
+    let fds = unsafe { sd_notify::listen_fds_with_names_and_unset_env() }?;
     // SAFETY: the numbers are open descriptors (just now set close-on-exec without error), handed
     // to this very process and, the variables being gone, to be had here only once.
-    Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+    Ok(fds
+        .map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name))
+        .collect())
 }
 
 /// Keeps glibc from making an arena for each of up to eight threads a core: each holds freed memory

@@ -28,14 +28,20 @@ pub(super) fn start(words: &[OsString], place: &Place) -> Result<Pid, (u8, Strin
         return Err((126, "no command".into()));
     };
     let name = program.to_string_lossy();
-    let mut command = Command::new(program);
-    command.args(arguments);
-    sys::unblock_signals(&mut command);
-    place
-        .contain(&mut command)
-        .map_err(|error| (super::REFUSED, error.to_string()))?;
-    match command.spawn() {
-        Ok(child) => Ok(Pid::from_child(&child)),
+    let started = match place.spawn(words) {
+        Some(started) => started,
+        None => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            sys::unblock_signals(&mut command);
+            place
+                .contain(&mut command)
+                .map_err(|error| (super::REFUSED, error.to_string()))?;
+            command.spawn().map(|child| Pid::from_child(&child))
+        }
+    };
+    match started {
+        Ok(pid) => Ok(pid),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err((127, format!("{name}: command not found")))
         }

@@ -7,16 +7,17 @@ mod replacing;
 use std::{
     io::{PipeReader, PipeWriter, Read, Write, pipe},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
 use outrigger_config::{Settings, control::Tether};
 use outrigger_iptables::{Anchor, Backend, Installed, Refusal, repair::Pace};
+use outrigger_proxy::fd_store;
 use rustix::{
     event::{PollFd, PollFlags},
     process::Signal,
@@ -66,6 +67,9 @@ pub(super) struct Job {
     pub(super) program: Program,
     pub(super) sockets: Arc<Sockets>,
     pub(super) deaths: Arc<Deaths>,
+    /// Of an earlier supervisor of this service, with the names of their tables: held until a capture of this
+    /// one has an anchor too.
+    pub(super) former_anchors: Vec<(String, OwnedFd)>,
 }
 
 struct Keeping {
@@ -176,18 +180,24 @@ impl Keeping {
     fn keep(mut self) {
         loop {
             let why = match self.one_life() {
-                End::Ordered | End::Replaced(_) => return,
+                End::Ordered | End::Replaced(_) => {
+                    self.let_go();
+                    return;
+                }
                 End::Died(why) => why,
             };
-            self.forget_redirected();
             self.go_back();
             let pause = self.breaker.died(Instant::now());
             self.mourn(why, pause);
             // What was redirected before the capture ended does not wait for a proxy that may never come.
-            let direct = (!pause.is_zero()).then(|| self.job.sockets.serve_directly());
+            let direct = (!pause.is_zero()).then(|| {
+                self.forget_redirected();
+                self.job.sockets.serve_directly()
+            });
             let is_to_go_on = self.rest(pause);
             drop(direct);
             if !is_to_go_on {
+                self.let_go();
                 return;
             }
         }
@@ -200,14 +210,23 @@ impl Keeping {
             deaths,
             ..
         } = &self.job;
-        let started =
-            Proxy::prepare(program, sockets, deaths).and_then(|proxy| match proxy.begin() {
+        let started = thread::scope(|scope| {
+            // It takes about as long as a start, and must be over when the proxy begins to dial.
+            let forgetting =
+                thread::Builder::new().spawn_scoped(scope, || self.forget_redirected());
+            if forgetting.is_err() {
+                self.forget_redirected();
+            }
+            let proxy = Proxy::prepare(program, sockets, deaths)?;
+            let _ = forgetting.map(ScopedJoinHandle::join);
+            match proxy.begin() {
                 Ok(()) => Ok(proxy),
                 Err(error) => {
                     proxy.signal(Signal::KILL);
                     Err((Some(proxy), error))
                 }
-            });
+            }
+        });
         let mut proxy = match started {
             Ok(proxy) => proxy,
             Err((None, error)) => return End::Died(format!("cannot be started: {error}")),
@@ -225,7 +244,7 @@ impl Keeping {
         loop {
             match self.install() {
                 Ok((installed, anchor)) => {
-                    self.anchor = anchor.or(self.anchor.take());
+                    self.hold(anchor);
                     self.tell(|report| {
                         report.capture = Capture::Captured;
                         report.has_captured = true;
@@ -340,7 +359,7 @@ impl Keeping {
         }
         match self.install() {
             Ok((_, anchor)) => {
-                self.anchor = anchor.or(self.anchor.take());
+                self.hold(anchor);
                 self.tell(|report| report.capture = Capture::Captured);
                 tracing::warn!("the capture was installed anew: {why}");
             }
@@ -355,8 +374,8 @@ impl Keeping {
         End::Died(format!("was killed, since it hung: {why}"))
     }
 
-    /// What the dead proxy reset is remembered by connection tracking for a second. The next one's own
-    /// connection from such a port would be led to itself.
+    /// What a dead proxy reset is remembered by connection tracking for a second, and what one of an earlier run
+    /// held for longer. The next one's own connection from such a port would be led to itself.
     fn forget_redirected(&self) {
         let Job {
             settings, backend, ..
@@ -396,7 +415,27 @@ impl Keeping {
             deaths,
             ..
         } = &self.job;
-        deaths.without_reaping(|| outrigger_iptables::install_and_anchor(settings, *backend))
+        deaths.without_reaping(|| {
+            // Between the death of the one before and the start of this proxy.
+            let is_swept = *backend == Backend::Nft;
+            outrigger_iptables::install_and_anchor(settings, *backend, is_swept)
+        })
+    }
+
+    /// Keeps the anchor of the latest capture, here and in the service manager's store.
+    fn hold(&mut self, anchor: Option<Anchor>) {
+        let Some(anchor) = anchor else { return };
+        fd_store::put(anchor.table(), &[anchor.as_fd()]);
+        self.let_go();
+        self.anchor = Some(anchor);
+    }
+
+    fn let_go(&mut self) {
+        let former = self.job.former_anchors.drain(..).map(|(table, _)| table);
+        let held = self.anchor.take();
+        for table in former.chain(held.map(|anchor| anchor.table().to_owned())) {
+            fd_store::forget(&table);
+        }
     }
 
     fn next_order(&mut self) -> Option<u8> {

@@ -26,6 +26,7 @@ use std::{
 
 use outrigger_config::Settings;
 use outrigger_iptables::Backend;
+use outrigger_proxy::fd_store::Passed;
 use rustix::{
     event::{PollFd, PollFlags},
     process::{Pid, Signal, WaitStatus, getpid, set_child_subreaper},
@@ -142,7 +143,16 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
             return ExitCode::from(USAGE_ERROR);
         }
     };
-    // Before the first thread, which inherits what is blocked.
+    // Both before the first thread, which inherits what is blocked, and may read the environment.
+    let passed = match Passed::take_stored() {
+        Ok(passed) => passed,
+        Err(error) => {
+            eprintln!(
+                "proxyctl run: the sockets of the service manager's store (LISTEN_FDS) are not usable: {error}"
+            );
+            return ExitCode::from(REFUSED);
+        }
+    };
     let caught: Vec<_> = FORWARDED.into_iter().chain([Signal::CHILD]).collect();
     let started = Signals::block(&caught)
         .and_then(|signals| Ok((signals, logging::start(filter, args.log_format)?)));
@@ -153,7 +163,8 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
             return ExitCode::from(REFUSED);
         }
     };
-    let code = Supervisor::new(signals).supervise(&args, level.as_deref(), config, settings);
+    let code =
+        Supervisor::new(signals, passed).supervise(&args, level.as_deref(), config, settings);
     log.close();
     ExitCode::from(code)
 }
@@ -165,6 +176,8 @@ struct Supervisor {
     keeper: Option<Keeper>,
     sockets: Option<Arc<Sockets>>,
     upgrades: Option<Upgrades>,
+    /// Of an earlier supervisor of this service.
+    passed: Passed,
     command: Option<Pid>,
     ended: Option<WaitStatus>,
     /// A signal that ends us where there is no command to tell it.
@@ -172,13 +185,14 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(signals: Signals) -> Self {
+    fn new(signals: Signals, passed: Passed) -> Self {
         Self {
             signals,
             deaths: Arc::default(),
             keeper: None,
             sockets: None,
             upgrades: None,
+            passed,
             command: None,
             ended: None,
             stopped_by: None,
@@ -232,7 +246,7 @@ impl Supervisor {
             return Err("this user may not load rules (CAP_NET_ADMIN is missing): run it as root, or with --best-effort to start the command without a sidecar".into());
         }
         let asked = settings.clone();
-        let sockets = Arc::new(Sockets::bind(&mut settings)?);
+        let sockets = Arc::new(Sockets::bind(&mut settings, &mut self.passed)?);
         let by_default = if args.command.is_empty() {
             ScopeArgument::Netns
         } else {
@@ -257,7 +271,6 @@ impl Supervisor {
             config: args.config.clone(),
             binary: own_program(&args.serve_with),
             arguments: arguments.clone(),
-            backend: args.backend,
         });
         let keeper = Keeper::start(Job {
             settings,
@@ -269,6 +282,7 @@ impl Supervisor {
             },
             sockets: sockets.clone(),
             deaths: self.deaths.clone(),
+            former_anchors: std::mem::take(&mut self.passed.anchors),
         });
         match keeper {
             Ok(keeper) => {

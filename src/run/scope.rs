@@ -1,6 +1,7 @@
 //! Whose connections are captured for: what `--scope` means for a command, and the cgroup made for it.
 
 use std::{
+    ffi::OsString,
     io::{self, Read},
     os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
@@ -86,6 +87,16 @@ impl Place {
             }
         };
         Ok((place, captured))
+    }
+
+    /// Starts a program in the cgroup made here: see [`Cgroup::spawn`].
+    pub(super) fn spawn(&self, words: &[OsString]) -> Option<io::Result<Pid>> {
+        let started = self.cgroup.as_ref()?.spawn(words)?;
+        Some(
+            started.map(|pid| {
+                Pid::from_raw(pid.cast_signed()).expect("a process' own number is not 0")
+            }),
+        )
     }
 
     /// Has `command` start in here.

@@ -2,6 +2,7 @@
 //! one proxy.
 
 use std::{
+    io,
     net::{Ipv4Addr, TcpListener},
     os::{
         linux::net::SocketAddrExt,
@@ -12,7 +13,14 @@ use std::{
 
 use outrigger_config::{Admin, AdminAddress, Settings};
 use outrigger_iptables::listeners;
-use outrigger_proxy::{accept, admin::AdminListener, direct::Direct, supervised::MAX_DESCRIPTORS};
+use outrigger_proxy::{
+    accept,
+    admin::AdminListener,
+    direct::Direct,
+    fd_store::{self, Passed},
+    supervised::MAX_DESCRIPTORS,
+};
+use rustix::fs::fstat;
 
 use super::upgrade;
 
@@ -31,12 +39,17 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Binds what `settings` ask for, and writes into them where that is: default ports that are taken
-    /// are replaced by the next that are free, others are an error.
-    pub(super) fn bind(settings: &mut Settings) -> Result<Self, String> {
+    /// are replaced by the next that are free, others are an error. Listeners of an earlier supervisor of this
+    /// service, which are in `passed`, are taken on with what is queued at them.
+    pub(super) fn bind(settings: &mut Settings, passed: &mut Passed) -> Result<Self, String> {
         let defaults = Settings::default();
         let may_move = settings.listen == defaults.listen;
         let may_move_admin = settings.admin == defaults.admin;
-        let first = settings.port();
+        let stored = passed.stored_at(&settings.listen, may_move);
+        let kept = stored
+            .first()
+            .and_then(|listener| listener.local_addr().ok());
+        let first = kept.map_or(settings.port(), |kept| kept.port());
         let mut taken = String::new();
         for attempt in 0..ATTEMPTS {
             let port = first + 2 * attempt;
@@ -47,9 +60,9 @@ impl Sockets {
                 admin.listen =
                     AdminAddress::Tcp((Ipv4Addr::LOCALHOST, port.wrapping_sub(1)).into());
             }
-            match Self::bind_here(settings) {
+            match Self::bind_here(settings, &stored) {
                 Ok(sockets) => return Ok(sockets),
-                Err(error) if !may_move => return Err(error),
+                Err(error) if !may_move || !stored.is_empty() => return Err(error),
                 Err(error) => taken = error,
             }
         }
@@ -63,7 +76,7 @@ impl Sockets {
             .ok()
     }
 
-    fn bind_here(settings: &Settings) -> Result<Self, String> {
+    fn bind_here(settings: &Settings, stored: &[TcpListener]) -> Result<Self, String> {
         let port = settings.port();
         let door = UnixAddr::from_abstract_name(door_name(port))
             .and_then(|name| UnixListener::bind_addr(&name))
@@ -78,9 +91,13 @@ impl Sockets {
         // SO_REUSEPORT would let us join a group of the same user instead of failing.
         let on_port = listeners::on_port(port)
             .map_err(|error| format!("cannot list who listens on port {port}: {error}"))?;
+        let own: Vec<_> = stored
+            .iter()
+            .filter_map(|listener| Some(fstat(listener).ok()?.st_ino))
+            .collect();
         if let Some(holder) = on_port
             .into_iter()
-            .find(listeners::Listener::takes_redirected)
+            .find(|listener| listener.takes_redirected() && !own.contains(&listener.inode))
         {
             let holder = holder.name_owners();
             let who = holder.owners.first().map_or_else(
@@ -92,15 +109,16 @@ impl Sockets {
                 holder.address
             ));
         }
-        let workers = settings.workers.map_or_else(
-            || thread::available_parallelism().map_or(1, usize::from),
-            usize::from,
-        );
-        let most = (MAX_DESCRIPTORS - 1) / settings.listen.len().max(1);
-        let group = accept::bind(&settings.listen, workers.min(most)).map_err(|e| e.to_string())?;
+        let listeners = if stored.is_empty() {
+            bind_listeners(settings)?
+        } else {
+            let copies: io::Result<Vec<_>> = stored.iter().map(TcpListener::try_clone).collect();
+            copies.map_err(|error| format!("cannot take on the stored listeners: {error}"))?
+        };
         let admin = settings.admin.as_ref().map(bind_admin).transpose()?;
+        fd_store::put(fd_store::LISTENER, &fd_store::borrowed(&listeners));
         Ok(Self {
-            listeners: group.per_worker.into_iter().flatten().collect(),
+            listeners,
             admin,
             door,
             upgrades,
@@ -111,6 +129,16 @@ impl Sockets {
 /// Where a supervisor tells about itself.
 pub(crate) fn door_name(port: u16) -> String {
     format!("outrigger/{port}/run")
+}
+
+fn bind_listeners(settings: &Settings) -> Result<Vec<TcpListener>, String> {
+    let workers = settings.workers.map_or_else(
+        || thread::available_parallelism().map_or(1, usize::from),
+        usize::from,
+    );
+    let most = (MAX_DESCRIPTORS - 1) / settings.listen.len().max(1);
+    let group = accept::bind(&settings.listen, workers.min(most)).map_err(|e| e.to_string())?;
+    Ok(group.per_worker.into_iter().flatten().collect())
 }
 
 fn bind_admin(admin: &Admin) -> Result<AdminListener, String> {

@@ -11,7 +11,6 @@ use std::{
 };
 
 use outrigger_config::Settings;
-use outrigger_iptables::Backend;
 use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +56,6 @@ pub(super) struct Upgrades {
     pub(super) config: Option<PathBuf>,
     pub(super) binary: OsString,
     pub(super) arguments: Vec<String>,
-    pub(super) backend: Backend,
 }
 
 impl Upgrades {
@@ -102,9 +100,6 @@ impl Upgrades {
         let fixed = |s: &Settings| (s.listen.clone(), s.admin.clone(), s.capture.proxy_uid);
         if fixed(&settings) != fixed(&self.asked) {
             return Err("listen, admin and capture.proxy_uid cannot change while connections are captured; start `proxyctl run` again for that".into());
-        }
-        if self.backend != Backend::Nft || !settings.capture.fail_closed.is_empty() {
-            return Err("only a capture by nft, without capture.fail_closed, can change hands; start `proxyctl run` again".into());
         }
         settings.listen.clone_from(&self.resolved.listen);
         settings.admin.clone_from(&self.resolved.admin);

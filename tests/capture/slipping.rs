@@ -1,7 +1,8 @@
 //! Connections that connection tracking takes for others, and that would slip past the capture.
 
 use std::{
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -79,6 +80,72 @@ fn a_captured_connection_of_a_killed_proxy_is_forgotten() {
             assert_eq!(seen.trim(), own, "{backend}: {output:?}");
         }
     }
+}
+
+/// Regression: where nobody else needs tracking, it sleeps between two captures. What it remembered of a
+/// captured connection led a direct one between the same ends to the proxy, once the next install woke it.
+#[test]
+fn a_direct_connection_between_the_ends_of_a_captured_one_lives_through_the_next_install() {
+    const SERVERS: [&str; 2] = ["10.77.0.2:9090", "[fd77::2]:9090"];
+    for backend in ["nft", "iptables-nft"] {
+        let pair = wire();
+        SERVERS.iter().for_each(|server| {
+            let listener = pair.peer.enter(|| TcpListener::bind(server).unwrap());
+            thread::spawn(move || {
+                listener
+                    .incoming()
+                    .for_each(|stream| echo_unless_told(stream.unwrap()))
+            });
+        });
+        let connect = |server: &str| {
+            let server: SocketAddr = server.parse().unwrap();
+            let socket = bound_socket(45_000, server).unwrap();
+            socket.set_linger(None).unwrap();
+            socket.connect(&server.into()).unwrap();
+            TcpStream::from(socket)
+        };
+        let mut proxy = serve(&pair.app, "--workers 2");
+        let install = format!("{INSTALL} --backend {backend}");
+        ctl(&pair.app, &install).expect("captured");
+        for server in SERVERS {
+            let mut captured = pair.app.enter(|| connect(server));
+            captured.write_all(b"end").unwrap();
+            // The far end closes first, so that this port is free again at once.
+            assert_eq!(captured.read(&mut [0; 8]).unwrap(), 0);
+        }
+        let remembered = entries(&pair.app, 45_000);
+        assert_eq!(remembered.matches("sport=15001").count(), 2, "{remembered}");
+        ctl(&pair.app, "remove-rules --json").expect("removed");
+        proxy.signal("TERM");
+        proxy.wait();
+
+        let mut direct = SERVERS.map(|server| pair.app.enter(|| connect(server)));
+        direct.iter_mut().for_each(check);
+        let _next = serve(&pair.app, "--workers 2");
+        ctl(&pair.app, &install).expect("captured");
+        direct.iter_mut().for_each(check);
+    }
+}
+
+fn echo_unless_told(mut stream: TcpStream) {
+    thread::spawn(move || {
+        let mut said = [0; 8];
+        while let Ok(length @ 1..) = stream.read(&mut said)
+            && &said[..length] != b"end"
+        {
+            let _ = stream.write_all(&said[..length]);
+        }
+    });
+}
+
+fn check(stream: &mut TcpStream) {
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream.write_all(b"echo").unwrap();
+    let mut heard = [0; 4];
+    stream.read_exact(&mut heard).expect("it is answered");
+    assert_eq!(&heard, b"echo");
 }
 
 /// What an install finds redirected and live stays so.

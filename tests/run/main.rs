@@ -10,7 +10,7 @@ mod places;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal};
-use support::{SOON, World, wait_until};
+use support::{SOON, SVC4, World, wait_until};
 
 fn run(world: &World, arguments: &[&str]) -> Command {
     let mut command = Command::new(world.proxyctl());
@@ -75,6 +75,24 @@ fn a_command_keeps_its_exit_code_and_leaves_nothing_behind() {
     ));
     assert_eq!(daemon.status.code(), Some(0), "{daemon:?}");
     assert_nothing_left(&world);
+}
+
+/// Regression: the table that refuses outlives every proxy, and outlived the run too.
+#[test]
+fn what_fails_closed_does_so_for_the_command_only() {
+    let world = World::new();
+    let _nginx = world.nginx();
+    let closed = "capture: { fail_closed: [\"198.51.100.0/24\"] }\n";
+    let config = world.write("closed.yaml", closed).display().to_string();
+    let url = format!("http://{SVC4}/hello");
+    for scope in ["cgroup", "netns"] {
+        let mut command = Command::new(world.proxyctl());
+        command.args(["run", "--scope", scope, "--config", &config]);
+        command.args(["--", "curl", "-sSf", &url]);
+        let output = world.app.output(&command);
+        assert_eq!(output.status.code(), Some(0), "{scope}: {output:?}");
+        assert_nothing_left(&world);
+    }
 }
 
 #[test]

@@ -137,6 +137,90 @@ fn what_does_not_pass_is_refused_and_the_old_proxy_goes_on() {
     thread::scope(|scope| Load::start(scope, &world, 1, (SVC4, 80)).flows(3));
 }
 
+/// Their chains belong to the port and not to a proxy: they are replaced, and no lease of the old one counts.
+#[test]
+fn a_capture_by_iptables_changes_hands() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        let world = World::new();
+        let _nginx = world.nginx();
+        let config = world.write("run.yaml", "");
+        let mut supervisor = world.start(
+            "run",
+            Command::new(world.proxyctl())
+                .args(["run", "--scope", "netns", "--backend", backend, "--config"])
+                .arg(&config),
+        );
+        supervisor.until("captures", || is_captured(&world));
+        let rules = || world.app.sh(&format!("{backend}-save -t nat"));
+        let failed = thread::scope(|scope| {
+            let load = Load::start(scope, &world, 4, (SVC4, 80));
+            for port in [8081, 8082] {
+                load.flows(20);
+                let before = newest_proxy(&world);
+                let exclude = format!("capture: {{ exclude: {{ ports: [{port}] }} }}");
+                world.write("run.yaml", exclude);
+                let upgraded = upgrade(&world, &[]);
+                assert!(upgraded.status.success(), "{backend}: {upgraded:?}");
+                assert_ne!(newest_proxy(&world), before, "{backend}");
+                assert!(is_captured(&world), "{backend}");
+                let rules = rules();
+                assert!(
+                    rules.contains(&format!("--dport {port} -j RETURN")),
+                    "{rules}"
+                );
+                assert_eq!(rules.matches("-A OUTPUT").count(), 1, "{rules}");
+            }
+            // One that does not pass leaves the rules as they were.
+            world.write("run.yaml", "capture: { exclude: { ports: [8083] } }");
+            let refused = upgrade(&world, &["--binary", "/bin/false"]);
+            assert!(!refused.status.success(), "{backend}: {refused:?}");
+            assert!(rules().contains("--dport 8082 -j RETURN"), "{}", rules());
+            load.flows(20);
+            load.stop()
+        });
+        assert!(failed.is_empty(), "{backend}: {failed:?}");
+        supervisor.signal(Signal::TERM);
+        supervisor.wait(SOON);
+        assert!(!rules().contains("OUTRIGGER"), "{}", rules());
+    }
+}
+
+/// What must not go direct is refused all along: by the old table until the new one is in force, and what only
+/// the old one named may go direct then.
+#[test]
+fn what_fails_closed_changes_hands_with_the_capture() {
+    let world = World::new();
+    let _nginx = world.nginx();
+    let closed = |to: &str| format!("capture: {{ fail_closed: [\"{to}\"] }}\n");
+    let mut supervisor = supervised(&world, &closed("198.51.100.2/32"));
+    let tables = || {
+        let tables = world.app.sh("nft list tables");
+        let tables = tables.lines().filter(|table| table.contains("_closed_g"));
+        tables.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = tables();
+    assert_eq!(before.len(), 1, "{before:?}");
+    for to in ["198.51.100.0/24", "203.0.113.0/24"] {
+        world.write("run.yaml", closed(to));
+        let failed = thread::scope(|scope| {
+            let load = Load::start(scope, &world, 4, (SVC4, 80));
+            load.flows(20);
+            let upgraded = upgrade(&world, &[]);
+            assert!(upgraded.status.success(), "{upgraded:?}");
+            load.flows(20);
+            load.stop()
+        });
+        assert!(failed.is_empty(), "{failed:?}");
+        let now = tables();
+        assert_eq!(now.len(), 1, "{now:?}");
+        assert_ne!(now, before);
+        assert!(world.app.ruleset().contains(to), "{}", world.app.ruleset());
+    }
+    supervisor.signal(Signal::TERM);
+    supervisor.wait(SOON);
+    assert_eq!(tables(), Vec::<String>::new(), "{}", supervisor.log());
+}
+
 #[test]
 fn without_a_supervisor_it_says_so() {
     let world = World::new();

@@ -35,7 +35,7 @@ pub struct Capture {
     pub exclude: Exclude,
     /// Networks that must not be reached without the proxy: new TCP connections that would be captured
     /// and are not, because the proxy hangs, drains or is gone, are refused (reset). It stays so after
-    /// the proxy's end, until `remove-rules`. Needs Linux 6.9. Default: none, everything fails open.
+    /// the proxy's end, until `remove-rules` or the orderly end of `run`. Needs Linux 6.9. Default: none, everything fails open.
     #[schemars(with = "Vec<Network>")]
     pub fail_closed: Vec<IpNet>,
 }

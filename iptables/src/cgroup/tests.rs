@@ -52,6 +52,22 @@ fn a_child_begins_in_the_cgroup_and_ends_with_it() {
     scratch.0.remove().expect("gone already is no error");
 }
 
+#[test]
+fn a_program_is_started_in_it_and_not_moved_there() {
+    let scratch = Scratch::new("spawn");
+    let start = |words: &[&str]| {
+        let words: Vec<_> = words.iter().map(OsString::from).collect();
+        scratch.0.spawn(&words).expect("this kernel has clone3")
+    };
+    let missing = start(&["no-such-program"]).unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    let pid = start(&["sleep", "60"]).unwrap();
+    assert_eq!(scratch.0.processes().unwrap(), [pid]);
+    scratch.0.kill().unwrap();
+    let child = Pid::from_raw(pid.cast_signed());
+    rustix::process::waitpid(child, rustix::process::WaitOptions::empty()).unwrap();
+}
+
 /// Regression: it looked again at once and without end, because what it polled was not what it read.
 #[test]
 fn waiting_for_the_end_of_what_runs_in_it_is_no_busy_loop() {

@@ -30,13 +30,14 @@ const TIME_PER_FAMILY: Duration = Duration::from_secs(15);
 /// An answer is one short line of JSON.
 const MAX_ANSWER: usize = 4096;
 
-/// `redirect` makes the probe addresses lead to the proxy for as long as what it returns lives.
+/// `redirect` makes the probe addresses lead to the proxy for as long as what it returns lives, which is
+/// handed on.
 pub(crate) fn probe<T>(
     proxy: &mut Proxy,
     identity: &Identity,
     plan: &Plan,
     redirect: impl FnOnce(&[SocketAddr]) -> Result<T, Refusal>,
-) -> Result<(), Refusal> {
+) -> Result<T, Refusal> {
     let mut dialler = Dialler::new(plan)?;
     let targets = plan
         .families
@@ -52,7 +53,7 @@ pub(crate) fn probe<T>(
             nonce: nonce.clone(),
         },
     )?;
-    let _redirected = redirect(&addresses)?;
+    let redirected = redirect(&addresses)?;
 
     let sockets = on_port(plan.port)?;
     for target in &targets {
@@ -72,17 +73,33 @@ pub(crate) fn probe<T>(
             targets: Vec::new(),
             nonce: String::new(),
         },
-    )
+    )?;
+    Ok(redirected)
 }
 
-/// The redirect of a probe in a table of its own, owned by the socket: it goes with it, on success and
-/// on every error alike.
-pub(crate) fn redirect(plan: &Plan, targets: &[SocketAddr]) -> Result<NetlinkSocket, Refusal> {
+/// The redirect of a probe in a table of its own, owned by the socket: it goes with it, whatever fails.
+pub(crate) struct Redirected {
+    socket: NetlinkSocket,
+    table: String,
+}
+
+pub(crate) fn redirect(plan: &Plan, targets: &[SocketAddr]) -> Result<Redirected, Refusal> {
     let mut socket = NetlinkSocket::open()?;
     let table = plan.canary(targets);
     nft::create(&mut socket, &table)?;
     nft::widen(&mut socket, &table)?;
-    Ok(socket)
+    Ok(Redirected {
+        socket,
+        table: table.name,
+    })
+}
+
+impl Redirected {
+    /// Ends the redirect at once. To close what is left waits until the kernel has freed the table too.
+    pub(crate) fn end(mut self) -> Result<NetlinkSocket, Refusal> {
+        nft::delete(&mut self.socket, &self.table)?;
+        Ok(self.socket)
+    }
 }
 
 /// An address to dial that is nobody's: its port is bound here, and nobody listens on it.

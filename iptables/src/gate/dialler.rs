@@ -44,7 +44,6 @@ enum Kind {
 
 /// A copy of this process in the cgroup: moving this one would take its way back for granted.
 struct Member {
-    // First, since the helper ends once nobody is at the other end.
     line: UnixStream,
     _helper: Helper,
     /// Made where the cgroup takes no process itself.
@@ -148,14 +147,7 @@ impl Member {
         };
         let (line, theirs) = UnixStream::pair().map_err(unreachable)?;
         line.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
-        let ours = line.try_clone().map_err(unreachable)?;
-        let helper = sys::fork(move || {
-            drop(ours);
-            serve(theirs);
-        })
-        .map_err(unreachable)?;
-        // It must be in before it makes a socket, and makes one only when asked.
-        cgroup.add(helper.pid())?;
+        let helper = cgroup.fork(&mut || serve(&theirs))?;
         Ok(Self {
             line,
             _helper: helper,
@@ -211,9 +203,9 @@ fn letter(family: Family) -> u8 {
     }
 }
 
-/// In the helper: a socket for each letter, until the other end is gone. Nothing here allocates or takes a
-/// lock: see [`sys::fork`].
-fn serve(mut line: UnixStream) {
+/// In the helper: a socket for each letter, until it is killed. Nothing here allocates or takes a lock: see
+/// [`sys::fork`].
+fn serve(mut line: &UnixStream) {
     let mut asked = [0];
     while line.read_exact(&mut asked).is_ok() {
         let family = if asked[0] == letter(Family::V4) {
@@ -230,7 +222,7 @@ fn serve(mut line: UnixStream) {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let sent = sendmsg(
-            &line,
+            line,
             &[IoSlice::new(&asked)],
             &mut ancillary,
             SendFlags::NOSIGNAL,

@@ -81,6 +81,7 @@ mod tests {
                 None => Verdict::Accept,
             })],
             counters: None,
+            comment: None,
         };
         let mut table = Table::new(Tool::IptablesLegacy, TableFamily::Ip, "nat".into());
         table.add_chain(Chain {

@@ -45,6 +45,7 @@ use session::Session;
 pub use canary::CanaryTargets;
 pub use heartbeat::is_probe;
 pub use state::{CaptureFigures, ControlState, Listening};
+pub(crate) use tethers::is_netfilter_socket;
 pub use watch::WatchFigures;
 
 /// Control connections at once: an install, a removal and a few that only look.

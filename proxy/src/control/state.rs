@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use outrigger_config::control::{
-    Identity, RulesTrouble, Status, Tether, TetherKind, Watch, Window,
+use outrigger_config::{
+    Scope,
+    control::{Identity, RulesTrouble, Status, Tether, TetherKind, Watch, Window},
 };
 use tokio::{net::TcpStream, sync::Notify};
 
@@ -261,6 +262,29 @@ impl ControlState {
             return Err(room.to_string());
         }
         tethers.hold(session, tether, descriptor)
+    }
+
+    /// Takes on an anchor of an earlier process, which keeps what is queued for it translated.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn keep_anchor(&self, table: String, socket: OwnedFd) -> Result<(), String> {
+        let generation = table.rsplit_once("_g").and_then(|(_, g)| g.parse().ok());
+        let Some(generation) = generation else {
+            return Err(format!("{table} is the name of no anchor"));
+        };
+        let tether = Tether {
+            kind: TetherKind::Anchor,
+            table,
+            generation,
+            fingerprint: String::new(),
+            lease: None,
+            outlives: false,
+            scope: Scope::default(),
+            cgroup_id: None,
+        };
+        let session = self.next_session();
+        self.hold(session, tether, socket)
     }
 
     pub(super) fn watch(

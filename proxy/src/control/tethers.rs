@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsFd, OwnedFd, RawFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,6 +18,7 @@ use rustix::{
 };
 
 use super::heartbeat;
+use crate::fd_store;
 
 /// Looks, a second apart, that must find no live connection before an anchor goes: the last
 /// segments of a connection follow its sockets' close.
@@ -100,6 +101,9 @@ impl Tethers {
             TetherKind::Anchor => self.move_to_slot(&descriptor),
         };
         let descriptor = moved?;
+        if tether.kind == TetherKind::Anchor {
+            fd_store::put(&tether.table, &[descriptor.as_fd()]);
+        }
         self.quiet_looks = 0;
         tracing::info!(
             table = tether.table,
@@ -269,6 +273,7 @@ impl Tethers {
             })
             .collect::<Vec<_>>();
         for mut held in closed {
+            fd_store::forget(&held.tether.table);
             // Closes the netlink socket and keeps the low number. Should that fail, the number is
             // given up with the socket.
             if dup3(&self.nothing, &mut held.descriptor, DupFlags::CLOEXEC).is_ok() {
@@ -292,7 +297,7 @@ fn check(lease: &Lease) -> Result<(), String> {
     Ok(())
 }
 
-pub(super) fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {
+pub(crate) fn is_netfilter_socket(descriptor: &OwnedFd) -> bool {
     sockopt::socket_domain(descriptor) == Ok(AddressFamily::NETLINK)
         && sockopt::socket_protocol(descriptor) == Ok(Some(netlink::NETFILTER))
 }

@@ -28,6 +28,15 @@ impl Keeping {
         for (proxy, deadline) in std::mem::take(&mut self.leaving) {
             order = self.await_end(&proxy, deadline, order);
         }
+        // Its table outlives every proxy, so that only an orderly end takes it away.
+        if !self.job.settings.capture.fail_closed.is_empty()
+            && let Err(refusal) = outrigger_iptables::reopen(port)
+        {
+            tracing::error!(
+                "destinations in capture.fail_closed may still be refused: {refusal}; {}",
+                refusal.advice()
+            );
+        }
     }
 
     /// Returns the order that hastened it, which holds for the next one too.

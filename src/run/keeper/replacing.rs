@@ -53,7 +53,10 @@ impl Keeping {
         settings: &Settings,
     ) -> Result<Proxy, String> {
         let Job {
-            sockets, deaths, ..
+            sockets,
+            deaths,
+            backend,
+            ..
         } = &self.job;
         let port = settings.port();
         let held = outrigger_iptables::status(port)
@@ -81,13 +84,16 @@ impl Keeping {
             .and_then(|()| {
                 let predecessors = [&held[..], &self.held_before].concat();
                 deaths
-                    .without_reaping(|| outrigger_iptables::install_after(settings, &predecessors))
+                    .without_reaping(|| {
+                        outrigger_iptables::install_after(settings, *backend, &predecessors)
+                    })
                     .map_err(|refusal| refusal.to_string())
             });
         match captured {
             Ok(anchor) => {
-                self.anchor = anchor.or(self.anchor.take());
+                self.hold(anchor);
                 self.held_before = held;
+                self.take_over(old, port);
                 Ok(next)
             }
             Err(why) => {
@@ -105,6 +111,22 @@ impl Keeping {
                 }
                 Err(format!("the new proxy did not pass: {why}"))
             }
+        }
+    }
+
+    /// Once the capture of another is in force: `old` lets go of its own, and what only that one kept from going
+    /// direct may.
+    fn take_over(&self, old: &Proxy, port: u16) {
+        if let Err(error) = old.say(Word::Release) {
+            tracing::error!("the old proxy does not let go of its capture, and is ended: {error}");
+            old.signal(Signal::KILL);
+            self.bury(old);
+        }
+        if let Err(refusal) = outrigger_iptables::reopen(port) {
+            tracing::error!(
+                "destinations of the old configuration's capture.fail_closed may still be refused: {refusal}; {}",
+                refusal.advice()
+            );
         }
     }
 
