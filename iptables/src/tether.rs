@@ -172,7 +172,11 @@ pub fn remove(port: u16) -> Result<Removed, Refusal> {
     if !after.is_empty() {
         // With the capture still on, the proxy's own reason says more than the table's name.
         return match asked {
-            Err(refusal @ (Refusal::ProxySilent { .. } | Refusal::Declined { .. })) => Err(refusal),
+            Err(
+                refusal @ (Refusal::ProxySilent { .. }
+                | Refusal::Declined { .. }
+                | Refusal::NotAllowed { .. }),
+            ) => Err(refusal),
             _ => Err(Refusal::StillThere(after.iter().map(leftover).collect())),
         };
     }
