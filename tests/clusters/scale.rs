@@ -91,7 +91,8 @@ fn load<'w>(world: &'w World, config: &str) -> Proxy<'w> {
     proxy
 }
 
-fn hold_memory(when: &str, proxy: &Proxy<'_>) {
+/// `peak`: at most so much at any time before, in MiB.
+fn hold_memory(when: &str, proxy: &Proxy<'_>, peak: f64) {
     let memory = proxy.memory();
     let mib = |kib: u64| kib as f64 / 1024.0;
     hold(
@@ -103,7 +104,7 @@ fn hold_memory(when: &str, proxy: &Proxy<'_>) {
     hold(
         &format!("peak memory {when}"),
         mib(memory.peak),
-        250.0,
+        peak,
         "MiB",
     );
 }
@@ -298,7 +299,7 @@ fn a_large_file_is_soon_in_force_and_requests_do_not_wait_for_it() {
     };
     let proxy = load(&world, &with(&backends[0], 1));
     world.capture(&proxy);
-    hold_memory("after the load", &proxy);
+    hold_memory("after the load", &proxy, 250.0);
     let change = |text: &str| {
         let next = world.write("next.yaml", text);
         let begun = Instant::now();
@@ -315,7 +316,8 @@ fn a_large_file_is_soon_in_force_and_requests_do_not_wait_for_it() {
     hold_changes(&world, &backends, what, 1000.0, |round, _| {
         change(&texts[round % 2])
     });
-    hold_memory("after reloads", &proxy);
+    // While it is worked out, the next configuration stands beside the last.
+    hold_memory("after reloads", &proxy, 500.0);
 }
 
 #[test]
@@ -338,7 +340,7 @@ fn one_of_many_endpoint_files_takes_effect_at_once() {
     hold("all endpoint files read", took.as_secs_f64(), 2.0, "s");
     world.capture(&proxy);
     until_answers(&world);
-    hold_memory("with endpoint files", &proxy);
+    hold_memory("with endpoint files", &proxy, 250.0);
     let what = "change of an endpoint file";
     hold_changes(&world, &backends, what, 50.0, |_, backend| {
         let next = world.write("next.yaml", of_service(backend));
@@ -401,7 +403,7 @@ fn one_of_many_names_takes_effect_at_once() {
     );
     world.capture(&proxy);
     until_answers(&world);
-    hold_memory("with names", &proxy);
+    hold_memory("with names", &proxy, 250.0);
     let what = "change of a DNS answer";
     hold_changes(&world, &backends, what, 50.0, |_, backend| {
         names.lead_to(if backend.name == "a" { 11 } else { 12 })
