@@ -243,7 +243,9 @@ impl Supervisor {
         mut settings: Settings,
     ) -> Result<Place, String> {
         if !privileges::may_load_rules() {
-            return Err("this user may not load rules (CAP_NET_ADMIN is missing): run it as root, or with --best-effort to start the command without a sidecar".into());
+            return Err(
+                "this user may not load rules (CAP_NET_ADMIN is missing): run it as root".into(),
+            );
         }
         let asked = settings.clone();
         let sockets = Arc::new(Sockets::bind(&mut settings, &mut self.passed)?);
@@ -299,8 +301,13 @@ impl Supervisor {
 
     /// Without a sidecar: direct, or not at all.
     fn refuse(&mut self, args: &Args, why: &str) -> u8 {
-        if !args.best_effort || args.command.is_empty() {
+        if args.command.is_empty() {
             eprintln!("proxyctl run: {why}");
+            return REFUSED;
+        }
+        if !args.best_effort {
+            eprintln!("proxyctl run: {why}");
+            eprintln!("With --best-effort the command would be started without a sidecar.");
             return REFUSED;
         }
         tracing::error!("going on without a sidecar (--best-effort): {why}");

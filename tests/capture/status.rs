@@ -52,5 +52,10 @@ fn a_stranger_is_told_who_may_ask() {
     let pair = wire();
     let _proxy = serve(&pair.app, "");
     let status = ctl_as(&pair.app, 1000, STATUS).expect("refused");
-    assert!(status.text("message").contains("only root"), "{status:?}");
+    assert!(
+        status
+            .text("message")
+            .contains("the proxy answers root and its own user"),
+        "{status:?}"
+    );
 }
