@@ -315,7 +315,7 @@ fn dial_each(world: &World, addresses: Range<usize>) {
             scope.spawn(move || {
                 for n in mine {
                     let address = Ipv4Addr::from(0x0a40_0001 + n as u32);
-                    let mut stream = world.app.connect((address, 8081));
+                    let mut stream = world.app.connect((address, 8099));
                     hello(&mut stream);
                 }
             });
@@ -340,7 +340,7 @@ fn latencies(world: &World, is_scraped: bool) -> Vec<Duration> {
                 world.metrics();
             }
         });
-        let mut stream = world.app.connect((SVC4, 8081));
+        let mut stream = world.app.connect((SVC4, 8099));
         let mut found: Vec<_> = (0..2000).map(|_| timed(|| hello(&mut stream))).collect();
         is_over.store(true, Ordering::Relaxed);
         found.sort();

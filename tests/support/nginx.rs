@@ -107,7 +107,7 @@ http {{
         listen {SVC4}:80 backlog=4096;
         listen [{SVC6}]:80 backlog=4096;
         # On whatever address.
-        listen 8081 backlog=4096;
+        listen 8099 backlog=4096;
         listen {SVC4}:443 ssl;
         listen [{SVC6}]:443 ssl;
         listen {SVC4}:8080 http2 backlog=4096;
