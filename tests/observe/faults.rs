@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::fd::AsFd,
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -43,14 +44,20 @@ fn a_full_log_disk_costs_lines_which_are_counted_and_no_request() {
     });
 }
 
-#[test]
-fn a_pipe_that_nobody_reads_costs_lines_which_are_counted_and_no_request() {
-    let world = World::new();
-    let _service = world.peer(80, answers);
+/// A FIFO that the proxy's user may open too.
+fn fifo(world: &World) -> PathBuf {
     let pipe = world.dir().join("pipe");
     let mode = Mode::from_raw_mode(0o666);
     mknodat(CWD, &pipe, FileType::Fifo, mode, 0).expect("a FIFO");
     rustix::fs::chmod(&pipe, mode).expect("ours");
+    pipe
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_costs_lines_which_are_counted_and_no_request() {
+    let world = World::new();
+    let _service = world.peer(80, answers);
+    let pipe = fifo(&world);
     let reader = open(&pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).expect("a reader");
     let config = format!(
         "workers: 1\naccess_log: {{ to: {}, format: '%REQ(:PATH)% {}' }}",
@@ -144,10 +151,7 @@ fn a_thousand_scrapers_that_never_read_hold_nobody_up() {
 fn a_pipe_whose_reader_leaves_costs_lines_which_are_counted_until_another_comes() {
     let world = World::new();
     let _service = world.peer(80, answers);
-    let pipe = world.dir().join("pipe");
-    let mode = Mode::from_raw_mode(0o666);
-    mknodat(CWD, &pipe, FileType::Fifo, mode, 0).expect("a FIFO");
-    rustix::fs::chmod(&pipe, mode).expect("ours");
+    let pipe = fifo(&world);
     // Not inherited: the proxy would be its own reader.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let read = || open(&pipe, flags, Mode::empty()).expect("a reader");

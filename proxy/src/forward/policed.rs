@@ -33,12 +33,12 @@ pub(super) struct Policed {
 
 impl Policed {
     /// Of a request that begins now; none if its route sets no limits. `timer` is that of the request
-    /// before it, and is taken.
+    /// before it.
     pub(super) fn begin(
         routed: &Routed,
         is_idempotent: bool,
         headers: &dyn Headers,
-        timer: &mut Option<Timer>,
+        timer: Option<Timer>,
     ) -> Option<Self> {
         let policy = routed.limits.clone()?;
         let cluster = match &routed.target {
@@ -49,7 +49,7 @@ impl Policed {
         let deadline = is_grpc.then(|| grpc_deadline(&policy, headers)).flatten();
         Some(Self {
             is_grpc,
-            deadlines: Deadlines::new(&policy, deadline, Instant::now(), timer.take()),
+            deadlines: Deadlines::new(&policy, deadline, Instant::now(), timer),
             retries: Retries::new(cluster.clone()),
             cluster,
             is_idempotent,

@@ -131,8 +131,7 @@ routes: [{ match: {}, cluster: service, retry: { on: [5xx], num_retries: 2, hedg
         let worker = configured(ROUTED);
         let connection = connection(&worker, "192.0.2.9:1".parse().expect("an address"));
         let routed = connection.route(None);
-        let policed =
-            Policed::begin(&routed, true, &NoHeaders, &mut None).expect("it has a policy");
+        let policed = Policed::begin(&routed, true, &NoHeaders, None).expect("it has a policy");
         let way = Way {
             worker: &worker,
             original: connection.original,

@@ -123,7 +123,7 @@ impl Session {
                 &outcome.routed,
                 head.is_idempotent(),
                 &lines,
-                &mut self.timer,
+                self.timer.take(),
             )
             .map(Box::new),
             head,

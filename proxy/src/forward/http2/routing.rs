@@ -36,7 +36,7 @@ pub(super) fn route(account: &mut Account) -> Key {
     let client = connection.client.0.ip();
     let key = routed.target.key(&connection.worker, client, &headers);
     let is_idempotent = account.head.method.is_idempotent();
-    account.policed = Policed::begin(&routed, is_idempotent, &headers, &mut None).map(Rc::new);
+    account.policed = Policed::begin(&routed, is_idempotent, &headers, None).map(Rc::new);
     account.routed = routed;
     key
 }

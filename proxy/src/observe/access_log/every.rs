@@ -13,8 +13,8 @@ pub(super) fn write(mut line: Line<'_>, here: &Here, now: jiff::Timestamp, recor
     line.word("time", Shown(format_args!("{now:.6}")));
     line.word("protocol", record.protocol.label());
     line.bare("connection", record.connection);
-    line.word("client", record.client);
-    line.word("destination", record.original);
+    line.word("client", record.client.0);
+    line.word("destination", record.original.0);
     if let Some(route) = record.routed.name() {
         line.text("route", &[route.as_bytes()]);
     }

@@ -1,12 +1,9 @@
 //! One access log line as it is written: the same fields as JSON or as `key=value` words. Whatever
 //! a client sent is quoted and escaped, so that no value can end its line or pose as another field.
 
-use std::fmt::Write;
+use std::io::Write;
 
-use super::{
-    format::Shape,
-    value::{Append, Bytes},
-};
+use super::{format::Shape, value::Append};
 
 /// Bytes of one value that are shown; what follows is cut and marked. A 60 KiB request target would
 /// otherwise fill a disk at no cost to the client.
@@ -127,7 +124,7 @@ fn escape_odd(out: &mut Vec<u8>, bytes: &[u8]) {
             match c {
                 '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
                 c if c.is_control() || is_line_or_direction_mark(c) => {
-                    let _ = write!(Bytes(out), "\\u{:04x}", u32::from(c));
+                    let _ = write!(out, "\\u{:04x}", u32::from(c));
                 }
                 c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
             }

@@ -1,12 +1,7 @@
 //! Values of our own making, in which nothing needs escaping. Digits and addresses, most of a line,
 //! are written without `core::fmt`, which would cost more than all the rest of it.
 
-use std::{
-    fmt::{self, Display, Write},
-    net::SocketAddr,
-};
-
-use crate::address::{ClientAddr, OriginalDst};
+use std::{fmt::Display, io::Write, net::SocketAddr};
 
 pub(super) trait Append {
     fn append(&self, out: &mut Vec<u8>);
@@ -18,7 +13,7 @@ pub(super) struct Shown<T>(pub(super) T);
 impl<T: Display> Append for Shown<T> {
     fn append(&self, out: &mut Vec<u8>) {
         // Writing to a `Vec` cannot fail.
-        let _ = write!(Bytes(out), "{}", self.0);
+        let _ = write!(out, "{}", self.0);
     }
 }
 
@@ -60,27 +55,6 @@ impl Append for SocketAddr {
         }
         out.push(b':');
         address.port().append(out);
-    }
-}
-
-impl Append for ClientAddr {
-    fn append(&self, out: &mut Vec<u8>) {
-        self.0.append(out);
-    }
-}
-
-impl Append for OriginalDst {
-    fn append(&self, out: &mut Vec<u8>) {
-        self.0.append(out);
-    }
-}
-
-pub(super) struct Bytes<'a>(pub(super) &'a mut Vec<u8>);
-
-impl Write for Bytes<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
     }
 }
 
